@@ -1,0 +1,50 @@
+# Everything a newcomer runs. `make demo` needs Python and nothing else; each target sets up what it needs, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+OUT    ?= runs/demo
+SEED   ?= 0
+
+.PHONY: help demo test lab notebooks export readme hooks clean
+help:            ## Show the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## Train the default recipe on the CPU, evaluate it on held-out images, show where the picture is
+	$(BIN)/slot-attention train tetrominoes_fast --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
+	$(BIN)/slot-attention evaluate $(OUT) --data tetrominoes --n 320 --device cpu
+	@echo "The picture: $(OUT)/slots.png"
+
+test: $(VENV)/.dev   ## Check the notebooks' form, run them, then the tests
+	bash scripts/test.sh
+
+lab: $(VENV)/.dev    ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+notebooks: $(VENV)/.dev  ## Execute every notebook and save its outputs
+	$(BIN)/python scripts/execute_notebooks.py
+	$(BIN)/nbdev_clean
+
+export: $(VENV)/.dev ## Write the modules and the README from the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python scripts/make_readme.py
+
+hooks: $(VENV)/.dev  ## Install the git hooks that keep notebooks clean and mergeable
+	$(BIN)/nbdev_install_hooks
+
+clean:           ## Remove what was built (runs and the environment stay)
+	rm -rf build dist *.egg-info _proc _docs .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.py settings.ini constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e '.[dev]'
+	@touch $@

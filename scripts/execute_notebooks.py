@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Execute notebooks and save their outputs in place.
+
+    python scripts/execute_notebooks.py                      # all, as `make notebooks` does
+    python scripts/execute_notebooks.py nbs/10_attention.ipynb
+    python scripts/execute_notebooks.py --slow nbs/70_*.ipynb  # cells marked `#| slow` too
+
+Cells marked slow, gpu or notest keep the outputs they have. A notebook that fails is left as it was.
+"""
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from slot_attention_nbdev.core import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def skipped(source: str, flags: set[str]) -> bool:
+    "Whether a cell bears a flag that keeps it from running."
+    return bool(set(re.findall(r"^#\|\s*(slow|gpu|notest)\b", source, re.M)) & flags)
+
+
+def execute(path: Path, flags: set[str]) -> float:
+    "Run one notebook in its own folder and save it; returns the seconds it took."
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    start = time.time()
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code" and not skipped(cell.source, flags):
+                client.execute_cell(cell, index)
+    with atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)
+    return time.time() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notebooks", nargs="*", type=Path)
+    parser.add_argument("--slow", action="store_true", help="run the cells marked slow as well")
+    parser.add_argument("--gpu", action="store_true", help="run the cells marked gpu as well")
+    arguments = parser.parse_args()
+    flags = {"notest", *(["slow"] if not arguments.slow else []), *(["gpu"] if not arguments.gpu else [])}
+    paths = arguments.notebooks or sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    failed = 0
+    for path in paths:
+        try:
+            print(f"{path.name}: {execute(path.resolve(), flags):.1f} s", flush=True)
+        except CellExecutionError as error:
+            failed += 1
+            print(f"{path.name}: FAILED\n{error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# What `make test` runs: the notebooks' form, the modules against the notebooks, the notebooks themselves, then pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH" MPLBACKEND=Agg
+# One thread a process: two processes that share two cores would otherwise wait for each other's threads.
+export OMP_NUM_THREADS=1
+workers=$(python -c 'import os; print(min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 8))')
+
+timings=$(mktemp)
+trap 'rm -f "$timings"' EXIT
+echo "== notebooks run"
+nbdev_test --n_workers "$workers" --timing | tee "$timings"
+grep -q Success "$timings"
+echo "== notebooks' form"
+python scripts/check_notebooks.py --timings "$timings"
+echo "== tests"
+python -m pytest -q -n "$workers" tests
