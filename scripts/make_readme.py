@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Write README.md from nbs/index.ipynb: its text, its code and what the code printed."""
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = "<!-- Made from nbs/index.ipynb by scripts/make_readme.py; change it there. -->\n\n"
+
+
+def readme() -> str:
+    "The text of README.md; links point from the top of the project instead of from nbs/."
+    parts = []
+    for cell in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            source = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", source)
+            parts.append(source.replace("](../", "]("))
+            continue
+        source = "\n".join(line for line in source.split("\n") if not line.startswith("#|"))
+        printed = "".join("".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream")
+        parts.append(f"```python\n{source.strip()}\n```" + (f"\n\n```\n{printed.strip()}\n```" if printed.strip() else ""))
+    return HEAD + "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(0 if (ROOT / "README.md").read_text(encoding="utf-8") == readme() else "README.md is not what nbs/index.ipynb makes: run `make export`")
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")

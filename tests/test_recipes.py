@@ -1,0 +1,126 @@
+"""Recipes: the paper's settings, overrides from the command line, models and batches by seed."""
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from slot_attention_nbdev.core import FileError, InputError
+from slot_attention_nbdev.data.files import save_pack
+from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
+from slot_attention_nbdev.recipes import (
+    RECIPES,
+    Recipe,
+    build_data,
+    build_model,
+    from_dict,
+    get_recipe,
+    identity,
+    parse_overrides,
+    recipe_head,
+    to_dict,
+)
+
+
+@pytest.mark.parametrize(("name", "data", "slots"), [
+    ("tetrominoes_paper", "tetrominoes", 4),
+    ("multi_dsprites_paper", "multi_dsprites_colored_on_grayscale", 6),
+])
+def test_paper_settings(name, data, slots):
+    r = RECIPES[name]
+    assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size) == (data, "paper", slots, 3, 64)
+    assert (r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps, r.steps) == (4e-4, 10_000, 0.5, 100_000, 500_000)
+    assert (r.schedule, r.clip_norm) == ("paper", 0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_builds_and_runs(recipe):
+    model = build_model(recipe)
+    stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
+    assert model.resolution == SPRITES[recipe.data].resolution == stream.batch(0)["image"].shape[1:3]
+    assert len(held_out["image"]) == 2
+    assert f"slot-attention train {recipe.name}" in recipe_head(recipe)
+    assert from_dict(to_dict(recipe)) == recipe
+
+
+BAD = [
+    ("steps", "expected key=value"),
+    ("=3", "no such setting"),
+    ("stpes=3", "did you mean 'steps'?"),
+    ("about=x", "no such setting"),
+    ("steps=", "steps: expected an integer"),
+    ("steps=1.5", "steps: expected an integer"),
+    ("steps=-3", "steps: expected an integer ≥ 1"),
+    ("num_slots=0", "num_slots: expected an integer ≥ 1"),
+    ("num_slots=65", "and ≤ 64"),
+    ("num_iterations=0", "num_iterations: expected an integer ≥ 1"),
+    ("learning_rate=big", "learning_rate: expected a number"),
+    ("learning_rate=nan", "learning_rate: expected a number in [0, 1]"),
+    ("learning_rate=2", "learning_rate: expected a number in [0, 1]"),
+    ("clip_norm=inf", "clip_norm: expected a number"),
+    ("schedule=linear", "schedule: unknown 'linear'"),
+    ("model=fats", "did you mean 'fast'?"),
+    ("data=tetromino", "did you mean 'tetrominoes'?"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD, ids=[text for text, _ in BAD])
+def test_bad_overrides(text, words):
+    with pytest.raises(InputError) as error:
+        parse_overrides([text])
+    assert words in str(error.value)
+
+
+def test_overrides_are_typed():
+    given = parse_overrides(["steps=1_000", "clip_norm=1", "learning_rate=1e-3", "schedule=paper", "data=a=b.npz"])
+    assert given == {"steps": 1000, "clip_norm": 1.0, "learning_rate": 1e-3, "schedule": "paper", "data": "a=b.npz"}
+    assert isinstance(given["clip_norm"], float)
+    assert get_recipe("tiny", **given).steps == 1000
+    with pytest.raises(InputError, match="given twice"):
+        parse_overrides(["steps=1", "steps=1"])
+    with pytest.raises(InputError, match="did you mean 'tetrominoes_fast'"):
+        get_recipe("tetrominoes_fasst")
+
+
+@pytest.mark.parametrize("settings", [
+    {"steps": True}, {"steps": 3.0}, {"learning_rate": math.nan}, {"learning_rate": "1"}, {"clip_norm": -0.1},
+    {"data": 3}, {"name": None}, {"decay_rate": 1.5}, {"warmup_steps": -1},
+])  # fmt: skip
+def test_bad_settings_in_python(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        Recipe(**{"name": "x", "about": "y", **settings})
+
+
+def test_identity():
+    tiny = RECIPES["tiny"]
+    assert identity(tiny, 0) == identity(replace(tiny, about="other words"), 0)
+    assert identity(tiny, 0) != identity(tiny, 1)
+    assert identity(tiny, 0) != identity(replace(tiny, clip_norm=2.0), 0)
+    with pytest.raises(InputError, match="seed"):
+        identity(tiny, -1)
+
+
+def test_model_depends_on_the_seed_alone():
+    torch.manual_seed(1)
+    a = build_model(RECIPES["tiny"], seed=5)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    b = build_model(RECIPES["tiny"], seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    c = build_model(RECIPES["tiny"], seed=6)
+    assert any(not torch.equal(x, y) for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
+
+
+def test_pack(tmp_path):
+    path = tmp_path / "mine.npz"
+    save_pack(path, sprite_scenes("tetrominoes", 30))
+    recipe = get_recipe("tiny", data=str(path))
+    stream, held_out = build_data(recipe, seed=2)
+    assert len(held_out["image"]) == 6 and len(stream.scenes["image"]) == 24  # at most a fifth is held out
+    assert torch.equal(held_out["image"], sprite_scenes("tetrominoes", 30)["image"][24:])
+    again, _ = build_data(recipe, seed=2)
+    again.batch(0)
+    assert all(torch.equal(stream.batch(9)[key], again.batch(9)[key]) for key in ("image", "label", "shape"))
+    assert not torch.equal(stream.batch(9)["image"], stream.batch(10)["image"])
+    with pytest.raises(FileError, match="no such file"):
+        build_model(get_recipe("tiny", data="absent.npz"))

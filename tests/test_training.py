@@ -1,0 +1,367 @@
+"""The training loop: schedules, figures, budget, signals, and what it does when something is wrong."""
+import json
+import math
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from slot_attention_nbdev import training
+from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
+from slot_attention_nbdev.data.files import save_pack
+from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.metrics import segmentation_metrics
+from slot_attention_nbdev.recipes import build_model, get_recipe
+from slot_attention_nbdev.runs import load_checkpoint, load_record
+from slot_attention_nbdev.training import Interrupted, Run, cosine_rate, evaluate, learning_rate, load_model, parse_budget, train
+
+TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=8, checkpoint_every=5)
+
+
+def tiny(**overrides):
+    return get_recipe("tiny", **{**TINY, **overrides})
+
+
+def go(out, recipe=None, **options):
+    return train(recipe or tiny(), out, device="cpu", progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A finished run."
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    go(out)
+    return out
+
+
+@pytest.mark.parametrize("task", ["object_discovery", "set_prediction"])
+def test_learning_rate_is_the_originals(golden, task):
+    g = golden("learning_rate.npz")
+    base, warmup, rate, every = (g[f"{task}/{k}"].item() for k in ("base_learning_rate", "warmup_steps", "decay_rate", "decay_steps"))
+    for step, lr in zip(g[f"{task}/steps"].tolist(), g[f"{task}/lr"].tolist(), strict=True):
+        assert learning_rate(step, base, int(warmup), rate, int(every)) == pytest.approx(lr, rel=1e-6, abs=0)
+
+
+def test_schedules():
+    assert learning_rate(0, 4e-4, 10_000, 0.5, 100_000) == 0
+    assert learning_rate(0, 4e-4, 0, 0.5, 100_000) == 4e-4
+    assert cosine_rate(0, 1.0, 10, 100) == 0 and cosine_rate(0, 1.0, 0, 100) == 1
+    assert cosine_rate(100, 1.0, 10, 100) == cosine_rate(500, 1.0, 10, 100) == 0
+    assert cosine_rate(50, 1.0, 10, 100) == pytest.approx(0.5)
+    rates = [cosine_rate(step, 1.0, 10, 100) for step in range(10, 101)]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("1.5m", 90), (" 2s ", 2)])
+def test_budget(text, seconds):
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "m", "-5m", "0s", "5 minutes", "1e3s", "nan", "infs", "٣m"])
+def test_bad_budget(text):
+    with pytest.raises(InputError, match="budget: expected a time such as 90s, 5m or 1h"):
+        parse_budget(text)
+
+
+def test_run_folder(run):
+    assert {p.name for p in run.iterdir()} == {"checkpoint.pt", "model.safetensors", "record.json", "curve.png", "slots.png", "tensorboard"}
+    record = load_record(run / "record.json")
+    assert record["finished"] and record["step"] == 12 and record["seed"] == 0 and record["recipe"]["name"] == "tiny"
+    assert {"commit", "versions", "hardware", "threads", "device", "seconds", "budget"} <= record.keys()
+    assert [p["step"] for p in record["curve"] if "loss" in p] == [4, 8, 12]
+    assert [p["step"] for p in record["curve"] if "fg_ari" in p] == [8, 12]
+    assert set(record["final"]) == {"fg_ari", "ari", "miou", "mbo", "mse", "n"} and record["final"]["n"] == 4
+    assert any((run / "tensorboard").iterdir())
+
+
+def test_tensorboard_curves(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "grad_norm", "learning_rate", "fg_ari"}
+    losses = {p["step"]: p["loss"] for p in load_record(run / "record.json")["curve"] if "loss" in p}
+    assert {e.step: e.value for e in events.Scalars("loss")} == pytest.approx(losses)
+
+
+def test_bar(tmp_path, capsys):
+    train(tiny(), tmp_path / "bar", device="cpu")
+    text = capsys.readouterr().err
+    assert "12/12" in text and "loss=" in text and "fg_ari=" in text
+    go(tmp_path / "quiet")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_same_seed_same_weights(run, tmp_path):
+    torch.manual_seed(99)  # the global state has no say
+    go(tmp_path / "again")
+    go(tmp_path / "other", seed=1)
+    ours, again, other = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "again", tmp_path / "other"))
+    assert all(torch.equal(ours[key], again[key]) for key in ours)
+    assert any(not torch.equal(ours[key], other[key]) for key in ours)
+
+
+def test_first_update_of_a_warmup_changes_nothing():
+    run = Run(tiny())
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    scenes = sprite_scenes("tetrominoes", 2)
+    run.update(scenes)
+    assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
+    run.update(scenes)
+    assert any(not torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
+
+
+def test_clipping():
+    scenes = sprite_scenes("tetrominoes", 2)
+    for clip in (0.0, 1e-3):
+        run = Run(tiny(clip_norm=clip))
+        run.update(scenes)
+        norm = torch.stack([p.grad.norm() for p in run.model.parameters()]).norm().item()
+        assert norm == pytest.approx(clip or run.measure()["grad_norm"], rel=1e-3)
+
+
+def test_labels_have_no_say():
+    a, b = (Run(tiny(warmup_steps=0)) for _ in range(2))
+    scenes = sprite_scenes("tetrominoes", 2)
+    a.update(scenes)
+    b.update({"image": scenes["image"]})
+    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):
+    started = time.perf_counter()
+    record = go(tmp_path, tiny(steps=100_000, log_every=1, eval_every=100_000, checkpoint_every=100_000), budget=2.0)
+    assert time.perf_counter() - started < 30
+    rates = [p["learning_rate"] for p in record["curve"] if "learning_rate" in p]
+    assert record["step"] < 1_000 and 2.0 <= record["seconds"] < 10 and record["budget"] == 2.0
+    assert rates[-1] == 0 and max(rates) > 1e-3
+    assert math.isfinite(record["final"]["mse"])
+
+
+def test_budget_counts_over_resumes():
+    run = Run(tiny(steps=100), budget=10.0)
+    run.seconds = 5.0
+    assert run.position == 50
+    run.step = 70
+    assert run.position == 70
+    run.seconds = 60.0
+    assert run.position == 100 and run.rate == 0
+
+
+@pytest.mark.parametrize("by", ["loss", "gradient"])
+def test_nan_is_an_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, by):
+    calls = []
+
+    def spoilt(reconstruction, image):
+        calls.append(1)
+        loss = F.mse_loss(reconstruction, image)
+        if len(calls) == 8:  # step 7
+            return loss * math.nan if by == "loss" else loss + (reconstruction - reconstruction.detach()).sum() * math.inf
+        return loss
+
+    monkeypatch.setattr(training, "F", SimpleNamespace(mse_loss=spoilt))
+    with pytest.raises(TrainingError, match="not finite in step 7"):
+        go(tmp_path, tiny(log_every=100))
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["step"] == 5 and all(value.isfinite().all() for value in state["model"].values())
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
+    update = Run.update
+
+    def interrupted(self, scenes):
+        if self.step == 6:
+            signal.raise_signal(number)  # in mid-step
+        update(self, scenes)
+
+    monkeypatch.setattr(Run, "update", interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="stopped after step 7.*--resume"):
+        go(tmp_path)
+    assert signal.getsignal(number) == before
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
+    assert load_record(tmp_path / "record.json")["finished"] is False
+    monkeypatch.setattr(Run, "update", update)
+    record = go(tmp_path, resume=True)
+    assert record["finished"] and [p["step"] for p in record["curve"] if "loss" in p] == [4, 8, 12]
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (run, tmp_path))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    for ours, theirs in zip(load_record(run / "record.json")["curve"], record["curve"], strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_training_in_a_thread(tmp_path):
+    thread = threading.Thread(target=go, args=(tmp_path, tiny(steps=2)))
+    thread.start()
+    thread.join()
+    assert load_record(tmp_path / "record.json")["finished"]
+
+
+def test_folder_of_another_run(run):
+    with pytest.raises(InputError, match="already holds a run"):
+        go(run)
+    with pytest.raises(InputError, match="learning_rate was 0.002 and is now 0.01"):
+        go(run, tiny(learning_rate=0.01), resume=True)
+    with pytest.raises(InputError, match="seed was 0 and is now 1"):
+        go(run, seed=1, resume=True)
+    with pytest.raises(InputError, match="is a file"):
+        go(run / "record.json")
+
+
+def test_resume_without_a_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint"):
+        go(tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_resume_of_a_finished_run_changes_nothing(run, tmp_path):
+    before = load_file(run / "model.safetensors")
+    record = go(run, resume=True)
+    assert record["step"] == 12 and record["finished"]
+    assert all(torch.equal(before[key], value) for key, value in load_file(run / "model.safetensors").items())
+
+
+def test_tensorboard_cannot_be_written(tmp_path):
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(FileError, match="cannot be written"):
+        go(tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 0
+
+
+def test_no_space(tmp_path, monkeypatch):
+    save = training.save_checkpoint
+
+    def full(path, state):
+        if state["step"] < 10:
+            return save(path, state)
+        monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        save(path, state)
+
+    monkeypatch.setattr(training, "save_checkpoint", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        go(tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
+    assert not list(tmp_path.glob(".*.part*"))
+
+
+def test_pack_as_data(tmp_path):
+    save_pack(tmp_path / "pack.npz", sprite_scenes("tetrominoes", 20))
+    record = go(tmp_path / "run", tiny(data=str(tmp_path / "pack.npz"), steps=3))
+    assert record["final"]["n"] == 4
+    (tmp_path / "pack.npz").unlink()
+    model, info = load_model(tmp_path / "run")  # a model does not need the images it was trained on
+    assert model.resolution == (35, 35) and info["recipe"]["data"].endswith("pack.npz")
+
+
+def test_evaluate_is_what_it_says():
+    model, scenes = build_model(tiny()), sprite_scenes("tetrominoes", 10)
+    ours = evaluate(model, scenes, batch_size=4, seed=3)
+    with torch.no_grad():
+        output = model(to_model(scenes["image"]), generator=generator(3, "evaluate"))
+    whole = {key: value.mean().item() for key, value in segmentation_metrics(scenes["label"], output.masks).items()}
+    whole |= {"mse": F.mse_loss(output.reconstruction, to_model(scenes["image"])).item(), "n": 10}
+    assert ours == pytest.approx(whole, abs=1e-6)  # whatever the batch size
+    assert all(type(value) in (float, int) for value in ours.values()) and json.dumps(ours)
+    assert ours == evaluate(model, scenes, batch_size=4, seed=3)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_evaluate_leaves_undefined_scores_out():
+    model, scenes = build_model(tiny()), sprite_scenes("tetrominoes", 4)
+    scenes["label"][0] = 0  # an image without objects has no mIoU
+    assert all(math.isfinite(value) for value in evaluate(model, scenes).values())
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda s: s.pop("label"), "there is no label"),
+    (lambda s: s.pop("image"), "there is no image"),
+    (lambda s: s.update(image=s["image"][:0], label=s["label"][:0]), "scenes"),
+    (lambda s: s.update(image=s["image"].float()), "expected uint8"),
+    (lambda s: s.update(image=s["image"][:, :30]), "image: expected shape"),
+    (lambda s: s.update(label=s["label"][:, :30]), ""),
+], ids=["no label", "no image", "empty", "float", "size of image", "size of label"])  # fmt: skip
+def test_evaluate_rejects(change, words):
+    scenes = sprite_scenes("tetrominoes", 2)
+    change(scenes)
+    with pytest.raises(InputError, match=words):
+        evaluate(build_model(tiny()), scenes)
+
+
+def test_load_model(run):
+    images = to_model(sprite_scenes("tetrominoes", 2)["image"])
+    outputs = []
+    for name in (run, str(run), run / "model.safetensors", run / "checkpoint.pt"):
+        model, info = load_model(name)
+        assert info["step"] == 12 and info["seed"] == 0 and info["recipe"]["name"] == "tiny" and not model.training
+        with torch.no_grad():
+            outputs.append(model(images, generator=generator(0)).reconstruction)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def spoil(run, tmp_path, how):
+    "A copy of a finished run's model or checkpoint that something has happened to."
+    weights, checkpoint = tmp_path / "bad.safetensors", tmp_path / "bad.pt"
+    content, whole = (run / "model.safetensors").read_bytes(), (run / "checkpoint.pt").read_bytes()
+    if how == "cut weights":
+        weights.write_bytes(content[: len(content) // 2])
+    elif how == "bit in weights":
+        weights.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    elif how == "edited description":
+        weights.write_bytes(content.replace(b"tetrominoes", b"tetrominous"))
+    elif how == "foreign weights":
+        save_file({"weight": torch.ones(3)}, weights)
+    elif how == "empty weights":
+        weights.write_bytes(b"")
+    elif how == "cut checkpoint":
+        checkpoint.write_bytes(whole[:-1000])
+    elif how == "bit in checkpoint":
+        middle = len(whole) // 2
+        checkpoint.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    elif how == "foreign checkpoint":
+        torch.save({"model": torch.ones(3)}, checkpoint)
+    elif how == "pickle":
+        torch.save({"model": Exploding()}, checkpoint)
+    elif how == "text":
+        checkpoint.write_text("weights")
+    elif how == "another model":
+        torch.save({**load_checkpoint(run / "checkpoint.pt"), "model": {"weight": torch.ones(3)}}, checkpoint)
+    elif how == "another recipe":
+        torch.save({**load_checkpoint(run / "checkpoint.pt"), "recipe": {"name": "tiny"}}, checkpoint)
+    return weights if weights.exists() else checkpoint
+
+
+class Exploding:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ("cut weights", "cut short"),
+    ("bit in weights", "altered"),
+    ("edited description", "altered"),
+    ("foreign weights", "not written by this library"),
+    ("empty weights", "not a safetensors file"),
+    ("cut checkpoint", "cut short"),
+    ("bit in checkpoint", "damaged|not a checkpoint"),
+    ("foreign checkpoint", "not a checkpoint of this library"),
+    ("pickle", "nothing in it was run"),
+    ("text", "not a checkpoint"),
+    ("another model", "does not fit"),
+    ("another recipe", "does not fit"),
+    ("absent", "no such file"),
+])  # fmt: skip
+def test_load_model_rejects(run, tmp_path, how, words):
+    with pytest.raises(FileError, match=words) as error:
+        load_model(spoil(run, tmp_path, how))
+    assert "bad." in str(error.value)
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match="no shipped weights"):
+        load_model("tetrominoes_fats")
