@@ -29,10 +29,12 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self,
+        in_channels: int,  # Channels of the image
         channels: int,  # Channels of the feature map
         output_dim: int,  # Width of each vector of the set
     ):
         super().__init__()
+        self.in_channels = check_int("in_channels", in_channels)
         self.output_dim = check_int("output_dim", output_dim)
         self.position = SoftPositionEmbed(check_int("hidden_dim", channels))
         self.norm = nn.LayerNorm(channels)
@@ -40,16 +42,17 @@ class ImageEncoder(nn.Module):
 
     def features(
         self,
-        image: Tensor,  # [B, C, H, W]
+        image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # Feature map, [B, channels, H', W']
         "Turn the image into a feature map; each encoder has its own way."
         raise NotImplementedError
 
     def forward(
         self,
-        image: Tensor,  # [B, C, H, W]
+        image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # Set of vectors, [B, N = H' * W', output_dim]
         "Encode an image as a set of vectors, each of which knows its place."
+        check_shape("image", image, "B C H W", C=self.in_channels)
         image = image.to(memory_format=torch.channels_last)  # faster on CPUs; the flattening below is then free
         features = self.position(self.features(image))
         tokens = features.flatten(2).transpose(1, 2)  # [B, C, H', W'] -> [B, N, C]
@@ -67,7 +70,7 @@ class ConvEncoder(ImageEncoder):
         kernel_size: int = 5,  # Side of every kernel
         in_channels: int = 3,  # Channels of the image
     ):
-        super().__init__(hidden_dim, output_dim)
+        super().__init__(in_channels, hidden_dim, output_dim)
         widths = [in_channels] + [hidden_dim] * len(strides)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel_size, s) for a, b, s in zip(widths, widths[1:], strides))
 
@@ -76,7 +79,6 @@ class ConvEncoder(ImageEncoder):
         image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # Feature map, [B, hidden_dim, H', W']
         "Convolve with SAME padding, with a ReLU after each layer."
-        check_shape("image", image, "B C H W", C=self.convs[0].in_channels)
         for conv in self.convs:
             image = conv(same_pad(image, conv.kernel_size[0], conv.stride[0])).relu()
         return image
@@ -93,7 +95,7 @@ class PatchEncoder(ImageEncoder):
         stride: int = 2,  # From one patch to the next
         in_channels: int = 3,  # Channels of the image
     ):
-        super().__init__(hidden_dim, output_dim)
+        super().__init__(in_channels, hidden_dim, output_dim)
         self.patch = nn.Conv2d(in_channels, hidden_dim, patch_size, stride)
 
     def features(
@@ -101,5 +103,4 @@ class PatchEncoder(ImageEncoder):
         image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # Feature map, [B, hidden_dim, H', W']
         "Embed each patch."
-        check_shape("image", image, "B C H W", C=self.patch.in_channels)
         return self.patch(same_pad(image, self.patch.kernel_size[0], self.patch.stride[0]))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'RUN_FILES', 'save_checkpoint', 'load_checkpoint', 'weights_digest', 'save_weights',
-           'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'find_weights',
-           'plot_curve']
+           'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'parse_budget',
+           'find_weights', 'plot_curve']
 
 # %% ../nbs/45_runs.ipynb #79f38b3a
 import hashlib
@@ -16,6 +16,7 @@ import math
 import os
 import pickle
 import platform
+import re
 import subprocess
 import zipfile
 from importlib.resources import files
@@ -89,9 +90,9 @@ def save_weights(
     info: dict,  # What is said about them: values that JSON can hold
 ) -> None:
     "Write weights and their description as a safetensors file, atomically."
-    metadata = {key: json.dumps(value) for key, value in info.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(tensors, {**metadata, "sha256": weights_digest(tensors, info)})
+    about = json.dumps({**info, "sha256": weights_digest(tensors, info)})
+    content = safetensors.torch.save(tensors, {"slot_attention_nbdev": about})  # one key: safetensors shuffles several
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
@@ -104,8 +105,8 @@ def load_weights(
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        expected = metadata.pop("sha256", None)
-        info = {key: json.loads(value) for key, value in metadata.items()} if expected else {}
+        info = json.loads(metadata.get("slot_attention_nbdev", "{}"))
+        expected = info.pop("sha256", None)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -211,6 +212,17 @@ def open_run(
     return state
 
 # %% ../nbs/45_runs.ipynb #70445416
+def parse_budget(
+    text: str,  # Such as "90s", "5m", "1.5h"
+) -> float:  # Seconds
+    "Turn a time into seconds."
+    match = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?)([smh])", text.strip())
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise InputError(f"budget: expected a time such as 90s, 5m or 1h, got {text!r}")
+    return seconds
+
+# %% ../nbs/45_runs.ipynb #0c6500c7
 def find_weights(
     name: str | Path,  # A file, a run's folder, or the name of shipped weights
 ) -> Path:  # The file that holds the weights
@@ -230,7 +242,7 @@ def find_weights(
         raise InputError(f"checkpoint: {path.name!r} is no file, no run's folder and no shipped weights; {suggest(path.name, shipped)}")
     return shipped[path.name]
 
-# %% ../nbs/45_runs.ipynb #0c6500c7
+# %% ../nbs/45_runs.ipynb #e9952c9d
 def plot_curve(
     curve: list[dict],  # Points with "step", and "loss" or "fg_ari" where they were measured
 ) -> Figure:  # Loss on the left axis, foreground ARI on the right
@@ -238,7 +250,7 @@ def plot_curve(
     figure = Figure(figsize=(6, 3), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    for axes, key, name, colour, mark in [(left, "loss", "loss (MSE)", "#0072B2", ""), (right, "fg_ari", "FG-ARI", "#D55E00", "o")]:
+    for axes, key, name, colour, mark in [(left, "loss", "loss", "#0072B2", ""), (right, "fg_ari", "FG-ARI", "#D55E00", "o")]:
         points = [(p["step"], p[key]) for p in curve if p.get(key) is not None]
         axes.plot(*zip(*points) if points else ([], []), color=colour, marker=mark, markersize=3)
         axes.set_ylabel(name, color=colour)

@@ -9,7 +9,6 @@ __all__ = ['SlotAttention']
 import torch
 from torch import Tensor, nn
 
-from .attention import attention_scores, slot_softmax, weighted_mean
 from .core import InputError, check_int, check_shape
 
 # %% ../nbs/11_slot_attention.ipynb #dacd3ab6
@@ -80,14 +79,16 @@ class SlotAttention(nn.Module):
 
         attention = []
         inputs = self.norm_inputs(inputs)  # Algorithm 1, line 3
-        k, v = self.project_k(inputs), self.project_v(inputs)  # [B, N, D]; the same in every iteration
         for _ in range(T):  # Algorithm 1, line 4
             slots_prev = slots  # Algorithm 1, line 5
             slots = self.norm_slots(slots)  # Algorithm 1, line 6
-            attn = slot_softmax(attention_scores(k, self.project_q(slots)))  # Algorithm 1, line 7; Eq. (1), [B, N, K]
-            updates = weighted_mean(attn, v, self.eps)  # Algorithm 1, line 8; Eq. (2), [B, K, D]
+            q = self.project_q(slots) * self.slot_dim**-0.5
+            logits = q @ self.project_k.weight @ inputs.mT  # [B, K, D] @ [D, input_dim] @ [B, input_dim, N] -> [B, K, N]
+            attn = logits.softmax(dim=1)  # Algorithm 1, line 7: over slots
+            weights = (attn + self.eps) / (attn + self.eps).sum(dim=-1, keepdim=True)  # over tokens
+            updates = self.project_v(weights @ inputs)  # Algorithm 1, line 8: [B, K, N] @ [B, N, input_dim] -> [B, K, D]
             slots = self.gru(updates.flatten(0, 1), slots_prev.flatten(0, 1)).view_as(slots_prev)  # Algorithm 1, line 9
             slots = slots + self.mlp(self.norm_mlp(slots))  # Algorithm 1, line 10
             if return_attention:
-                attention.append(attn)
+                attention.append(attn.mT)  # [B, N, K]
         return (slots, torch.stack(attention, dim=1)) if return_attention else slots  # Algorithm 1, line 11

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOT_COLORS', 'GREY', 'color_labels', 'draw_grid', 'to_png', 'save_figure', 'show_scenes', 'heat_map',
-           'plot_decomposition', 'overlay', 'token_grid', 'plot_attention', 'slot_statistics', 'draw_slots',
+           'plot_decomposition', 'overlay', 'grid_size', 'plot_attention', 'slot_statistics', 'draw_slots',
            'explore_slots']
 
 # %% ../nbs/41_viz.ipynb #7703a5f7
@@ -171,7 +171,7 @@ def overlay(
     return ((to_uint8(image.detach()[None])[0].cpu().int() + color_labels(label)) // 2).to(torch.uint8)
 
 
-def token_grid(
+def grid_size(
     num_tokens: int,  # N
     resolution: tuple[int, int],  # Height and width of the image
 ) -> tuple[int, int]:  # Height and width of the grid of tokens
@@ -237,7 +237,7 @@ def draw_slots(
     image = images[index : index + 1]
     noise = generator(seed, "slots", device=image.device)
     output = model(image, num_slots=num_slots, num_iterations=num_iterations, generator=noise, return_attention=True)
-    grid = token_grid(output.attention.shape[2], image.shape[-2:])
+    grid = grid_size(output.attention.shape[2], image.shape[-2:])
     film = [[None, None, *row] for row in _attention_rows(output.attention[0], grid, image[0])]
     columns = ["input", "reconstruction", "segmentation", *_slot_names(num_slots)]
     rows = ["slots paint", *(f"iteration {t + 1}" for t in range(num_iterations))]

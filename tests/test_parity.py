@@ -10,7 +10,7 @@ from slot_attention_nbdev.attention import attention_scores
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.decoder import SameConvTranspose2d
 from slot_attention_nbdev.encoder import same_pad
-from slot_attention_nbdev.object_discovery import fast_autoencoder
+from slot_attention_nbdev.object_discovery import small_autoencoder
 from slot_attention_nbdev.original import (
     join_name,
     load_original,
@@ -293,7 +293,7 @@ def test_wrong_models_and_arguments():
     with pytest.raises(InputError, match="got Linear"):
         load_original(torch.nn.Linear(2, 2), {})
     with pytest.raises(InputError, match="fast"):
-        load_original(fast_autoencoder(), {})
+        load_original(small_autoencoder(), {})
 
 
 # Learning rates and padding

@@ -29,7 +29,7 @@ def test_paper_settings(name, data, slots):
     r = RECIPES[name]
     assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size) == (data, "paper", slots, 3, 64)
     assert (r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps, r.steps) == (4e-4, 10_000, 0.5, 100_000, 500_000)
-    assert (r.schedule, r.clip_norm) == ("paper", 0)
+    assert (r.schedule, r.clip_norm, r.variance_weight, r.average_decay) == ("paper", 0, 0, 0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 import torch
 from slot_attention_nbdev.runs import load_checkpoint, load_record
 
@@ -16,7 +15,7 @@ torch.set_num_threads(1)
 from slot_attention_nbdev.core import SlotAttentionError
 from slot_attention_nbdev.recipes import get_recipe
 from slot_attention_nbdev.training import train
-recipe = get_recipe("tiny", steps=40, batch_size=2, eval_images=4, log_every=7, eval_every=10, checkpoint_every=1)
+recipe = get_recipe("tiny", steps=24, batch_size=2, eval_images=4, log_every=7, eval_every=10, checkpoint_every=1)
 try:
     train(recipe, sys.argv[1], device="cpu", resume=sys.argv[2] == "resume", progress=False)
 except SlotAttentionError as error:
@@ -45,14 +44,13 @@ def wait_for_a_save(process, out, limit=60):
     return process.poll() is None
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_killed_and_resumed_is_bit_identical(tmp_path, seed):
-    chance = random.Random(seed)
+def test_killed_and_resumed_is_bit_identical(tmp_path):
+    chance = random.Random(time.time_ns())
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(start(whole, resume=False))
 
     kills = 0
-    while kills < 3:
+    while kills < 2:
         process = start(broken, resume=kills > 0)
         if wait_for_a_save(process, broken):
             time.sleep(chance.uniform(0, 0.25))  # in a step, in a save, between the two
@@ -62,25 +60,26 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, seed):
         if process.returncode == 0:
             break
         load_checkpoint(broken / "checkpoint.pt")  # whole, whatever happened
-        load_record(broken / "record.json")
+        if (broken / "record.json").exists():  # the first one is written after the first checkpoint
+            load_record(broken / "record.json")
     assert kills, "the run ended before it was killed"
     finish(start(broken, resume=True))
 
     ours, theirs = (load_checkpoint(out / "checkpoint.pt") for out in (whole, broken))
-    assert ours["step"] == theirs["step"] == 40
-    for key, value in ours["model"].items():
-        assert torch.equal(value, theirs["model"][key]), key
+    assert ours["step"] == theirs["step"] == 24
+    for part in ("model", "average"):
+        for key, value in ours[part].items():
+            assert torch.equal(value, theirs[part][key]), key
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     curves = [[{**point, "seconds": 0} for point in load_record(out / "record.json")["curve"]] for out in (whole, broken)]
     assert curves[0] == curves[1]
     assert not list(broken.glob(".*.part*"))
 
 
-def test_ctrl_c_exits_with_a_message_and_resumes(tmp_path):
+def test_ctrl_c_ends_a_run_with_a_message(tmp_path):
     process = start(tmp_path, resume=False)
     assert wait_for_a_save(process, tmp_path) and wait_for_a_save(process, tmp_path)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Interrupted: stopped after step" in errors and "Traceback" not in errors
-    finish(start(tmp_path, resume=True))
-    assert load_record(tmp_path / "record.json")["finished"]
+    assert load_record(tmp_path / "record.json")["step"] == load_checkpoint(tmp_path / "checkpoint.pt")["step"] > 0

@@ -9,9 +9,9 @@ __all__ = ['PIECES', 'BEVEL', 'COLORS', 'SIDE', 'WINDOW', 'MIN_VISIBLE', 'UPPER'
            'to_model', 'to_uint8']
 
 # %% ../../nbs/30_sprites.ipynb #859e2751
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -279,7 +279,7 @@ class SpriteStream:
         return self.spec.draw(self.batch_size, generator=random, device=self.device)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return map(self.batch, count())
+        return map(self.batch, itertools.count())
 
 # %% ../../nbs/30_sprites.ipynb #89e09802
 def to_model(

@@ -1,0 +1,228 @@
+"""The command line: what it prints, what it writes, and how fast it helps."""
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from slot_attention_nbdev import __version__, cli
+from slot_attention_nbdev.cli import console, main
+from slot_attention_nbdev.core import FileError, InputError, generator
+from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
+from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.metrics import segmentation_metrics
+from slot_attention_nbdev.recipes import RECIPES, get_recipe, to_dict
+from slot_attention_nbdev.training import load_model, train
+
+VERBS = ("recipes", "train", "evaluate", "segment", "data")
+SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "The folder of a finished run."
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train(get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False)
+    return out
+
+
+@pytest.fixture
+def say(capsys):
+    "Run a command line that must succeed; its standard output."
+
+    def run_line(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert code == 0 and "Traceback" not in err, err
+        return out
+
+    return run_line
+
+
+def script(*words, **options):
+    "The console script in a process of its own."
+    command = [sys.executable, "-c", "from slot_attention_nbdev.cli import console; console()", *map(str, words)]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_has_examples(verb, say):
+    text = say(*verb.split(), "--help")
+    assert "examples:\n  slot-attention" in text and "--json" in text and "--debug" in text
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_examples_parse(verb):
+    for line in cli.EXAMPLES[verb].split("\n"):
+        name, *words = line.split()
+        assert name == "slot-attention" and cli.parse(words).command in VERBS
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys; from slot_attention_nbdev.cli import main; assert main(['train', '--help']) == 0;"
+        "assert not {'torch', 'numpy', 'matplotlib', 'scipy'} & sys.modules.keys()"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_version(say):
+    assert say("--version").strip() == __version__
+
+
+def test_recipes(say):
+    lines = say("recipes").splitlines()
+    assert [line.split()[0] for line in lines] == ["recipe", *RECIPES]
+    assert json.loads(say("recipes", "--json")) == {name: to_dict(recipe) for name, recipe in RECIPES.items()}
+    assert json.loads(say("--json", "recipes", "tiny")) == to_dict(RECIPES["tiny"])
+    assert "learning_rate" in say("recipes", "tiny")
+
+
+def test_train_says_how_well_and_where(say, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = say("train", "tiny", *SHORT, "--seed", "3", "num_slots=5")
+    folder = Path("runs/tiny-seed3")
+    assert {"checkpoint.pt", "model.safetensors", "record.json", "curve.png", "slots.png"} <= {p.name for p in folder.iterdir()}
+    assert str(folder / "slots.png") in text and "fg_ari" in text and "mse" in text
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["seed"], record["recipe"]["num_slots"], record["recipe"]["steps"]) == (3, 5, 4)
+
+
+def test_train_json_is_the_record_and_resumes(say, tmp_path):
+    words = ("train", "tiny", *SHORT, "--out", tmp_path / "run", "--json")
+    record = json.loads(say(*words))
+    assert record["final"]["n"] == 4 and record["finished"]
+    again = json.loads(say(*words, "--resume"))  # it had ended, so there is nothing left to do
+    assert again["final"] == record["final"] and again["step"] == 4
+
+
+def test_train_fits_its_budget(say, tmp_path):
+    record = json.loads(say("train", "tiny", "steps=100000", "eval_images=4", "--device", "cpu", "--budget", "1s", "--out", tmp_path / "run", "--json"))
+    assert record["finished"] and record["step"] < 100_000 and record["budget"] == 1.0
+
+
+def test_evaluate_agrees_with_its_parts(say, run, tmp_path):
+    scenes = sprite_scenes("tetrominoes", 20, seed=5)
+    save_pack(tmp_path / "pack.npz", scenes)
+    found = json.loads(say("evaluate", run, "--data", tmp_path / "pack.npz", "--json"))
+    assert list(found) == ["fg_ari", "ari", "miou", "mbo", "mse", "n"] and found["n"] == 20
+    model, _ = load_model(run)
+    with torch.no_grad():
+        image = to_model(scenes["image"])
+        output = model(image, generator=generator(0, "evaluate"))
+    for name, values in segmentation_metrics(scenes["label"], output.masks).items():
+        assert found[name] == pytest.approx(float(values.nanmean()), abs=1e-6)
+    assert found["mse"] == pytest.approx(float((output.reconstruction - image).square().mean()), abs=1e-6)
+
+
+def test_evaluate_by_name_file_and_number(say, run):
+    by_folder = json.loads(say("evaluate", run, "--data", "tetrominoes", "--n", "8", "--json"))
+    by_file = json.loads(say("evaluate", run / "model.safetensors", "--data", "tetrominoes", "--n", "8", "--json"))
+    by_checkpoint = json.loads(say("evaluate", run / "checkpoint.pt", "--data", "tetrominoes", "--n", "8", "--json"))
+    assert by_folder == by_file == by_checkpoint and by_folder["n"] == 8
+
+
+def test_evaluate_without_objects_says_null(say, run, tmp_path):
+    save_pack(tmp_path / "empty.npz", {"image": torch.zeros(2, 35, 35, 3, dtype=torch.uint8), "label": torch.zeros(2, 35, 35, dtype=torch.uint8)})
+    assert json.loads(say("evaluate", run, "--data", tmp_path / "empty.npz", "--json"))["miou"] is None
+    assert "miou nan" in say("evaluate", run, "--data", tmp_path / "empty.npz")
+
+
+def test_segment_writes_label_maps_and_pictures(say, run, tmp_path):
+    image = sprite_scenes("tetrominoes", 2)["image"].numpy()
+    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
+    for path, pixels in zip(paths, image):
+        path.parent.mkdir()
+        Image.fromarray(pixels).save(path)
+    out = tmp_path / "out"
+    found = json.loads(say("segment", run, paths[0], "--out", out, "--json", paths[1]))["written"]
+    assert [Path(entry["labels"]).name for entry in found] == ["x_labels.png", "x_2_labels.png"]
+    assert len(list(out.iterdir())) == 4
+    model, _ = load_model(run)
+    for path, entry in zip(paths, found):
+        with torch.no_grad():
+            output = model(read_image(path, (35, 35)), generator=generator(0, "slots"))
+        labels = Image.open(entry["labels"])
+        assert labels.mode == "L" and np.array_equal(np.asarray(labels), output.masks[0].argmax(0).numpy())
+        assert Image.open(entry["slots"]).size[0] > 400
+    assert str(out / "x_2_slots.png") in say("segment", run, *paths, "--out", out)
+
+
+def test_segment_keeps_the_size_of_the_image(say, run, tmp_path):
+    photo = Image.new("RGB", (60, 40), "red")
+    photo.save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera that was held upright: shown as 40 x 60
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    say("segment", run, tmp_path / "plain.png", tmp_path / "turned.jpg", "--out", tmp_path)
+    assert Image.open(tmp_path / "plain_labels.png").size == (60, 40)
+    assert Image.open(tmp_path / "turned_labels.png").size == (40, 60)
+
+
+def test_data_draws_packs_and_sheets(say, tmp_path):
+    say("data", "tetrominoes", "--n", "300", "--seed", "2", "--out", tmp_path / "many.npz")
+    say("data", "tetrominoes", "--n", "7", "--seed", "2", "--out", tmp_path / "few.npz")
+    say("data", "tetrominoes", "--n", "7", "--out", tmp_path / "other.npz")
+    many, few, other = (load_pack(tmp_path / f"{name}.npz") for name in ("many", "few", "other"))
+    assert len(many["image"]) == 300 and torch.equal(many["image"][:7], few["image"])
+    assert not torch.equal(few["image"], other["image"])
+    held_out = {scene.numpy().tobytes() for split in ("train", "test") for scene in sprite_scenes("tetrominoes", 320, seed=2, split=split)["image"]}
+    assert not held_out & {scene.numpy().tobytes() for scene in many["image"]}
+    assert json.loads(say("data", "multi_dsprites_binarized", "--n", "3", "--out", tmp_path / "sheet.png", "--json"))["n"] == 3
+    assert Image.open(tmp_path / "sheet.png").size[0] > 300
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_where(place):
+    words = ["evaluate", "no/such", "--data", "tetrominoes"]
+    with pytest.raises(FileError):
+        main(["--debug", *words] if place == "before" else [*words, "--debug"])
+    with pytest.raises(InputError):
+        main(["recipes", "x", "--debug"])
+
+
+def test_positionals_may_come_late():
+    arguments = cli.parse(["train", "tiny", "--seed", "1", "steps=2", "--budget", "5m", "num_slots=3"])
+    assert arguments.overrides == ["steps=2", "num_slots=3"]
+    assert main(["data", "tetrominoes", "--out", "x.png", "extra"]) == 2
+    assert main(["train", "tiny", "--see", "1"]) == 2  # no abbreviations
+
+
+def test_a_missing_package_names_the_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.delitem(sys.modules, "slot_attention_nbdev.viz", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["data", "tetrominoes", "--out", str(tmp_path / "a.png")]) == 1
+    err = capsys.readouterr().err
+    assert "needs matplotlib" in err and "pip install 'slot-attention-nbdev[train]'" in err and err.count("\n") == 1
+
+
+def test_console_exits_with_the_code(monkeypatch):
+    for code in (0, 1, 2):
+        monkeypatch.setattr(cli, "main", lambda code=code: code)
+        with pytest.raises(SystemExit) as stop:
+            console()
+        assert stop.value.code == code
+
+
+def test_a_reader_may_leave_early():
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = script("recipes", stdout=writer)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_the_output():
+    with open("/dev/full", "w") as full:
+        ended = script("recipes", stdout=full)
+    assert ended.returncode == 1 and "No space left on device" in ended.stderr and "Traceback" not in ended.stderr

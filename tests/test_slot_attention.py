@@ -1,0 +1,373 @@
+"Algorithm 1: against loops; everything a caller may vary; everything PyTorch may do to a module."
+import copy
+import io
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.slot_attention import SlotAttention
+
+B, N, K, D_IN, D = 3, 10, 4, 6, 8
+
+
+def make(seed=0, **kwargs):
+    "A small module in float64 whose parameters are neither 0 nor 1."
+    module = SlotAttention(D_IN, **{"slot_dim": D, "num_slots": K, "mlp_hidden_dim": 12, **kwargs}).double()
+    g = generator(seed, "weights")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+    return module
+
+
+@pytest.fixture
+def module():
+    return make()
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(B, N, D_IN, generator=generator(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def slots():
+    return torch.randn(B, K, D, generator=generator(2), dtype=torch.float64)
+
+
+@torch.no_grad()
+def naive(p, inputs, slots, T):
+    "Algorithm 1 for one image, one token and one slot at a time."
+
+    def norm(x, layer):
+        return (x - x.mean()) / (x.var(unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
+
+    def gru(u, h):
+        (a, b, c), (d, e, f) = ((w @ x + bias).chunk(3) for w, x, bias in ((p.gru.weight_ih, u, p.gru.bias_ih), (p.gru.weight_hh, h, p.gru.bias_hh)))
+        z = torch.sigmoid(b + e)
+        return z * h + (1 - z) * torch.tanh(c + torch.sigmoid(a + d) * f)
+
+    tokens = [norm(x, p.norm_inputs) for x in inputs]
+    ks, vs = [p.project_k.weight @ x for x in tokens], [p.project_v.weight @ x for x in tokens]
+    slots, history = list(slots), []
+    for _ in range(T):
+        qs = [p.project_q.weight @ norm(s, p.norm_slots) for s in slots]
+        attn = []
+        for k in ks:
+            e = [math.exp(float(k @ q) / math.sqrt(len(q))) for q in qs]
+            attn.append([x / sum(e) for x in e])
+        for j in range(len(slots)):
+            weights = [row[j] + p.eps for row in attn]
+            slots[j] = gru(sum(w * v for w, v in zip(weights, vs)) / sum(weights), slots[j])
+            slots[j] = slots[j] + p.mlp[2](p.mlp[0](norm(slots[j], p.norm_mlp)).relu())
+        history.append(torch.tensor(attn, dtype=torch.float64))
+    return torch.stack(slots), torch.stack(history)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+def test_against_loops(module, inputs, slots, T):
+    out, attention = module(inputs, slots=slots, num_iterations=T, return_attention=True)
+    for b in range(B):
+        want, history = naive(module, inputs[b], slots[b], T)
+        assert_close(out[b], want)
+        assert_close(attention[b], history)
+
+
+# What a caller may vary
+
+
+@pytest.mark.parametrize("b, n, k, t", [(1, 1, 1, 1), (2, 1, 5, 2), (2, 5, 1, 1), (2, 3, 9, 3), (0, 4, 2, 2), (4, 30, 7, 6)])
+def test_shapes(module, b, n, k, t):
+    out, attention = module(torch.zeros(b, n, D_IN).double(), num_slots=k, num_iterations=t, return_attention=True)
+    assert out.shape == (b, k, D) and attention.shape == (b, t, n, k)
+    assert out.isfinite().all()
+    assert_close(attention.sum(-1), torch.ones(b, t, n).double())
+
+
+def test_defaults_are_the_papers():
+    module = SlotAttention(5)
+    out, attention = module(torch.zeros(2, 9, 5), return_attention=True)
+    assert out.shape == (2, 7, 64) and attention.shape == (2, 3, 9, 7)
+    assert module.eps == 1e-8 and module.mlp[0].out_features == 128
+
+
+def test_iterations_can_be_continued(module, inputs, slots):
+    halfway = module(inputs, slots=slots, num_iterations=2)
+    assert_close(module(inputs, slots=halfway, num_iterations=3), module(inputs, slots=slots, num_iterations=5))
+
+
+def test_attention_does_not_change_the_slots(module, inputs, slots):
+    assert torch.equal(module(inputs, slots=slots), module(inputs, slots=slots, return_attention=True)[0])
+
+
+def test_arguments_are_not_modified(module, inputs, slots):
+    before = inputs.clone(), slots.clone()
+    module(inputs, slots=slots)
+    assert torch.equal(inputs, before[0]) and torch.equal(slots, before[1])
+
+
+def test_views_will_do(module, inputs, slots):
+    assert_close(module(inputs.mT.contiguous().mT, slots=slots.mT.contiguous().mT), module(inputs, slots=slots))
+    assert module(inputs, slots=slots[:1].expand(B, -1, -1)).shape == (B, K, D)
+
+
+def test_an_empty_set_does_no_harm(module):
+    assert module(torch.zeros(2, 0, D_IN).double()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, x: m(x[0]), "inputs: expected shape"),
+        (lambda m, x: m(x[None]), "inputs: expected shape"),
+        (lambda m, x: m(x[..., :3]), f"D={D_IN}"),
+        (lambda m, x: m(None), "inputs: expected a tensor"),
+        (lambda m, x: m(x, num_slots=0), "num_slots: expected an integer ≥ 1, got 0"),
+        (lambda m, x: m(x, num_slots=2.0), "num_slots"),
+        (lambda m, x: m(x, num_iterations=0), "num_iterations: expected an integer ≥ 1, got 0"),
+        (lambda m, x: m(x, num_iterations=True), "num_iterations"),
+        (lambda m, x: m(x, slots=x.new_zeros(B, K, D + 1)), "slots: expected shape"),
+        (lambda m, x: m(x, slots=x.new_zeros(B + 1, K, D)), f"B={B}"),
+        (lambda m, x: m(x, slots=x.new_zeros(K, D)), "slots: expected shape"),
+        (lambda m, x: m(x, slots=x.new_zeros(B, 0, D)), "at least one slot"),
+        (lambda m, x: m(x, slots=x.new_zeros(B, K, D), num_slots=K + 1), f"K={K + 1}"),
+        (lambda m, x: SlotAttention(0), "input_dim"),
+        (lambda m, x: SlotAttention(4, slot_dim=0), "slot_dim"),
+        (lambda m, x: SlotAttention(4, num_slots=-1), "num_slots"),
+        (lambda m, x: SlotAttention(4, num_iterations=0), "num_iterations"),
+        (lambda m, x: SlotAttention(4, mlp_hidden_dim=0), "mlp_hidden_dim"),
+    ],
+)
+def test_bad_arguments(module, inputs, call, message):
+    with pytest.raises(InputError) as error:
+        call(module, inputs)
+    assert message in str(error.value)
+
+
+def test_only_inputs_go_by_position(module, inputs):
+    with pytest.raises(TypeError):
+        module(inputs, 4)
+
+
+# Initial slots
+
+
+def test_same_seed_same_slots(module, inputs):
+    draw = lambda seed: module(inputs, generator=generator(seed))
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_same_noise_in_every_dtype():
+    module = make()
+    double = module.initial_slots(2, 5, generator(0))
+    single = copy.deepcopy(module).float().initial_slots(2, 5, generator(0))
+    assert single.dtype == torch.float32
+    assert_close(single.double(), double, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["generator", "slots"])
+def test_global_random_state_is_left_alone(module, inputs, slots, how):
+    state = torch.get_rng_state()
+    module(inputs, **{"generator": {"generator": generator(0)}, "slots": {"slots": slots}}[how])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_global_seed_decides_otherwise(module, inputs):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        one = module(inputs)
+        torch.manual_seed(5)
+        assert torch.equal(one, module(inputs))
+
+
+def test_initial_slots_have_the_learned_mean_and_deviation():
+    module = SlotAttention(3, slot_dim=4)
+    with torch.no_grad():
+        module.slots_mu.copy_(torch.tensor([-3.0, 0, 1, 5]))
+        module.slots_log_sigma.copy_(torch.tensor([0.1, 1, 2, 3]).log())
+        drawn = module.initial_slots(20, 1000, generator(0))
+    assert_close(drawn.mean((0, 1)), torch.tensor([-3.0, 0, 1, 5]), atol=0.1, rtol=0)
+    assert_close(drawn.std((0, 1)), torch.tensor([0.1, 1, 2, 3]), atol=0.1, rtol=0)
+
+
+def test_mu_and_sigma_are_shared_and_drawn_as_in_the_original():
+    module = SlotAttention(4, slot_dim=4096)
+    limit = math.sqrt(6 / 4097)
+    for parameter in (module.slots_mu, module.slots_log_sigma):
+        assert parameter.shape == (1, 1, 4096)
+        assert parameter.abs().max() <= limit
+        assert_close(parameter.std().item(), limit / math.sqrt(3), atol=0, rtol=0.05)  # of a uniform distribution
+
+
+def test_projections_have_no_bias(module):
+    assert all(layer.bias is None for layer in (module.project_q, module.project_k, module.project_v))
+
+
+# Gradients
+
+
+def test_gradients_reach_every_parameter(module, inputs):
+    module(inputs, generator=generator(0)).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_one_iteration_is_enough_for_mu_and_sigma(module, inputs):
+    module(inputs, num_iterations=1).sum().backward()
+    assert module.slots_mu.grad.abs().sum() > 0 and module.slots_log_sigma.grad.abs().sum() > 0
+
+
+def test_gradcheck():
+    module = make(slot_dim=3, mlp_hidden_dim=4)
+    x = torch.randn(1, 4, D_IN, generator=generator(3), dtype=torch.float64, requires_grad=True)
+    s = torch.randn(1, 2, 3, generator=generator(4), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, s: module(x, slots=s, num_iterations=2), (x, s))
+    weights = [module.slots_mu, module.slots_log_sigma]
+    assert torch.autograd.gradcheck(lambda *_: module(x.detach(), num_slots=2, generator=generator(5)), weights)
+
+
+# What PyTorch may do to a module
+
+
+def test_deepcopy_and_state_dict(module, inputs, slots):
+    want = module(inputs, slots=slots)
+    clone = copy.deepcopy(module)
+    assert torch.equal(clone(inputs, slots=slots), want)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    other = make(seed=9)
+    assert not torch.equal(other(inputs, slots=slots), want)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(inputs, slots=slots), want)
+    with torch.no_grad():
+        clone.slots_mu.zero_()
+    assert module.slots_mu.abs().sum() > 0
+
+
+def test_names_in_the_state_dict_do_not_change():
+    # checkpoints depend on them
+    assert sorted(SlotAttention(4).state_dict()) == sorted(
+        "slots_mu slots_log_sigma norm_inputs.weight norm_inputs.bias norm_slots.weight norm_slots.bias norm_mlp.weight norm_mlp.bias "
+        "project_q.weight project_k.weight project_v.weight gru.weight_ih gru.weight_hh gru.bias_ih gru.bias_hh "
+        "mlp.0.weight mlp.0.bias mlp.2.weight mlp.2.bias".split()
+    )
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+def test_dtypes_agree(module, inputs, slots, dtype, tolerance):
+    out = copy.deepcopy(module).to(dtype)(inputs.to(dtype), slots=slots.to(dtype))
+    assert out.dtype == dtype
+    assert_close(out.double(), module(inputs, slots=slots), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("half_inputs", [False, True])
+def test_autocast(module, inputs, slots, half_inputs):
+    want, module = module(inputs, slots=slots), module.float()
+    x = inputs.bfloat16() if half_inputs else inputs.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, attention = module(x, slots=slots.float(), return_attention=True)
+        drawn = module(x, generator=generator(0))
+    assert_close(out.double(), want, atol=0.3, rtol=0.1)
+    assert_close(attention.float().sum(-1), torch.ones(B, 3, N), atol=0.02, rtol=0)
+    drawn.float().square().sum().backward()
+    assert all(w.grad.dtype == torch.float32 and w.grad.isfinite().all() for w in module.parameters())
+
+
+def test_inference_mode_and_no_grad(module, inputs, slots):
+    with torch.inference_mode():
+        assert_close(module(inputs, slots=slots), module(inputs, slots=slots))
+    with torch.no_grad():
+        assert not module(inputs, slots=slots).requires_grad
+
+
+def test_functional_call(module, inputs, slots):
+    weights = {name: w * 1.1 for name, w in module.named_parameters()}
+    out = torch.func.functional_call(module, weights, (inputs,), {"slots": slots})
+    assert not torch.allclose(out, module(inputs, slots=slots))
+
+
+def test_inside_a_sequential(inputs):
+    model = nn.Sequential(nn.Linear(D_IN, 5), SlotAttention(5, slot_dim=D), nn.Linear(D, 1))
+    assert model(inputs.float()).shape == (B, 7, 1)
+
+
+@pytest.fixture
+def compiling():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_compile_whole_graph(inputs, slots, compiling):
+    module = make(num_iterations=2)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert_close(compiled(inputs, slots=slots), module(inputs, slots=slots))
+    assert_close(compiled(inputs[:2], slots=slots[:2]), module(inputs[:2], slots=slots[:2]))  # another batch
+
+
+def test_compile_and_draw(inputs, compiling):
+    compiled = torch.compile(make(num_iterations=1), fullgraph=True, backend="eager", dynamic=True)
+    assert compiled(inputs).shape == (B, K, D)  # drawn inside the graph
+    assert compiled(inputs[:2], num_slots=7).shape == (2, 7, D)
+
+
+def test_compile_with_gradients(inputs, slots, compiling):
+    module = make(num_iterations=1)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled(inputs, slots=slots).square().sum().backward()
+    grads = [w.grad.clone() for w in module.parameters() if w.grad is not None]
+    module.zero_grad()
+    module(inputs, slots=slots).square().sum().backward()
+    assert_close(grads, [w.grad for w in module.parameters() if w.grad is not None])
+
+
+def test_compile_breaks_the_graph_for_a_generator_only(inputs, compiling):
+    module = make(num_iterations=1)
+    compiled = torch.compile(module, backend="eager")
+    assert_close(compiled(inputs, generator=generator(0)), module(inputs, generator=generator(0)))
+
+
+def test_compiled_errors_are_ours(module, inputs, compiling):
+    with pytest.raises(InputError, match="D=6"):
+        torch.compile(module, backend="eager")(inputs[..., :2])
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(inputs, slots, compiling):
+    module = make(num_iterations=2)
+    compiled = torch.compile(module, fullgraph=True)
+    assert_close(compiled(inputs, slots=slots), module(inputs, slots=slots))
+
+
+def test_export_with_dynamic_sizes(module, inputs, slots):
+    batch, tokens, count = (torch.export.Dim(name) for name in ("batch", "tokens", "count"))
+    shapes = {"inputs": {0: batch, 1: tokens}, "slots": {0: batch, 1: count}}
+    program = torch.export.export(module, (inputs,), {"slots": slots}, dynamic_shapes=shapes)
+    x, s = torch.randn(5, 17, D_IN, generator=generator(6)).double(), torch.randn(5, 9, D, generator=generator(7)).double()
+    assert_close(program.module()(x, slots=s), module(x, slots=s))
+
+
+def test_export_that_draws(module, inputs):
+    program = torch.export.export(module, (inputs,), dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}})
+    x = torch.randn(5, N, D_IN, generator=generator(6)).double()
+    drawn = program.module()
+    assert drawn(x).shape == (5, K, D)
+    assert not torch.equal(drawn(x), drawn(x))
+
+
+def test_needs_torch_alone():
+    code = (
+        "import sys, torch; before = set(sys.modules); import slot_attention_nbdev.slot_attention;"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before} - {'slot_attention_nbdev', 'torch'};"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
