@@ -105,7 +105,7 @@ class StampDecoder(nn.Module):
         slot_dim: int,  # Width of a slot
         resolution: tuple[int, int],  # Height and width of the image
         stamp_size: int = 25,  # Side of the stamp, in pixels
-        hidden_dim: int = 128,  # Hidden width of the MLP that carves the stamp
+        hidden_dim: int = 96,  # Hidden width of the MLP that carves the stamp
         darkest: float = 0.2,  # Darkest shade, as a share of the colour
     ):
         super().__init__()

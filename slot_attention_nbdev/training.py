@@ -110,9 +110,9 @@ class Run:
 
     @property
     def position(self) -> float:  # In [0, recipe.steps]; at the upper end the run is over
-        "Where the run stands on its schedule: steps done, or its share of the budget if that is further on."
-        spent = self.recipe.steps * self.seconds / self.budget if self.budget else 0.0
-        return min(max(self.step, spent), self.recipe.steps)
+        "Where the run stands on its schedule: the steps done or, if it has a budget, the share of it that is spent."
+        done = self.recipe.steps * self.seconds / self.budget if self.budget else self.step
+        return min(done, self.recipe.steps)
 
     @property
     def rate(self) -> float:  # The learning rate of the next update

@@ -1,0 +1,158 @@
+"Our small model: seeds, shape read-out, stamps, and the autoencoder around an untouched Slot Attention."
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.data.sprites import tetrominoes, to_model
+from slot_attention_nbdev.fast_model import FastAutoEncoder, ShapeReadout, StampDecoder, choose_seeds, farthest_first, fast_autoencoder, token_grid
+from slot_attention_nbdev.slot_attention import SlotAttention
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=generator(seed, *shape), dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FastAutoEncoder()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return to_model(tetrominoes(4, generator=generator(0, "test"))["image"])
+
+
+@pytest.mark.parametrize("size", [(35, 35), (64, 64), (34, 35), (17, 24)])
+def test_tokens_lie_where_the_patches_look(size):
+    encoder = FastAutoEncoder(size, num_slots=2).encoder
+    picture = torch.zeros(1, 3, *size, requires_grad=True)
+    features = encoder.features(picture)
+    grid = token_grid(size)
+    assert len(grid) == features[0, 0].numel()
+    token = (features.shape[2] // 2) * features.shape[3] + features.shape[3] // 2  # away from the border
+    features.flatten(2)[0, :, token].abs().sum().backward()
+    seen = picture.grad.abs().sum((0, 1)).nonzero().float().mean(0)
+    assert_close(grid[token], seen - (torch.tensor(size) - 1) / 2)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+@settings(max_examples=30, deadline=None)
+def test_seeds_are_far_apart(seed, count):
+    colors, places = draw(3, 40, 2, seed=seed), draw(40, 2, seed=seed + 1)
+    chosen = farthest_first(colors, places, count)
+    for b in range(3):  # the plain definition, one image at a time
+        median = colors[b].median(dim=0).values
+        nearest = [float((c - median).square().sum()) for c in colors[b]]
+        for k in range(count):
+            best = max(range(40), key=lambda n: nearest[n])
+            assert int(chosen[b, k]) == best
+            gap = [float((colors[b, n] - colors[b, best]).square().sum() + (places[n] - places[best]).square().sum()) for n in range(40)]
+            nearest = [min(a, g) for a, g in zip(nearest, gap)]
+
+
+@given(st.integers(-8, 8), st.integers(-8, 8), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_shape_does_not_depend_on_place(down, across, seed):
+    readout = ShapeReadout(8)
+    weights = torch.zeros(1, 34, 34, 1)
+    weights[0, 12:16, 12:17, 0] = torch.rand(4, 5, generator=generator(seed))
+    moved = weights.roll((down, across), (1, 2))
+    centres, shapes = zip(*(readout.describe(w.flatten(1, 2) / w.sum(), 2 * torch.cartesian_prod(torch.arange(34.0), torch.arange(34.0))) for w in (weights, moved)))
+    assert_close(centres[1] - centres[0], torch.tensor([[[2.0 * down, 2.0 * across]]]), rtol=0, atol=1e-3)
+    assert_close(shapes[0], shapes[1], rtol=0, atol=1e-4)
+
+
+def test_a_stamp_moves_by_whole_pixels_exactly():
+    decoder, slots = StampDecoder(8, (35, 35), stamp_size=9), draw(1, 1, 8)
+    here = decoder(slots, torch.zeros(1, 1, 2))
+    there = decoder(slots, torch.tensor([[[3.0, -4.0]]]))
+    assert_close(here.roll((3, -4), (-2, -1)), there, rtol=0, atol=1e-6)
+
+
+def test_gradients_are_right_in_double_precision():
+    decoder = StampDecoder(4, (7, 6), stamp_size=3, hidden_dim=5).double()
+    readout = ShapeReadout(4, period=9.0, orders=1, hidden_dim=5).double()
+    slots, centre = draw(1, 2, 4, dtype=torch.float64).requires_grad_(), (0.3 * draw(1, 2, 2, dtype=torch.float64)).requires_grad_()
+    weights = draw(1, 9, 2, dtype=torch.float64).softmax(1).requires_grad_()
+    places = draw(9, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(decoder, (slots, centre))
+    assert torch.autograd.gradcheck(lambda s, w: readout(s, w, places), (slots, weights))
+
+
+def test_slot_attention_inside_is_the_module_itself(model, image):
+    assert type(model.slot_attention) is SlotAttention
+    tokens = model.encoder(image)
+    start = model.seeded_slots(image, tokens, 4)
+    slots, attention = model.slot_attention(tokens, slots=start, return_attention=True)
+    output = model(image, return_attention=True)
+    assert_close(output.attention, attention)
+    assert_close(output.masks.sum(1), torch.ones(4, 35, 35))
+    assert not torch.equal(output.slots, slots)  # the read-out has added the shape
+
+
+@pytest.mark.parametrize("K, T", [(1, 1), (2, 5), (9, 2)])
+def test_slots_and_iterations_are_free_at_every_call(model, image, K, T):
+    output = model(image, num_slots=K, num_iterations=T, return_attention=True)
+    assert output.masks.shape == (4, K, 35, 35) and output.attention.shape == (4, T, 324, K)
+
+
+def test_nothing_is_drawn(model, image):
+    before = torch.random.get_rng_state()
+    assert_close(model(image).masks, model(image, generator=generator(5)).masks, rtol=0, atol=0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_every_trainable_weight_learns(model, image):
+    model = deepcopy(model)
+    output = model(image)
+    (output.reconstruction - image).square().mean().backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    silent = {name for name, p in trainable.items() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert silent <= {"slot_attention.norm_slots.bias"}  # the same number for every slot: a softmax over slots does not see it
+    assert {name for name, _ in model.named_parameters()} - trainable.keys() == {"slot_attention.slots_mu", "slot_attention.slots_log_sigma"}
+
+
+def test_an_untrained_model_starts_as_k_means(model):
+    module = model.slot_attention
+    assert_close(module.project_q.weight, module.project_k.weight)
+    tokens = draw(2, 5, 64)
+    assert_close(model.seed(tokens), torch.nn.functional.layer_norm(tokens, (64,)))
+
+
+def test_compile_export_copy(model, image):
+    expected = model(image).masks
+    assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(image).masks, expected, rtol=1e-4, atol=1e-5)
+    assert_close(torch.export.export(model, (image,)).module()(image).masks, expected, rtol=1e-4, atol=1e-5)
+    assert_close(deepcopy(model)(image).masks, expected)
+    fresh = fast_autoencoder()
+    fresh.load_state_dict(model.state_dict())
+    assert_close(fresh(image).masks, expected)
+
+
+def test_bad_input(model, image):
+    for call, words in [
+        (lambda: model(image[:, :2]), "image: expected shape"),
+        (lambda: model(image, num_slots=0), "num_slots"),
+        (lambda: model(image, num_iterations=0), "num_iterations"),
+        (lambda: model(image, slots=draw(4, 3, 9)), "slots: expected shape"),
+        (lambda: model(image / 0), "image: expected finite numbers"),
+        (lambda: fast_autoencoder(num_slots=0), "num_slots"),
+        (lambda: StampDecoder(8, (35, 35), stamp_size=0), "stamp_size"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_seeds_find_the_pieces():
+    scenes = tetrominoes(200, generator=generator(1, "seeds"))
+    grid = token_grid((35, 35))
+    at = (grid[choose_seeds(to_model(scenes["image"]), grid, 3)] + 17).long().clamp(0, 34)
+    hit = scenes["label"][torch.arange(200)[:, None], at[..., 0], at[..., 1]]
+    assert (hit.sort(1).values == torch.tensor([1, 2, 3])).all(1).float().mean() > 0.9
