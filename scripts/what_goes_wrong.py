@@ -1,6 +1,6 @@
 """Measure what each deviation of 70_what_goes_wrong costs: a record per setting and seed in results/what_goes_wrong.
 
-A run takes about 50 seconds of one core. Records that exist are kept, so a broken-off call can be repeated:
+A run takes about half a minute of one core. Records that exist are kept, so a broken-off call can be repeated:
 
     python scripts/what_goes_wrong.py --seeds 0 1 2 [--only NAME ...] [--out FOLDER]
 """

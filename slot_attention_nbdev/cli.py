@@ -263,6 +263,7 @@ def main(
 
 def console() -> None:
     "The console script `slot-attention`."
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads spin while they wait; beside other programs that costs ten times the time
     code = main()
     try:
         sys.stdout.flush()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import InputError, check_finite, check_shape
-from .decoder import BroadcastDecoder, FastDecoder, mix_slots
+from .decoder import BroadcastDecoder, CoarseDecoder, mix_slots
 from .encoder import ConvEncoder, PatchEncoder
 from .slot_attention import SlotAttention
 
@@ -103,5 +103,5 @@ def small_autoencoder(
     return SlotAttentionAutoEncoder(
         PatchEncoder(output_dim=slot_dim, hidden_dim=slot_dim),
         SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim=2 * slot_dim),
-        FastDecoder(slot_dim, resolution, hidden_dim),
+        CoarseDecoder(slot_dim, resolution, hidden_dim),
     )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.decoder import BroadcastDecoder, FastDecoder, SameConvTranspose2d, mix_slots
+from slot_attention_nbdev.decoder import BroadcastDecoder, CoarseDecoder, SameConvTranspose2d, mix_slots
 from slot_attention_nbdev.encoder import ConvEncoder, PatchEncoder, same_pad
 from slot_attention_nbdev.object_discovery import SlotAttentionAutoEncoder, small_autoencoder, paper_autoencoder
 from slot_attention_nbdev.position import SoftPositionEmbed, position_grid
@@ -146,7 +146,7 @@ def test_encoder_refuses(encoder, shape):
 # Decoder and mixture
 
 
-@pytest.mark.parametrize("decoder", [BroadcastDecoder(8, (32, 48), (2, 3), 6), FastDecoder(8, (35, 21), 6)], ids=["broadcast", "fast"])
+@pytest.mark.parametrize("decoder", [BroadcastDecoder(8, (32, 48), (2, 3), 6), CoarseDecoder(8, (35, 21), 6)], ids=["broadcast", "fast"])
 def test_decoder_paints_each_slot_alone(decoder):
     slots = torch.randn(2, 3, 8)
     rgba = decoder(slots)
@@ -171,7 +171,7 @@ def test_decoder_refuses():
     with pytest.raises(InputError, match=r"paint \(128, 128\), not \(100, 100\)"):
         BroadcastDecoder(8, (100, 100))
     with pytest.raises(InputError, match=r"slots: expected shape \[B, K, D=8\], got \[2, 3, 9\]"):
-        FastDecoder(8, (35, 35))(torch.zeros(2, 3, 9))
+        CoarseDecoder(8, (35, 35))(torch.zeros(2, 3, 9))
     with pytest.raises(InputError, match=r"rgba: expected shape \[B, K, C=4, H, W\]"):
         mix_slots(torch.zeros(2, 4, 5, 5))
 
