@@ -10,8 +10,9 @@ SEED   ?= 0
 help:            ## Show the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
 
+# One thread: the model is small, and a second one is held up by whatever else the machine does. It also makes the run repeatable to the bit.
 demo: $(VENV)/.demo  ## Train the default recipe on the CPU, evaluate it on held-out images, show where the picture is
-	$(BIN)/slot-attention train tetrominoes_fast --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
+	OMP_NUM_THREADS=1 $(BIN)/slot-attention train tetrominoes_fast --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
 	$(BIN)/slot-attention evaluate $(OUT) --data tetrominoes --n 320 --device cpu
 	@echo "The picture: $(OUT)/slots.png"
 

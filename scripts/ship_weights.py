@@ -16,7 +16,7 @@ LIMIT = 1_000_000  # bytes; every clone and every install pays for them
 
 CARD = """# {name}
 
-{about}. Our own small model (notebook 27_fast_model), trained without labels; not the paper's.
+{about}: our own small model (notebook 27_fast_model), trained without labels; not the paper's.
 
 | | |
 |---|---|

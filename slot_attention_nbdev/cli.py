@@ -263,7 +263,7 @@ def main(
 
 def console() -> None:
     "The console script `slot-attention`."
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads spin while they wait; beside other programs that costs ten times the time
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # PyTorch's threads spin while they wait for each other; beside other programs for far too long
     code = main()
     try:
         sys.stdout.flush()
