@@ -30,7 +30,7 @@ def module_of(notebook: Path) -> str | None:
 
 def python_files(folder: Path) -> dict[str, Path]:
     "Generated modules by their relative name."
-    return {str(p.relative_to(folder)): p for p in folder.rglob("*.py")}
+    return {str(p.relative_to(folder)): p for p in folder.rglob("*.py") if p.name != "_modidx.py"}
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
