@@ -18,9 +18,12 @@ def readme() -> str:
             source = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", source)
             parts.append(source.replace("](../", "]("))
             continue
-        source = "\n".join(line for line in source.split("\n") if not line.startswith("#|"))
+        code = "\n".join(line for line in source.split("\n") if not line.startswith("#|"))
         printed = "".join("".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream")
-        parts.append(f"```python\n{source.strip()}\n```" + (f"\n\n```\n{printed.strip()}\n```" if printed.strip() else ""))
+        if "#| echo: false" not in source:
+            parts.append(f"```python\n{code.strip()}\n```")
+        if printed.strip():
+            parts.append(f"```\n{printed.strip()}\n```")
     return HEAD + "\n\n".join(parts) + "\n"
 
 
