@@ -84,8 +84,8 @@ def suggest(
     "Say which known name is nearest to an unknown one."
     options = sorted(options)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}There are: {', '.join(options)}"
+    known = ", ".join(options)
+    return f"did you mean {near[0]!r}? There are: {known}" if near else f"there are: {known}"
 
 # %% ../nbs/01_core.ipynb #39575a2f
 def derive_seed(
