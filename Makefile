@@ -39,6 +39,7 @@ clean:           ## Remove what was built (runs and the environment stay)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 demo")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: setup.py settings.ini constraints.txt | $(VENV)/bin/python
