@@ -232,6 +232,7 @@ class SpriteSet(NamedTuple):
     resolution: tuple[int, int]  # Height and width
     max_objects: int  # Most objects in a scene; a model needs one slot more, for the background
     draw: Callable[..., dict[str, Tensor]]  # draw(n, generator=None, device="cpu")
+    block: int = 320  # How many scenes of a fixed split one seed gives
 
 
 SPRITES = {"tetrominoes": SpriteSet((35, 35), 3, tetrominoes)}
