@@ -173,7 +173,7 @@ def _byte_strings(data: memoryview) -> np.ndarray:
     triples = np.frombuffer(data, np.uint8)
     if len(triples) % 3 == 0 and (triples[0::3] == 10).all() and (triples[1::3] == 1).all():
         return triples[2::3].copy()
-    return np.frombuffer(b"".join(_parts(data, 1)), np.uint8)
+    return np.frombuffer(b"".join(_parts(data, 1)), np.uint8).copy()
 
 
 def _floats(data: memoryview) -> np.ndarray:
