@@ -66,9 +66,9 @@ def _known(schema: Schema | str) -> Schema:
     return SCHEMAS[schema]
 
 
-def _complaint(values: dict[str, np.ndarray], schema: Schema) -> str | None:
+def _complaint(values: dict[str, np.ndarray], expected: dict[str, tuple[tuple[int, ...], type]]) -> str | None:
     "What keeps a record from having a schema's form; None if nothing does."
-    for name, (shape, kind) in schema.expected().items():
+    for name, (shape, kind) in expected.items():
         if name not in values:
             return f"no feature {name!r}, there are: {', '.join(sorted(values)) or 'none'}"
         got = values[name]
@@ -78,7 +78,7 @@ def _complaint(values: dict[str, np.ndarray], schema: Schema) -> str | None:
 
 
 def _recognised(values: dict[str, np.ndarray]) -> Schema | None:
-    return next((schema for schema in SCHEMAS.values() if _complaint(values, schema) is None), None)
+    return next((schema for schema in SCHEMAS.values() if _complaint(values, schema.expected()) is None), None)
 
 
 def recognise(
@@ -135,10 +135,11 @@ def decode_scene(
 ) -> dict[str, Tensor]:  # image, label; properties of the M = E - 1 entities after the background, [M] or [M, C]; time comes first
     "Turn a record into a scene; `FileError` says what is wrong with it."
     schema, values = _known(schema), parse_example(payload, where=where)
-    if complaint := _complaint(values, schema):
+    expected = schema.expected()
+    if complaint := _complaint(values, expected):
         other = _recognised(values)
         raise FileError(f"{where}: not a record of {schema.name}: {complaint}" + (f"; it has the form of {other.name}" if other else ""))
-    values = {name: values[name].reshape(shape) for name, (shape, _) in schema.expected().items()}  # [n] -> as stored
+    values = {name: values[name].reshape(shape) for name, (shape, _) in expected.items()}  # [n] -> as stored
     masks = np.ascontiguousarray(np.moveaxis(values["mask"][..., 0], schema.mask.index("E"), 0))
     scene = {"image": values["image"], "label": _label(masks, where)}
     there = np.ones(len(masks) - 1, bool)
