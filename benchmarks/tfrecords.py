@@ -28,7 +28,7 @@ from slot_attention_nbdev.data.tfrecord_scenes import SCHEMAS, encode_scene
 from slot_attention_nbdev.data.tfrecord_stream import TFRecordScenes
 from slot_attention_nbdev.data.tfrecords import write_tfrecords
 
-REPEATS, NOISE = 5, 0.72
+REPEATS, NOISE = 5, 0.45
 
 
 def clevr_scene(number: int) -> dict[str, Tensor]:
