@@ -84,10 +84,12 @@ def recognise_data(
         kind, splits = "records", tuple(SPLITS[name]) if name else ()
     elif (path / "images").is_dir() and (path / "scenes").is_dir():
         kind, splits = "clevr", ("train", "val", "test")
-    elif path.is_dir() or "/" in data:
+    elif "/" in data or "." in data:
         kind, splits = "folder", ()
     elif data in SPLITS:
         raise InputError(f"data: {data} is read from files: say {data}:FILE.tfrecords")
+    elif path.is_dir():
+        raise InputError(f"data: a folder is named with a slash, to tell it from a data set: {data}/")
     else:
         raise InputError(f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR v1.0 or of a folder of images")
     if name and (kind in ("pack", "folder") or kind == "clevr" and not name.startswith("clevr")):
