@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'CHOICES', 'LIMITS', 'TYPES', 'FAST', 'OFTEN', 'RECIPES', 'Recipe', 'check_setting', 'get_recipe',
            'parse_overrides', 'to_dict', 'from_dict', 'identity', 'resolution_of', 'build_model', 'load_model',
-           'build_data', 'recipe_head']
+           'build_data', 'recipe_head', 'table']
 
 # %% ../nbs/50_recipes.ipynb #de6f18c5
 import math
@@ -244,3 +244,12 @@ def recipe_head(
         lines["time"] = f"{record['seconds']:.0f} s"
         lines["result"] = f"FG-ARI {final['fg_ari']:.3f} on {final['n']} held-out images (seed {record['seed']})"
     return "\n".join([recipe.name, *(f"  {key + ':':10}{value}" for key, value in lines.items())])
+
+# %% ../nbs/50_recipes.ipynb #59939382
+def table(
+    rows: Sequence[Sequence[object]],  # One sequence for each row, the names of the columns first
+) -> str:  # Lines with aligned columns
+    "Rows as plain text."
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)

@@ -77,7 +77,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, ma
         return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
 
 
-def _read_arrays(path: Path, mapped: tuple[str, ...], labelled: bool) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, mapped: tuple[str, ...], labelled: bool, checked: bool = False) -> dict[str, np.ndarray]:
     "All arrays of a pack, checked; those named in `mapped` are not read if that can be helped."
     if not path.is_file() and _parts_of(path).is_dir():
         raise FileError(f"{path}: is being written, or was left unfinished (see {_parts_of(path)}); what was started goes on when it is started again")
@@ -92,6 +92,9 @@ def _read_arrays(path: Path, mapped: tuple[str, ...], labelled: bool) -> dict[st
                 name = info.filename.removesuffix(".npy")
                 where = f"{path}: array {name!r}"
                 arrays[name] = _read_member(path, archive, info, name in mapped)
+                with archive.open(info) as member:
+                    while checked and isinstance(arrays[name], np.memmap) and member.read(1 << 20):  # to the end, where the checksum is compared
+                        pass
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen different errors on damaged archives
         raise FileError(f"{where}: damaged, or not part of a pack: {error}") from error
     _check_scenes(arrays, str(path), FileError, labelled)
@@ -121,9 +124,10 @@ class PackScenes(Dataset):
         self,
         path: str | Path,  # File to open
         labelled: bool = False,  # Whether a label must be there
+        checked: bool = False,  # Whether to read the file through once and compare its checksums
     ):
         self.path, self.labelled = Path(path), labelled
-        self.arrays = _read_arrays(self.path, ("image", "label"), labelled)
+        self.arrays = _read_arrays(self.path, ("image", "label"), labelled, checked)
 
     @property
     def resolution(self) -> tuple[int, int]:  # Height and width
@@ -143,9 +147,10 @@ class PackScenes(Dataset):
 def open_pack(
     path: str | Path,  # File to open
     labelled: bool = False,  # Whether a label must be there
+    checked: bool = False,  # Whether to read the file through once, a megabyte at a time, and compare its checksums
 ) -> PackScenes:  # A data set of dictionaries: image [H, W, 3], label [H, W], properties; lists of indices give batches
-    "Open a pack without reading more of it than must be; `FileError` as from `load_pack`."
-    return PackScenes(path, labelled)
+    "Open a pack without holding more of it than must be; `FileError` as from `load_pack`."
+    return PackScenes(path, labelled, checked)
 
 # %% ../../nbs/32_files.ipynb #ed44ca1e
 def _form(scenes: dict[str, Tensor]) -> dict[str, str]:
@@ -162,11 +167,8 @@ class PackWriter:
         about: dict[str, str | int | float | None],  # What decides its content; going on asks for the same
     ):
         self.path, self.parts = Path(path), _parts_of(Path(path))
-        note = self.parts / "about.json"
-        if not note.is_file():
-            with atomic_write(note) as temporary:
-                temporary.write_text(json.dumps(about))
-        before = json.loads(note.read_text())
+        self.note, self.about = self.parts / "about.json", about
+        before = json.loads(self.note.read_text()) if self.note.is_file() else about
         changed = [f"{key} was {before.get(key)!r} and is now {about.get(key)!r}" for key in {**before, **about} if before.get(key) != about.get(key)]
         self.form = _form(load_pack(self.files[0], labelled=False)) if self.files else None
         if changed:
@@ -190,6 +192,9 @@ class PackWriter:
         self.form = self.form or _form(scenes)
         if _form(scenes) != self.form:
             raise InputError(f"scenes: unlike the first part: expected {self.form}, got {_form(scenes)}")
+        if not self.note.is_file():
+            with atomic_write(self.note) as temporary:
+                temporary.write_text(json.dumps(self.about))
         save_pack(self.parts / f"{self.written + len(scenes['image']):012}.npz", scenes, labelled=False)
 
     def finish(self) -> None:
