@@ -98,7 +98,7 @@ def recognise_data(
         kind, splits = "folder", ()
     elif data in SPLITS:
         raise InputError(f"data: {data} is read from files: say {data}:FILE.tfrecords")
-    elif path.is_dir():
+    elif data and path.is_dir():
         raise InputError(f"data: a folder is named with a slash, to tell it from a data set: {data}/")
     else:
         raise InputError(f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR v1.0 or of a folder of images")
