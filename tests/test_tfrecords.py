@@ -407,6 +407,12 @@ def test_other_sets_are_named():
         recognise(GOLDEN)
 
 
+def test_grey_sets_of_your_own():
+    grey = Schema("grey", {"E": 2, "H": 2, "W": 3, "C": 1}, "EHW1", {"mass": "E"})
+    scene = {"image": torch.full((2, 3, 3), 7, dtype=torch.uint8), "label": torch.eye(2, 3, dtype=torch.uint8), "mass": torch.tensor([2.0])}
+    assert same(decode_scene(encode_scene(scene, grey), grey), scene)
+
+
 def test_visibility_must_be_sane():
     values = parse_example(encode_scene(random_scene(SCHEMAS["multi_dsprites_binarized"]), "multi_dsprites_binarized"))
     for bad in (0.5, 2, np.nan):

@@ -23,9 +23,9 @@ class Schema(NamedTuple):
     "How a set's records store a scene; one letter for each axis: E entities, T time, H, W, C channels, a digit for itself."
     name: str  # A key of SCHEMAS
     sizes: dict[str, int]  # What the letters stand for
-    mask: str  # Axes of the masks as stored
+    mask: str  # Axes of the masks as stored; the last has size 1
     floats: dict[str, str]  # Axes of the features that are floats
-    codes: tuple[str, ...] = ()  # Features that are integers, one byte for each entity
+    codes: tuple[str, ...] = ()  # Features that are CLEVR's integers, beside visibility, one byte for each entity
     image: str = "HWC"  # Axes of the image
     scenery: int = 1  # The first entities that are no objects
     drawn: bool = False  # Whether an object is there if its mask says so, whatever its visibility
@@ -163,7 +163,7 @@ def decode_scene(
     for name in schema.codes:
         scene[name] = np.where(there, _word_codes(values[name][1:], name, there, where), 0)
     if schema.sizes["C"] == 1:  # grey becomes three equal channels, as everywhere in this library
-        scene |= {name: np.repeat(scene[name], 3, -1) for name in ("image", "color")}
+        scene |= {name: np.repeat(scene[name], 3, -1) for name, axes in {"image": schema.image, **schema.floats}.items() if axes[-1] == "C"}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in scene.items()}
 
 # %% ../../nbs/36_tfrecord_scenes.ipynb #d949ea0f
