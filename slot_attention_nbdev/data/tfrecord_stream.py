@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..core import FileError, InputError, check_int, derive_seed
-from .tfrecord_scenes import SCHEMAS, Schema, decode_scene, recognise
+from .tfrecord_scenes import SCHEMAS, Schema, decode_scene, find_schema, recognise
 from .tfrecords import Record, parse_example, read_tfrecords
 
 # %% ../../nbs/38_tfrecord_stream.ipynb #f749a856
@@ -87,7 +87,7 @@ def _existing(files: str | Path | Iterable[str | Path]) -> list[str]:
     "Every file of some names or patterns, in order."
     found = []
     for name in [files] if isinstance(files, (str, Path)) else files:
-        paths = [str(name)] if Path(name).is_file() else sorted(glob.glob(str(name)))
+        paths = [str(name)] if Path(name).is_file() else [path for path in sorted(glob.glob(str(name))) if Path(path).is_file()]
         if not paths:
             raise FileError(f"{name}: there is no such file, and none that matches")
         found += paths
@@ -125,9 +125,9 @@ class TFRecordScenes(IterableDataset):
             check_int("max_objects", max_objects, 0)
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
-        self.schema = SCHEMAS[schema] if isinstance(schema, str) and schema in SCHEMAS else schema or self._recognise()
-        if not isinstance(self.schema, Schema) or frames and "T" not in self.schema.sizes:
-            raise InputError(f"schema: expected a Schema or a name in SCHEMAS (of clips, if frames), got {schema!r}")
+        self.schema = self._recognise() if schema is None else find_schema(schema)
+        if frames and "T" not in self.schema.sizes:
+            raise InputError(f"frames: expected a set of clips to take apart, got {self.schema.name}")
         self.frames = self.schema.sizes["T"] if frames else 0
         self.set_epoch(epoch, skip)
 

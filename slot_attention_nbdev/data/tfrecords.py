@@ -208,11 +208,12 @@ def parse_example(
     try:
         for features in _parts(memoryview(payload), 1):
             for entry in _parts(features, 1):
-                name = bytes(_joined(_parts(entry, 1)[-1:])).decode()
+                fields = [(field, value) for field, wire, value in _fields(entry) if wire == 2]
+                name = bytes(_joined([value for field, value in fields if field == 1][-1:])).decode()
                 if wanted is not None and name not in wanted:
                     continue
                 kind, parts = 1, []
-                for field, wire, value in _fields(_joined(_parts(entry, 2))):
+                for field, wire, value in _fields(_joined([value for field, value in fields if field == 2])):
                     if wire == 2 and field in LISTS:
                         kind, parts = field, (parts if field == kind else []) + [value]
                 found[name] = LISTS[kind](_joined(parts))
