@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'CHOICES', 'LIMITS', 'TYPES', 'FAST', 'OFTEN', 'RECIPES', 'Recipe', 'check_setting', 'get_recipe',
            'parse_overrides', 'to_dict', 'from_dict', 'identity', 'resolution_of', 'build_model', 'load_model',
-           'PackStream', 'build_data', 'recipe_head']
+           'build_data', 'recipe_head', 'table']
 
 # %% ../nbs/50_recipes.ipynb #de6f18c5
 import math
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import FileError, InputError, check_int, derive_seed, generator, pick_device, suggest
-from .data.files import load_pack
-from .data.sprites import SPRITES, SpriteStream, sprite_scenes
+from .core import FileError, InputError, check_int, derive_seed, pick_device, suggest
+from .data.convert import gather
+from .data.sources import Batches, hold_out, open_source, recognise_data
 from .fast_model import fast_autoencoder
 from .object_discovery import SlotAttentionAutoEncoder, paper_autoencoder
 from .runs import find_weights, load_checkpoint, load_record, load_weights
@@ -31,7 +31,7 @@ class Recipe:
 
     name: str  # What it is called
     about: str  # What it is for, in a line
-    data: str = "tetrominoes"  # A set of `data.sprites`, or the path of a pack (.npz)
+    data: str = "tetrominoes"  # Name of a generated set, path of a pack, of TFRecords, of CLEVR v1.0 or of a folder; or NAME:PATH
     model: str = "paper"  # A key of `MODELS`: "paper", or "fast", our own for CPUs
     num_slots: int = 4  # K
     num_iterations: int = 3  # T
@@ -50,6 +50,7 @@ class Recipe:
     eval_every: int = 5_000  # Steps between two looks at held-out images
     eval_images: int = 320  # How many held-out images
     checkpoint_every: int = 1_000  # Steps between two checkpoints
+    resolution: int = 0  # Scale the images to this height and width; 0 takes them as the data have them, 128 for folders and CLEVR
 
     def __post_init__(self):
         for key, value in asdict(self).items():
@@ -59,6 +60,7 @@ class Recipe:
 MODELS = {"paper": paper_autoencoder, "fast": fast_autoencoder}
 CHOICES = {"model": tuple(MODELS), "schedule": ("paper", "cosine")}
 LIMITS = {  # smallest and largest; the other floats lie in [0, 1], the other integers are counts from 1 up
+    "resolution": (0, 1024),
     "num_slots": (1, 64),
     "num_iterations": (1, 32),
     "batch_size": (1, 65_536),
@@ -86,8 +88,8 @@ def check_setting(
         raise InputError(f"{key}: expected text, got {value!r}")
     elif key in CHOICES and value not in CHOICES[key]:
         raise InputError(f"{key}: unknown {value!r}; {suggest(value, CHOICES[key])}")
-    elif key == "data" and value not in SPRITES and not value.endswith(".npz"):
-        raise InputError(f"data: unknown {value!r}; {suggest(value, SPRITES)}, or the path of a pack (.npz)")
+    elif key == "data":
+        recognise_data(value)
 
 # %% ../nbs/50_recipes.ipynb #9f236131
 FAST = dict(model="fast", schedule="cosine", learning_rate=1.5e-3, warmup_steps=100, clip_norm=0.1,
@@ -156,8 +158,8 @@ def to_dict(
 def from_dict(
     settings: dict[str, str | int | float],  # What `to_dict` gave
 ) -> Recipe:  # The recipe, checked
-    "A recipe from a dictionary that names every field and no other; `InputError` otherwise."
-    odd = sorted(settings.keys() ^ TYPES.keys())
+    "A recipe from a dictionary; a setting that it does not name has its default, one that there is not is an `InputError`."
+    odd = sorted(settings.keys() - TYPES.keys() | {"name", "about"} - settings.keys())
     if odd:
         raise InputError(f"recipe: fields missing or unknown: {', '.join(odd)}")
     return Recipe(**settings)
@@ -169,16 +171,20 @@ def identity(
 ) -> dict[str, str | int | float]:  # Every setting but the description, and the seed
     "What makes a run this run and no other."
     check_int("seed", seed, minimum=0)
-    return {key: value for key, value in to_dict(recipe).items() if key != "about"} | {"seed": seed}
+    settings = {key: value for key, value in to_dict(recipe).items() if key != "about"}
+    if not recipe.resolution:  # it came later: runs that were started without it are still the same runs
+        del settings["resolution"]
+    return settings | {"seed": seed}
 
 # %% ../nbs/50_recipes.ipynb #042da9e3
 def resolution_of(
     recipe: Recipe,  # A recipe
 ) -> tuple[int, int]:  # Height and width
     "The size of the images that a recipe trains on."
-    if recipe.data in SPRITES:
-        return SPRITES[recipe.data].resolution
-    return tuple(load_pack(recipe.data, n=1)["image"].shape[1:3])
+    if recipe.resolution:
+        return recipe.resolution, recipe.resolution
+    source = open_source(recipe.data)
+    return tuple(getattr(source, "resolution", None) or gather(source, range(1))["image"].shape[1:3])
 
 
 def build_model(
@@ -212,43 +218,15 @@ def load_model(
     return model.to(pick_device(device)).eval(), info
 
 # %% ../nbs/50_recipes.ipynb #22ddbf3b
-class PackStream:
-    "Random batches of a pack, drawn with replacement; batch `step` depends on the seed and the step alone."
-
-    def __init__(
-        self,
-        scenes: dict[str, Tensor],  # Scenes of a pack
-        batch_size: int,  # Scenes in a batch
-        seed: int = 0,  # The run's seed
-    ):
-        self.scenes, self.batch_size, self.seed = scenes, batch_size, seed
-
-    def batch(
-        self,
-        step: int,  # Number of the batch, from 0
-    ) -> dict[str, Tensor]:  # batch_size scenes
-        "Draw batch number `step`, whatever was drawn before."
-        random = generator(self.seed, "data", step)
-        rows = torch.randint(len(self.scenes["image"]), (self.batch_size,), generator=random)
-        return {key: value[rows.to(value.device)] for key, value in self.scenes.items()}
-
-
 def build_data(
     recipe: Recipe,  # A recipe
     seed: int = 0,  # The run's seed
-    device: str | torch.device = "cpu",  # Where the images are made, or kept
-) -> tuple[SpriteStream | PackStream, dict[str, Tensor]]:  # Batches to train on; held-out scenes
+    device: str | torch.device = "cpu",  # Where the images are made, or brought
+) -> tuple[Batches, dict[str, Tensor]]:  # Batches to train on; held-out scenes
     "Build a recipe's stream of batches and its held-out scenes."
-    if recipe.data in SPRITES:
-        held_out = sprite_scenes(recipe.data, min(recipe.eval_images, 320), split="test", device=device)
-        return SpriteStream(recipe.data, recipe.batch_size, seed, device), held_out
-    scenes = {key: value.to(device) for key, value in load_pack(recipe.data).items()}
-    n = len(scenes["image"])
-    cut = n - min(recipe.eval_images, n // 5)
-    if cut == n:
-        raise InputError(f"data: {recipe.data} holds {n} scenes; at least 5 are needed to hold one out")
-    stream = PackStream({key: value[:cut] for key, value in scenes.items()}, recipe.batch_size, seed)
-    return stream, {key: value[cut:] for key, value in scenes.items()}
+    source, n, held_out = hold_out(recipe.data, recipe.eval_images, recipe.resolution, seed)
+    stream = Batches(source, recipe.batch_size, seed, device, recipe.resolution, n)
+    return stream, {key: value.to(device) for key, value in held_out.items()}
 
 # %% ../nbs/50_recipes.ipynb #cf281a5b
 def recipe_head(
@@ -258,7 +236,7 @@ def recipe_head(
     lines = {"about": recipe.about, "command": f"slot-attention train {recipe.name}"}
     path = files("slot_attention_nbdev") / "weights" / f"{recipe.name}.json"
     record = load_record(path) if path.is_file() else None
-    if record is None or record["recipe"] != to_dict(recipe):
+    if record is None or from_dict(record["recipe"]) != recipe:
         lines |= dict.fromkeys(("hardware", "time", "result"), "not run yet with these settings")
     else:
         hardware, final = record["hardware"], record["final"]
@@ -266,3 +244,12 @@ def recipe_head(
         lines["time"] = f"{record['seconds']:.0f} s"
         lines["result"] = f"FG-ARI {final['fg_ari']:.3f} on {final['n']} held-out images (seed {record['seed']})"
     return "\n".join([recipe.name, *(f"  {key + ':':10}{value}" for key, value in lines.items())])
+
+# %% ../nbs/50_recipes.ipynb #59939382
+def table(
+    rows: Sequence[Sequence[object]],  # One sequence for each row, the names of the columns first
+) -> str:  # Lines with aligned columns
+    "Rows as plain text."
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)

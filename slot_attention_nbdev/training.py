@@ -65,20 +65,21 @@ def evaluate(
     scenes: dict[str, Tensor],  # Scenes with image and label
     batch_size: int = 64,  # Images at a time
     seed: int = 0,  # Draws the initial slots
+    labelled: bool = True,  # Whether to compare with the label; False measures the reconstruction alone
 ) -> dict[str, float | int]:  # fg_ari, ari, miou, mbo, mse: means over the images; n: how many
     "Measure segmentation and reconstruction; images for which a score is undefined (NaN) are left out of its mean."
-    for key in ("image", "label"):
+    for key in ("image", "label") if labelled else ("image",):
         if key not in scenes:
             raise InputError(f"scenes: there is no {key}; there are: {', '.join(scenes)}")
     n, device = len(scenes["image"]), next(model.parameters()).device
     check_int("scenes", n)
     random, scores = generator(seed, "evaluate"), []
     for start in range(0, n, check_int("batch_size", batch_size)):
-        image, label = (scenes[key][start : start + batch_size].to(device) for key in ("image", "label"))
-        image = to_model(image)
+        some = {key: value[start : start + batch_size].to(device) for key, value in scenes.items() if key in ("image", "label")}
+        image = to_model(some["image"])
         output = model(image, generator=random)
         error = (output.reconstruction - image).square().mean((1, 2, 3))
-        scores.append({**segmentation_metrics(label, output.masks), "mse": error})
+        scores.append({**(segmentation_metrics(some["label"], output.masks) if labelled else {}), "mse": error})
     means = {key: torch.cat([score[key] for score in scores]).double().nanmean().item() for key in scores[0]}
     return {**means, "n": n}
 
@@ -100,9 +101,10 @@ class Run:
         seed: int = 0,  # Where all its random numbers come from
         device: str | torch.device = "cpu",  # Where it computes
         budget: float | None = None,  # Seconds it may take; None for as many as its steps need
+        resolution: tuple[int, int] | None = None,  # Height and width of the images; None asks the data
     ):
         self.recipe, self.seed, self.budget = recipe, seed, budget
-        self.model = build_model(recipe, seed=seed).to(device)
+        self.model = build_model(recipe, resolution, seed).to(device)
         self.average = deepcopy(self.model) if recipe.average_decay else self.model
         self.optimizer = torch.optim.Adam(self.model.parameters(), eps=1e-8)
         self.step, self.seconds, self.curve, self.window, self.latest = 0, 0.0, [], [], {}
@@ -241,7 +243,7 @@ def train(
     device, out = pick_device(device), Path(out)
     state = open_run(out, identity(recipe, seed), resume)
     stream, held_out = build_data(recipe, seed, device)
-    run = Run(recipe, seed, device, budget)
+    run = Run(recipe, seed, device, budget, tuple(held_out["image"].shape[1:3]))
     if state:
         run.restore(state)
     run.save(out)  # so that a run killed in its first step can go on, too
@@ -270,7 +272,8 @@ def _loop(run, stream, held_out, out, progress):
                 run.window.clear()
             if over or run.step % recipe.eval_every == 0:
                 run.measure()
-                run.log(board, fg_ari=evaluate(run.average, held_out, seed=run.seed)["fg_ari"])
+                known = "fg_ari" if "label" in held_out else "mse"
+                run.log(board, **{known: evaluate(run.average, held_out, seed=run.seed, labelled=known == "fg_ari")[known]})
             if run.step % recipe.checkpoint_every == 0:
                 run.save(out)
             bar.set_postfix(run.latest, refresh=False)
@@ -285,5 +288,5 @@ def _finish(run, held_out, out):
     image = to_model(held_out["image"][:4])
     with torch.no_grad():
         output = run.average(image, generator=generator(run.seed, "evaluate"))
-    save_figure(plot_decomposition(image, output, held_out["label"][:4]), out / "slots.png")
-    return run.save(out, final=evaluate(run.average, held_out, seed=run.seed))
+    save_figure(plot_decomposition(image, output, held_out["label"][:4] if "label" in held_out else None), out / "slots.png")
+    return run.save(out, final=evaluate(run.average, held_out, seed=run.seed, labelled="label" in held_out))

@@ -19,7 +19,7 @@ from slot_attention_nbdev.metrics import segmentation_metrics
 from slot_attention_nbdev.recipes import RECIPES, get_recipe, to_dict
 from slot_attention_nbdev.training import load_model, train
 
-VERBS = ("recipes", "train", "evaluate", "segment", "data")
+VERBS = ("recipes", "train", "evaluate", "segment", "data", "convert")
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
 
 
@@ -179,6 +179,42 @@ def test_data_draws_packs_and_sheets(say, tmp_path):
     assert not held_out & {scene.numpy().tobytes() for scene in many["image"]}
     assert json.loads(say("data", "multi_dsprites_binarized", "--n", "3", "--out", tmp_path / "sheet.png", "--json"))["n"] == 3
     assert Image.open(tmp_path / "sheet.png").size[0] > 300
+
+
+def test_data_goes_on_where_it_was_stopped(say, tmp_path, monkeypatch, capsys):
+    from slot_attention_nbdev.data import files
+
+    save, calls = files.save_pack, []
+
+    def full(path, scenes, labelled=True):
+        calls.append(path)
+        if len(calls) == 3:
+            raise FileError(f"{path}: cannot be written: No space left on device")
+        save(path, scenes, labelled)
+
+    words = ("data", "tetrominoes", "--n", "1000", "--out", str(tmp_path / "pack.npz"))
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "save_pack", full)
+        assert main(list(words)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "51%" in err and "No space left on device" in err  # the bar, then the reason
+    assert main(["data", "tetrominoes", "--n", "999", "--out", str(tmp_path / "pack.npz")]) == 2
+    assert "n was 1000 and is now 999" in capsys.readouterr().err
+    assert json.loads(say(*words, "--json"))["n"] == 1000
+    say(*words[:-1], tmp_path / "again.npz")
+    assert (tmp_path / "pack.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+
+
+def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path, capsys):
+    for i in range(3):
+        Image.new("RGB", (50, 40), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert main(["evaluate", str(run), "--data", str(tmp_path), "--device", "cpu"]) == 1
+    assert "no array 'label'" in capsys.readouterr().err
+    for i in range(3):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[10:20, 10:20] = 1
+        Image.fromarray(mask).save(tmp_path / f"{i}_mask.png")
+    assert json.loads(say("evaluate", run, "--data", tmp_path, "--json"))["n"] == 3  # in the model's size, 35 x 35
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

@@ -1,4 +1,7 @@
 """Packs and pictures: round trips, and every way a file can be wrong."""
+import os
+import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -8,8 +11,9 @@ import torch
 from PIL import Image
 
 from slot_attention_nbdev.core import FileError, InputError, generator
-from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
+from slot_attention_nbdev.data.files import PackWriter, load_pack, open_pack, read_image, save_pack
 from slot_attention_nbdev.data.sprites import SPRITES, tetrominoes, to_uint8
+from torch.utils.data import DataLoader
 
 
 @pytest.fixture
@@ -203,3 +207,152 @@ def test_unreadable_pictures(tmp_path, pack):
     for resolution in ((0, 8), (8, 2.0)):
         with pytest.raises(InputError, match="resolution: expected an integer"):
             read_image(good, resolution)
+
+
+# Packs that are mapped, and packs that are written in parts
+
+
+def stored(path, scenes):
+    np.savez(path, **{key: value.numpy() for key, value in scenes.items()})
+    return path
+
+
+def test_a_stored_pack_is_mapped_and_a_compressed_one_is_loaded(tmp_path, pack, scenes):
+    for path, mapped in ((stored(tmp_path / "stored.npz", scenes), True), (pack, False)):
+        opened = open_pack(path, labelled=True, checked=True)
+        assert [isinstance(opened.arrays[name], np.memmap) for name in ("image", "label", "x")] == [mapped, mapped, False]
+        assert len(opened) == 6 and opened.resolution == (35, 35)
+        for i in (0, 5, -1):
+            assert all(torch.equal(value, scenes[name][i]) and value.dtype == scenes[name].dtype for name, value in opened[i].items())
+        assert all(torch.equal(value, scenes[name][[4, 0, 4]]) for name, value in opened[[4, 0, 4]].items())
+        with pytest.raises(IndexError):
+            opened[6]
+
+
+def test_opening_and_reading_does_not_load(tmp_path):
+    n = 4_000  # 65 MB of images
+    image = np.lib.format.open_memmap(tmp_path / "image.npy", "w+", np.uint8, (n, 64, 64, 3))
+    image[::100] = 7
+    image.flush()
+    with zipfile.ZipFile(tmp_path / "large.npz", "w") as archive:
+        archive.write(tmp_path / "image.npy", "image.npy")
+    tracemalloc.start()
+    opened = open_pack(tmp_path / "large.npz", checked=True)
+    assert (opened[3_900]["image"] == 7).all() and (opened[3_901]["image"] == 0).all()
+    opened[list(range(50))]
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+def test_mapped_from_another_order_and_by_workers(tmp_path, scenes):
+    arrays = {"image": np.asfortranarray(scenes["image"].numpy()), "label": np.asfortranarray(scenes["label"].numpy())}
+    np.savez(tmp_path / "pack.npz", **arrays)
+    opened = open_pack(tmp_path / "pack.npz")
+    assert isinstance(opened.arrays["image"], np.memmap)
+    again = pickle.loads(pickle.dumps(opened))
+    assert len(pickle.dumps(opened)) < 1000 and torch.equal(again[2]["image"], scenes["image"][2])
+    batches = list(DataLoader(opened, batch_size=2, num_workers=2))
+    assert torch.equal(torch.cat([batch["label"] for batch in batches]), scenes["label"])
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "no label"])
+def test_mapped_packs_are_checked_likewise(tmp_path, scenes, fault):
+    spoil, message = FAULTS[fault]
+    np.savez(tmp_path / "bad.npz", **spoil({key: scenes[key].numpy() for key in ("image", "label", "shape", "x", "color")}))
+    with pytest.raises(FileError, match=message):
+        open_pack(tmp_path / "bad.npz")
+
+
+def test_labels_may_be_missing_if_asked(tmp_path, scenes):
+    images = {"image": scenes["image"], "x": scenes["x"]}
+    save_pack(tmp_path / "pack.npz", images, labelled=False)
+    assert list(load_pack(tmp_path / "pack.npz", labelled=False)) == ["image", "x"] == list(open_pack(tmp_path / "pack.npz")[0])
+    for strict in (lambda: load_pack(tmp_path / "pack.npz"), lambda: open_pack(tmp_path / "pack.npz", labelled=True)):
+        with pytest.raises(FileError, match="no array 'label'"):
+            strict()
+
+
+def test_a_damaged_stored_pack_is_noticed_when_asked(tmp_path, scenes):
+    path, damaged = stored(tmp_path / "stored.npz", scenes), tmp_path / "damaged.npz"
+    whole = path.read_bytes()
+    for at in torch.randint(len(whole), (60,), generator=generator(4)).tolist():
+        damaged.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            opened = open_pack(damaged, checked=True)
+        except FileError:
+            continue
+        assert torch.equal(opened[list(range(6))]["image"], scenes["image"])  # the byte said nothing of the scenes
+    for size in range(0, len(whole), len(whole) // 20):
+        damaged.write_bytes(whole[:size])
+        with pytest.raises(FileError):
+            open_pack(damaged)
+
+
+def part(scenes, first, stop):
+    return {key: value[first:stop] for key, value in scenes.items()}
+
+
+def test_interrupted_packs_are_the_same_to_the_byte(tmp_path, scenes):
+    for name in ("a", "b"):
+        writer = PackWriter(tmp_path / f"{name}.npz", {"seed": 1})
+        writer.add(part(scenes, 0, 2))
+        if name == "b":  # killed here, while it wrote a part
+            (tmp_path / "b.npz.parts" / ".000000000004.npz.x.part.npz").write_bytes(b"half")
+            writer = PackWriter(tmp_path / "b.npz", {"seed": 1})
+        assert writer.written == 2
+        writer.add(part(scenes, 2, 6))
+        writer.finish()
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
+    assert all(torch.equal(value, scenes[key]) for key, value in load_pack(tmp_path / "a.npz").items())
+
+
+def test_a_pack_in_the_making_is_not_taken_for_whole(tmp_path, scenes, pack):
+    writer = PackWriter(tmp_path / "new.npz", {})
+    for read in (load_pack, open_pack):
+        with pytest.raises(FileError, match="there is no such file"):
+            read(tmp_path / "new.npz")
+    writer.add(scenes)
+    for read in (load_pack, open_pack):
+        with pytest.raises(FileError, match="new.npz: is being written, or was left unfinished"):
+            read(tmp_path / "new.npz")
+    old = load_pack(pack)  # while a new one is made, the old one can be read
+    over = PackWriter(pack, {})
+    over.add(part(scenes, 0, 1))
+    assert all(torch.equal(value, old[key]) for key, value in load_pack(pack).items())
+    over.finish()
+    assert len(load_pack(pack)["image"]) == 1
+
+
+def test_parts_of_something_else_are_refused(tmp_path, scenes):
+    PackWriter(tmp_path / "p.npz", {"data": "a", "n": 6}).add(part(scenes, 0, 2))
+    with pytest.raises(InputError, match="n was 6 and is now 7"):
+        PackWriter(tmp_path / "p.npz", {"data": "a", "n": 7})
+    writer = PackWriter(tmp_path / "p.npz", {"data": "a", "n": 6})
+    for wrong in (part(scenes, 2, 4) | {"x": scenes["x"][2:4].double()}, {"image": scenes["image"][2:4]}, part(scenes, 2, 4) | {"image": scenes["image"][2:4, :30], "label": scenes["label"][2:4, :30]}):
+        with pytest.raises(InputError, match="unlike the first part"):
+            writer.add(wrong)
+    assert writer.written == 2
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync", "savez"])
+def test_a_full_disk_costs_one_part(tmp_path, scenes, call, monkeypatch):
+    writer = PackWriter(tmp_path / "p.npz", {})
+    writer.add(part(scenes, 0, 2))
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*{"replace": (os, "replace"), "fsync": (os, "fsync"), "savez": (np, "savez_compressed")}[call], full)
+        with pytest.raises(FileError, match="No space left on device"):
+            writer.add(part(scenes, 2, 4))
+    assert writer.written == 2 and len(list((tmp_path / "p.npz.parts").iterdir())) == 2  # the note and the first part
+    writer.add(part(scenes, 2, 6))
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile.ZipFile, "open", full)
+        with pytest.raises(FileError, match="p.npz: cannot be written: No space left on device|damaged"):
+            writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz.parts"]
+    writer.finish()
+    assert torch.equal(load_pack(tmp_path / "p.npz")["image"], scenes["image"])

@@ -111,12 +111,37 @@ def test_model_depends_on_the_seed_alone():
     assert any(not torch.equal(x, y) for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
 
 
+def test_settings_that_came_later_have_their_defaults():
+    tiny = RECIPES["tiny"]
+    old = {key: value for key, value in to_dict(tiny).items() if key != "resolution"}
+    assert from_dict(old) == tiny and "resolution" not in identity(tiny, 0)
+    assert identity(get_recipe("tiny", resolution=64), 0)["resolution"] == 64
+    for wrong in ({**old, "dropout": 0.1}, {key: value for key, value in old.items() if key != "name"}):
+        with pytest.raises(InputError, match="missing or unknown"):
+            from_dict(wrong)
+
+
+@pytest.mark.parametrize("data", ["pack.npz", "a/b.tfrecords", "clevr6:x.tfrecords", "photos/", "CLEVR_v1.0", "x-*.tfrecords"])
+def test_data_need_not_be_there_to_be_named(data):
+    assert Recipe("x", "y", data=data).data == data
+
+
+def test_resolution(tmp_path):
+    save_pack(tmp_path / "mine.npz", sprite_scenes("tetrominoes", 10))
+    for data in ("tetrominoes", str(tmp_path / "mine.npz")):
+        recipe = get_recipe("tiny", data=data, resolution=20)
+        stream, held_out = build_data(recipe)
+        assert build_model(recipe).resolution == stream.batch(0)["image"].shape[1:3] == held_out["label"].shape[1:3] == (20, 20)
+    with pytest.raises(InputError, match="resolution"):
+        get_recipe("tiny", resolution=-1)
+
+
 def test_pack(tmp_path):
     path = tmp_path / "mine.npz"
     save_pack(path, sprite_scenes("tetrominoes", 30))
     recipe = get_recipe("tiny", data=str(path))
     stream, held_out = build_data(recipe, seed=2)
-    assert len(held_out["image"]) == 6 and len(stream.scenes["image"]) == 24  # at most a fifth is held out
+    assert len(held_out["image"]) == 6 and stream.n == 24  # at most a fifth is held out
     assert torch.equal(held_out["image"], sprite_scenes("tetrominoes", 30)["image"][24:])
     again, _ = build_data(recipe, seed=2)
     again.batch(0)

@@ -1,0 +1,415 @@
+"""Every source through one door: what it yields, in which order, and what happens when something breaks."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from slot_attention_nbdev.cli import main
+from slot_attention_nbdev.core import FileError, InputError
+from slot_attention_nbdev.data.clevr_files import ClevrFiles, write_clevr_tree
+from slot_attention_nbdev.data.convert import CARDS, card, convert, draw_pack, gather
+from slot_attention_nbdev.data.files import load_pack, open_pack, save_pack
+from slot_attention_nbdev.data.image_folder import ImageFolder, resize_scenes
+from slot_attention_nbdev.data.sources import GENERATED, Batches, EpochSampler, GeneratedScenes, evaluation_scenes, hold_out, open_source
+from slot_attention_nbdev.data.sprites import SPRITES, SpriteStream, sprite_scenes
+from slot_attention_nbdev.data.tfrecord_scenes import encode_scene
+from slot_attention_nbdev.data.tfrecord_stream import SPLITS
+from slot_attention_nbdev.data.tfrecords import write_tfrecords
+from slot_attention_nbdev.runs import load_record, load_weights
+from torch.utils.data import DataLoader
+
+N = 24
+
+
+def pieces():
+    return sprite_scenes("tetrominoes", N)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "One of each: a pack, records, an archive, a folder, a folder with masks."
+    place, scenes = tmp_path_factory.mktemp("sources"), pieces()
+    np.savez(place / "pack.npz", **{key: value.numpy() for key, value in scenes.items()})
+    write_tfrecords(place / "pieces.tfrecords", (encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes") for i in range(N)))
+    write_clevr_tree(place / "CLEVR_v1.0", 12)
+    for name in ("photos", "outlined"):
+        (place / name / "deep").mkdir(parents=True)
+        for i in range(N):
+            path = place / name / ("deep" if i % 3 else "") / f"{i:03}.png"
+            Image.fromarray(scenes["image"][i].numpy()).save(path)
+            if name == "outlined":
+                Image.fromarray(scenes["label"][i].numpy()).save(path.with_name(f"{i:03}_mask.png"))
+    return place
+
+
+SOURCES = {"pack.npz": "", "pieces.tfrecords": "", "CLEVR_v1.0": "resolution=32", "clevr6:CLEVR_v1.0": "resolution=32", "photos/": "resolution=32", "outlined/": "resolution=32"}
+
+
+def located(place, source):
+    name, colon, path = source.rpartition(":")
+    return f"{name}{colon}{place}/{path}"
+
+
+# Training by the command
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_train_from_every_source(place, tmp_path, source, capsys):
+    data = located(place, source)
+    words = ["train", "tiny", f"data={data}", "steps=3", "log_every=1", "eval_every=2", "eval_images=4", *SOURCES[source].split()]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]) == 0, capsys.readouterr().err
+    record = json.loads(capsys.readouterr().out)
+    labelled = source in ("pack.npz", "pieces.tfrecords", "outlined/")
+    assert record["finished"] and record["resolution"] == ([32, 32] if SOURCES[source] else [35, 35])
+    assert set(record["final"]) == ({"fg_ari", "ari", "miou", "mbo", "mse", "n"} if labelled else {"mse", "n"})
+    assert record["final"]["n"] == 4 if "CLEVR" not in source else record["final"]["n"] in (1, 2)  # at most a fifth
+    assert (tmp_path / "run" / "slots.png").exists()
+
+    code = main(["evaluate", str(tmp_path / "run"), "--data", data, "--n", "6", "--json"])
+    out, err = capsys.readouterr()
+    if labelled:
+        assert code == 0 and json.loads(out)["n"] == 6
+    else:
+        assert code == 1 and "no array 'label'" in err
+
+
+def test_a_folder_has_128_pixels_by_default(place, tmp_path, capsys):
+    assert main(["train", "tiny", f"data={place}/photos", "steps=1", "batch_size=1", "eval_images=1", "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resolution"] == [128, 128]
+
+
+@pytest.mark.parametrize("source", ["pack.npz", "pieces.tfrecords", "photos/"])
+def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(place, tmp_path, source, monkeypatch, capsys):
+    from slot_attention_nbdev.training import Run
+
+    words = ["train", "tiny", f"data={located(place, source)}", "resolution=24", "steps=20", "eval_images=4", "checkpoint_every=3", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    update = Run.update
+
+    def breaks(run, scenes):  # in the second epoch: 20 scenes in batches of 4
+        if run.step == 8:
+            raise RuntimeError("power cut")
+        update(run, scenes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "update", breaks)
+        assert main([*words, "--out", str(tmp_path / "broken")]) == 1
+    assert load_record(tmp_path / "broken" / "record.json")["step"] == 6
+    assert main([*words, "--out", str(tmp_path / "broken"), "--resume"]) == 0
+    ours, theirs = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("whole", "broken"))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+# Order
+
+
+def test_two_ranks_with_two_workers_share_the_whole(place):
+    source = open_source(f"{place}/outlined")
+    key = lambda image: image.numpy().tobytes()
+    everything = {key(source[i]["image"]): i for i in range(N)}
+    runs = []
+    for _ in range(2):
+        ranks = []
+        for rank in range(2):
+            loader = DataLoader(source, batch_size=5, sampler=EpochSampler(N, seed=3, epoch=1, rank=rank, world=2), num_workers=2)
+            ranks.append([everything[key(image)] for batch in loader for image in batch["image"]])
+        runs.append(ranks)
+    assert runs[0] == runs[1]  # same seed, same order
+    assert not set(runs[0][0]) & set(runs[0][1]) and sorted(runs[0][0] + runs[0][1]) == list(range(N))
+    for start in (1, 5, 11):  # entered in mid-epoch: nothing again, nothing left out
+        assert list(EpochSampler(N, seed=3, epoch=1, rank=1, world=2, start=start)) == runs[0][1][start:]
+
+
+@pytest.mark.parametrize(("n", "world"), [(1, 1), (5, 2), (7, 7), (3, 5), (100, 3)])
+def test_shards_are_disjoint_and_whole(n, world):
+    shards = [list(EpochSampler(n, seed=2, rank=rank, world=world)) for rank in range(world)]
+    assert sorted(sum(shards, [])) == list(range(n))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert [len(EpochSampler(n, seed=2, rank=rank, world=world)) for rank in range(world)] == list(map(len, shards))
+
+
+@pytest.mark.parametrize("settings", [{"n": 0}, {"rank": 1}, {"rank": -1}, {"world": 0}, {"epoch": -1}, {"start": -1}, {"seed": -1}, {"n": 2.0}])
+def test_senseless_shards(settings):
+    with pytest.raises(InputError):
+        EpochSampler(**{"n": 5, **settings})
+
+
+STREAMS = {
+    "pack": lambda place, **settings: Batches(open_source(f"{place}/pack.npz"), **settings),
+    "records": lambda place, seed, **settings: Batches(open_source(f"{place}/pieces.tfrecords", shuffle=6, seed=seed), **settings),
+    "folder": lambda place, **settings: Batches(open_source(f"{place}/outlined", resolution=35), **settings),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("batch_size", [1, 7, 24, 30])
+def test_batches_depend_on_seed_and_step_alone(place, kind, batch_size):
+    make = lambda seed=1: STREAMS[kind](place, batch_size=batch_size, seed=seed)
+    look = lambda batch: [image.numpy().tobytes() for image in batch["image"]]
+    steps = -(-3 * N // batch_size)  # three epochs
+    stream = make()
+    walked = [look(stream.batch(step)) for step in range(steps)]
+    scenes = sum(walked, [])
+    whole = sorted(look(pieces()))
+    for epoch in range(3):
+        assert sorted(scenes[epoch * N : (epoch + 1) * N]) == whole, f"epoch {epoch} is not the whole"
+    assert scenes[:N] != scenes[N : 2 * N]
+    for step in {steps - 1, 0, steps // 2, 1 % steps}:
+        assert look(make().batch(step)) == walked[step] == look(stream.batch(step))
+    assert sum((look(make(seed=2).batch(step)) for step in range(2)), []) != scenes[: 2 * batch_size] or batch_size == 1
+
+
+def test_generated_batches_are_those_of_the_stream():
+    for name in SPRITES:
+        ours, theirs = Batches(open_source(name), 3, seed=5).batch(11), SpriteStream(name, 3, seed=5).batch(11)
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_generated_splits():
+    for name in SPRITES:
+        ours, theirs = GeneratedScenes(name, "train", seed=4), sprite_scenes(name, 3, seed=4, split="train", start=319)
+        assert all(torch.equal(gather(ours, range(319, 322))[key], value) for key, value in theirs.items())
+
+
+# What is held out
+
+
+def test_held_out_scenes_are_never_trained_on(place):
+    for source in ("pack.npz", "pieces.tfrecords", "outlined/", "CLEVR_v1.0"):
+        for k in (1, 3, 320):
+            train, n, aside = hold_out(located(place, source), k, resolution=35)
+            stream = Batches(train, 4, 0, "cpu", 35, n)
+            key = lambda image: image.numpy().tobytes()
+            seen = {key(image) for step in range(12) for image in stream.batch(step)["image"]}
+            many = 12 if "CLEVR" in source else N
+            assert len(aside["image"]) == min(k, many // 5)
+            assert not seen & {key(image) for image in aside["image"]} and len(seen) == many - len(aside["image"])
+
+
+def test_too_little_to_hold_out(tmp_path):
+    save_pack(tmp_path / "four.npz", sprite_scenes("tetrominoes", 4))
+    write_tfrecords(tmp_path / "four.tfrecords", [encode_scene({key: value[i] for key, value in pieces().items()}, "tetrominoes") for i in range(4)])
+    for name in ("four.npz", "four.tfrecords"):
+        with pytest.raises(InputError, match="at least 5 scenes"):
+            hold_out(str(tmp_path / name), 2)
+
+
+def test_the_literatures_splits(place, monkeypatch):
+    monkeypatch.setitem(SPLITS, "tetrominoes", {"train": {"start": 0, "stop": 15}, "test": {"start": 15, "stop": 20}})
+    data, scenes = f"tetrominoes:{place}/pieces.tfrecords", pieces()
+    assert torch.equal(gather(open_source(data), range(15))["image"], scenes["image"][:15])
+    assert torch.equal(evaluation_scenes(data, 5)["label"], scenes["label"][15:20])
+    train, n, aside = hold_out(data, 3)
+    assert n is None and torch.equal(aside["image"], scenes["image"][15:18]) and len(list(train)) == 15
+    wrong = open_source(f"multi_dsprites_binarized:{place}/pieces.tfrecords")
+    with pytest.raises(FileError, match="not a record of multi_dsprites_binarized.*it has the form of tetrominoes"):
+        next(iter(wrong))
+
+
+# Folders
+
+
+def test_folder_order_masks_and_sizes(place):
+    data = ImageFolder(place / "outlined", resolution=35)
+    assert [path.stem for path in data.paths] == [path.stem for path in sorted((place / "outlined").rglob("*.png")) if "mask" not in path.stem]
+    for i in (0, 7, N - 1):
+        number = int(data.paths[i].stem)
+        assert torch.equal(data[i]["image"], pieces()["image"][number]) and torch.equal(data[i]["label"], pieces()["label"][number])
+    small = ImageFolder(place / "outlined", resolution=20)[3]
+    assert small["image"].shape == (20, 20, 3) and small["label"].dtype == torch.uint8 and set(small["label"].unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_folder_faults(tmp_path):
+    with pytest.raises(FileError, match="there is no such folder"):
+        ImageFolder(tmp_path / "gone")
+    (tmp_path / "note.txt").write_text("hello")
+    (tmp_path / ".hidden.png").write_bytes(b"x")
+    with pytest.raises(FileError, match="there are no images in this folder"):
+        ImageFolder(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"x")
+    with pytest.raises(FileError, match="none of its 1 image files can be read"):
+        ImageFolder(tmp_path, on_error="skip")
+    for name, suffix in (("a", "JPG"), ("c", "bmp"), ("d", "tiff"), ("e", "webp"), ("f", "gif")):
+        Image.new("RGB", (30, 20), "red").save(tmp_path / f"{name}.{suffix}")
+    with pytest.raises(FileError, match="b.png: cannot be read as an image"):
+        gather(ImageFolder(tmp_path), range(6))
+    careful = ImageFolder(tmp_path, resolution=8, on_error="skip")
+    assert (len(careful), careful.skipped) == (5, 1) and gather(careful, range(5))["image"].shape == (5, 8, 8, 3)
+    Image.new("L", (30, 20)).save(tmp_path / "a_mask.png")
+    with pytest.raises(FileError, match="c_mask.png: is missing"):
+        ImageFolder(tmp_path, on_error="skip")
+    for name in "cdef":
+        mask = Image.new("P", (30, 20), 2)
+        mask.putpalette(range(255, -1, -1))
+        mask.save(tmp_path / f"{name}_mask.png")
+    careful = ImageFolder(tmp_path, resolution=8, on_error="skip")
+    assert [int(careful[i]["label"].max()) for i in range(5)] == [0, 2, 2, 2, 2]
+    (tmp_path / "a_mask.png").write_bytes(b"no mask")
+    with pytest.raises(FileError, match="a_mask.png: cannot be read as a mask"):
+        careful[0]
+
+
+def test_scaling_keeps_numbers_and_means():
+    scenes = sprite_scenes("multi_dsprites_colored_on_colored", 5)
+    for side in (16, 64, 100):
+        scaled = resize_scenes(scenes, side)
+        assert scaled["image"].shape == (5, side, side, 3) and scaled["image"].dtype == torch.uint8
+        assert set(scaled["label"].unique().tolist()) <= set(scenes["label"].unique().tolist())
+        assert abs(scaled["image"].float().mean() - scenes["image"].float().mean()) < 1
+        assert torch.equal(scaled["x"], scenes["x"])
+
+
+# Converting
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_convert_every_source(place, tmp_path, source, capsys):
+    data = located(place, source)
+    assert main(["convert", data, "--out", str(tmp_path / "out.npz"), "--n", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n"] == 3 and result["skipped"] == 0
+    scenes = load_pack(tmp_path / "out.npz", labelled=False)
+    expected = gather(open_source(data), range(3))
+    assert scenes.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in scenes.items())
+    assert isinstance(open_pack(tmp_path / "out.npz").arrays["image"], np.memmap)
+    assert main(["convert", data, "--out", str(tmp_path / "out.npz"), "--n", "3"]) == 2  # not a second time
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_convert_all_with_a_split_and_a_size(place, tmp_path, capsys):
+    assert main(["convert", f"{place}/CLEVR_v1.0", "--split", "test", "--resolution", "16", "--out", str(tmp_path / "a.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 12 and open_pack(tmp_path / "a.npz").resolution == (16, 16)
+    assert main(["convert", "tetrominoes", "--split", "test", "--out", str(tmp_path / "b.npz")]) == 0
+    assert torch.equal(load_pack(tmp_path / "b.npz")["image"], sprite_scenes("tetrominoes", 320)["image"])
+    capsys.readouterr()
+    for words, message in ((["--split", "dev"], "no 'dev'"), (["--n", "0"], "n: expected"), (["--n", "13"], "≤ 12"), (["--resolution", "-1"], "resolution: expected")):
+        assert main(["convert", f"{place}/CLEVR_v1.0", "--out", str(tmp_path / "c.npz"), *words]) == 2
+        assert message in capsys.readouterr().err and not list(tmp_path.glob("c.npz*"))
+
+
+def test_convert_skips_if_asked_and_counts(tmp_path, capsys):
+    for i in range(6):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"x")
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out.npz")]) == 1
+    assert "3.png: cannot be read as an image" in capsys.readouterr().err and not list(tmp_path.glob("out*"))
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out.npz"), "--skip-errors", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["n"], result["skipped"]) == (5, 1)
+    assert load_pack(tmp_path / "out.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5]
+
+
+PROGRAM = """
+import sys, time
+from slot_attention_nbdev.data.convert import convert, draw_pack
+from slot_attention_nbdev.data.sources import open_source
+from slot_attention_nbdev.data.sprites import SPRITES
+kind, out = sys.argv[1:3]
+if kind == "draw":
+    draw_pack("tetrominoes", SPRITES["tetrominoes"], 4000, out, seed=3, progress=False)
+else:
+    convert(open_source(kind), out, {"data": kind}, n=4000, progress=False)
+"""
+
+
+def parts(out):
+    return len(list(Path(f"{out}.parts").glob("[0-9]*.npz")))
+
+
+@pytest.mark.parametrize("kind", ["draw", "tetrominoes", "records"])
+def test_killed_midway_and_resumed(tmp_path, kind):
+    if kind == "records":
+        scenes = sprite_scenes("tetrominoes", 200)
+        payloads = [encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes") for i in range(200)]
+        write_tfrecords(tmp_path / "many.tfrecords", payloads * 20, None)
+        kind = str(tmp_path / "many.tfrecords")
+    out, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
+    start = lambda path: subprocess.Popen([sys.executable, "-c", PROGRAM, kind, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process, end = start(out), time.monotonic() + 60
+    while parts(out) < 2 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= parts(out) < 16 and not out.exists(), "it was not killed midway"
+    with pytest.raises(FileError, match="is being written, or was left unfinished"):
+        load_pack(out)
+    before = sorted(path.stat().st_mtime_ns for path in Path(f"{out}.parts").glob("[0-9]*.npz"))
+    process = start(out)
+    while len(before) == parts(out) and process.poll() is None:
+        time.sleep(0.005)
+    assert process.wait() == 0 and start(whole).wait() == 0
+    assert out.read_bytes() == whole.read_bytes() and not Path(f"{out}.parts").exists()
+    assert len(load_pack(out)["image"]) == 4000
+
+
+def test_an_interrupted_conversion_does_not_read_again(tmp_path):
+    class Source(torch.utils.data.Dataset):
+        def __init__(self, limit):
+            self.limit, self.asked = limit, []
+
+        def __len__(self):
+            return 700
+
+        def __getitem__(self, i):
+            self.asked.append(i)
+            if i >= self.limit:
+                raise KeyboardInterrupt
+            return {"image": torch.full((4, 4, 3), i % 256, dtype=torch.uint8)}
+
+    first, second = Source(600), Source(700)
+    with pytest.raises(KeyboardInterrupt):
+        convert(first, tmp_path / "a.npz", {}, progress=False)
+    assert convert(second, tmp_path / "a.npz", {}, progress=False) == 700
+    assert second.asked == list(range(512, 700))
+    assert load_pack(tmp_path / "a.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [i % 256 for i in range(700)]
+
+
+def test_drawn_packs_begin_alike(tmp_path):
+    draw_pack("tetrominoes", SPRITES["tetrominoes"], 400, tmp_path / "a.npz", seed=1, progress=False)
+    draw_pack("tetrominoes", SPRITES["tetrominoes"], 10, tmp_path / "b.npz", seed=1, progress=False)
+    assert torch.equal(load_pack(tmp_path / "a.npz", 10)["image"], load_pack(tmp_path / "b.npz")["image"])
+
+
+# Cards and wrong requests
+
+
+def test_every_named_set_has_a_card(capsys):
+    for name in {*GENERATED, *SPLITS}:
+        assert main(["data", name, "--card"]) == 0
+        assert str(card(name)) in capsys.readouterr().out
+    assert json.loads((main(["data", "clevr6", "--card", "--json"]), capsys.readouterr().out)[1]) == CARDS["clevr6"]._asdict()
+    assert main(["data", "clevr7", "--card"]) == 2 and "did you mean 'clevr'?" in capsys.readouterr().err
+    assert main(["data", "tetrominoes"]) == 2 and "out: expected a name that ends in .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("data", "error", "words"), [
+    ("tetromino", InputError, "did you mean 'tetrominoes'?"),
+    ("clevr6", InputError, "clevr6 is read from files: say clevr6:FILE.tfrecords"),
+    ("clevr6:absent.tfrecords", FileError, "absent.tfrecords: there is no such file"),
+    ("absent*.tfrecords", FileError, "there is no such file"),
+    ("absent.npz", FileError, "there is no such file"),
+    ("absent/photos", FileError, "there is no such folder"),
+    ("clevr6:pack.npz", InputError, "cannot stand before a pack"),
+    ("tetrominoes:photos/", InputError, "cannot stand before a folder"),
+    ("tetrominoes:CLEVR_v1.0", InputError, "cannot stand before a clevr"),
+    ("", InputError, "data: unknown ''"),
+])  # fmt: skip
+def test_wrong_data(place, data, error, words, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(error) as found:
+        open_source(data)
+    assert words in str(found.value)
+
+
+def test_clevr_by_name_takes_few_objects(place):
+    counts = [int(scene["visibility"].sum()) for scene in ClevrFiles(place / "CLEVR_v1.0")]
+    few = open_source(f"clevr6:{place}/CLEVR_v1.0")
+    assert [int(scene["visibility"].sum()) for scene in few] == [n for n in counts if n <= 6]
+    assert len(open_source(f"clevr10:{place}/CLEVR_v1.0")) == len(counts)
