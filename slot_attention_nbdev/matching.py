@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'huber_cost', 'l2_cost', 'CostPart', 'mixed_cost', 'check_cost', 'hungarian', 'matched_cost', 'set_loss',
            'greedy', 'auction', 'sinkhorn', 'chamfer']
 
-# %% ../nbs/24_matching.ipynb #a4e7d3d3
+# %% ../nbs/24_matching.ipynb #a2155be0
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .core import InputError, check_finite, check_int, check_shape, suggest
 
-# %% ../nbs/24_matching.ipynb #3a490629
+# %% ../nbs/24_matching.ipynb #b1845ec2
 def _pairs(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     "Predictions and targets, each [B, M, N, D]: every target beside every prediction."
     B, N, D = check_shape("predictions", predictions, "B N D").values()
@@ -47,7 +47,7 @@ def l2_cost(
     x, y = _pairs(predictions, targets)
     return (x - y).square().mean(-1)
 
-# %% ../nbs/24_matching.ipynb #2a694c3c
+# %% ../nbs/24_matching.ipynb #6b6fd2cf
 def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
     tiny = 1e-7  # keeps the logarithm of a sure mistake finite
     return -(y * ((x + tiny).log() - (x.sum(-1, keepdim=True) + tiny).log())).sum(-1)
@@ -89,7 +89,7 @@ def mixed_cost(
         total, start = total + weight * KINDS[kind](a, b), start + width
     return total
 
-# %% ../nbs/24_matching.ipynb #3e7d5fc6
+# %% ../nbs/24_matching.ipynb #658f0a04
 def check_cost(
     cost: Tensor,  # [B, M, N]
     strict: bool = False,  # Refuse more targets than predictions
@@ -130,7 +130,7 @@ def matched_cost(
     rows = cost.gather(1, matching[:, 0, :, None].expand(-1, -1, cost.shape[2]))  # [B, L, N]
     return rows.gather(2, matching[:, 1, :, None])[..., 0].sum(1)
 
-# %% ../nbs/24_matching.ipynb #6b2b94ae
+# %% ../nbs/24_matching.ipynb #28185a51
 def set_loss(
     predictions: Tensor,  # [B, N, D]
     targets: Tensor,  # [B, M, D]
@@ -143,7 +143,7 @@ def set_loss(
     check_cost(table, strict)
     return matched_cost(table, matching(table)).mean()
 
-# %% ../nbs/24_matching.ipynb #a81fafc9
+# %% ../nbs/24_matching.ipynb #4b0f66f2
 def greedy(
     cost: Tensor,  # [B, M, N]
 ) -> Tensor:  # Pairs, [B, 2, min(M, N)]
@@ -158,12 +158,12 @@ def greedy(
     pairs = torch.stack(pairs, 2)
     return pairs.gather(2, pairs[:, :1].argsort(-1).expand(-1, 2, -1))
 
-# %% ../nbs/24_matching.ipynb #ea98ffed
+# %% ../nbs/24_matching.ipynb #3c020934
 def auction(
     cost: Tensor,  # [B, M, N]
     tolerance: float = 1e-3,  # Last ε, as a share of each table's range: the sum is within max(M, N) ε of the cheapest
     phases: int = 5,  # ε starts at 5^(phases - 1) times the last one
-    rounds: int = 60,  # Rounds of bidding in each phase
+    rounds: int = 100,  # Rounds of bidding in each phase
 ) -> Tensor:  # Pairs, [B, 2, min(M, N)]
     "Match by auction, batched, with no answer awaited from the device (Bertsekas 1988, doi:10.1007/BF02186476)."
     B, M, N = check_cost(cost)
@@ -196,7 +196,7 @@ def auction(
     targets, predictions = has.argsort(1)[:, :N].sort(1)  # the owner of each real prediction
     return torch.stack([targets, predictions], 1)
 
-# %% ../nbs/24_matching.ipynb #b6ec0be6
+# %% ../nbs/24_matching.ipynb #0e2a19cf
 def sinkhorn(
     cost: Tensor,  # [B, M, N]
     temperature: float = 0.01,  # τ, in the units of the cost: small is sharp
@@ -217,7 +217,7 @@ def sinkhorn(
         g = columns - (logits + f[..., None]).logsumexp(1)
     return (logits + f[..., None] + g[:, None]).exp()[:, :M, :N]
 
-# %% ../nbs/24_matching.ipynb #33f79408
+# %% ../nbs/24_matching.ipynb #260e050d
 def chamfer(
     cost: Tensor,  # [B, M, N]
 ) -> Tensor:  # Plan [B, M, N]: ½ for each target's nearest prediction, ½ for each prediction's nearest target
