@@ -6,7 +6,7 @@
 __all__ = ['Property', 'CLEVR', 'MULTI_DSPRITES', 'Continuous', 'Angle', 'Categorical', 'DetectedObject', 'ObjectDescription',
            'SetPredictorOutput', 'SetPredictor', 'paper_set_predictor', 'small_set_predictor']
 
-# %% ../nbs/25_set_prediction.ipynb #6ff02b70
+# %% ../nbs/25_set_prediction.ipynb #ae68b71b
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .matching import CostPart
 from .object_discovery import SlotAttentionAutoEncoder
 from .slot_attention import SlotAttention
 
-# %% ../nbs/25_set_prediction.ipynb #a354751c
+# %% ../nbs/25_set_prediction.ipynb #e85ca451
 def _refuse(name: str, bad: Tensor, x: Tensor, wanted: str) -> None:
     "Raise an `InputError` for the first bad object [B, M]."
     if bad.any():
@@ -138,7 +138,7 @@ class Categorical:
 
 Property = Continuous | Angle | Categorical
 
-# %% ../nbs/25_set_prediction.ipynb #1570d4f8
+# %% ../nbs/25_set_prediction.ipynb #9972e8ae
 class DetectedObject(NamedTuple):
     "What a slot says."
     properties: dict[str, str | float | list[float]]  # Value of each property by name
@@ -230,7 +230,7 @@ class ObjectDescription:
             found.append([DetectedObject({p.name: say(p.name, scene[p.name][image][k]) for p in self.properties}, confidences[k]) for k in rows])
         return found
 
-# %% ../nbs/25_set_prediction.ipynb #0c2635a4
+# %% ../nbs/25_set_prediction.ipynb #36fb8166
 _COLORS = "gray blue brown yellow red green purple cyan", "gray red blue green brown purple cyan yellow"  # in the vector, in scenes
 CLEVR = ObjectDescription("CLEVR", (
     *(Continuous(axis, -3, 3) for axis in "xyz"),  # scene units
@@ -243,7 +243,7 @@ MULTI_DSPRITES = ObjectDescription("Multi-dSprites", (
     Continuous("color", 0, 1, dims=3), Categorical("shape", ("square", "ellipse", "heart")),  # RGB
 ), position=("x", "y"))
 
-# %% ../nbs/25_set_prediction.ipynb #64c629c0
+# %% ../nbs/25_set_prediction.ipynb #ca584e2c
 class SetPredictorOutput(NamedTuple):
     "What the set predictor makes of a batch of images."
     predictions: Tensor  # Each slot's object, [B, K, width], in [0, 1]; the last number is the confidence
