@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'huber_cost', 'l2_cost', 'CostPart', 'mixed_cost', 'check_cost', 'hungarian', 'matched_cost', 'set_loss',
            'greedy', 'auction', 'sinkhorn', 'chamfer']
 
-# %% ../nbs/24_matching.ipynb #a2155be0
+# %% ../nbs/24_matching.ipynb #0b411484
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .core import InputError, check_finite, check_int, check_shape, suggest
 
-# %% ../nbs/24_matching.ipynb #b1845ec2
+# %% ../nbs/24_matching.ipynb #317eb5c3
 def _pairs(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     "Predictions and targets, each [B, M, N, D]: every target beside every prediction."
     B, N, D = check_shape("predictions", predictions, "B N D").values()
@@ -47,7 +47,7 @@ def l2_cost(
     x, y = _pairs(predictions, targets)
     return (x - y).square().mean(-1)
 
-# %% ../nbs/24_matching.ipynb #6b6fd2cf
+# %% ../nbs/24_matching.ipynb #e7dce495
 def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
     tiny = 1e-7  # keeps the logarithm of a sure mistake finite
     return -(y * ((x + tiny).log() - (x.sum(-1, keepdim=True) + tiny).log())).sum(-1)
@@ -84,12 +84,13 @@ def mixed_cost(
         if kind not in KINDS:
             raise InputError(f"parts: {name}: unknown kind {kind!r}; {suggest(kind, KINDS)}")
         a, b = x[..., start : start + width], y[..., start : start + width]
-        if "entropy" in kind and not ((a >= 0) & (a <= 1)).all():
-            raise InputError(f"predictions: {name}: {kind} expects numbers in [0, 1], got {a.min():.3g} to {a.max():.3g}")
+        for argument, v in (("predictions", a), ("targets", b)):
+            if "entropy" in kind and v.is_cpu and not ((v >= 0) & (v <= 1)).all():  # on a GPU, looking means waiting
+                raise InputError(f"{argument}: {name}: {kind} expects numbers in [0, 1], got {v.min():.3g} to {v.max():.3g}")
         total, start = total + weight * KINDS[kind](a, b), start + width
     return total
 
-# %% ../nbs/24_matching.ipynb #658f0a04
+# %% ../nbs/24_matching.ipynb #e529a935
 def check_cost(
     cost: Tensor,  # [B, M, N]
     strict: bool = False,  # Refuse more targets than predictions
@@ -130,7 +131,7 @@ def matched_cost(
     rows = cost.gather(1, matching[:, 0, :, None].expand(-1, -1, cost.shape[2]))  # [B, L, N]
     return rows.gather(2, matching[:, 1, :, None])[..., 0].sum(1)
 
-# %% ../nbs/24_matching.ipynb #28185a51
+# %% ../nbs/24_matching.ipynb #6f6e2b9a
 def set_loss(
     predictions: Tensor,  # [B, N, D]
     targets: Tensor,  # [B, M, D]
@@ -143,7 +144,7 @@ def set_loss(
     check_cost(table, strict)
     return matched_cost(table, matching(table)).mean()
 
-# %% ../nbs/24_matching.ipynb #4b0f66f2
+# %% ../nbs/24_matching.ipynb #23ad4e60
 def greedy(
     cost: Tensor,  # [B, M, N]
 ) -> Tensor:  # Pairs, [B, 2, min(M, N)]
@@ -158,7 +159,7 @@ def greedy(
     pairs = torch.stack(pairs, 2)
     return pairs.gather(2, pairs[:, :1].argsort(-1).expand(-1, 2, -1))
 
-# %% ../nbs/24_matching.ipynb #3c020934
+# %% ../nbs/24_matching.ipynb #557e35eb
 def auction(
     cost: Tensor,  # [B, M, N]
     tolerance: float = 1e-3,  # Last ε, as a share of each table's range: the sum is within max(M, N) ε of the cheapest
@@ -196,7 +197,7 @@ def auction(
     targets, predictions = has.argsort(1)[:, :N].sort(1)  # the owner of each real prediction
     return torch.stack([targets, predictions], 1)
 
-# %% ../nbs/24_matching.ipynb #0e2a19cf
+# %% ../nbs/24_matching.ipynb #f74d54d0
 def sinkhorn(
     cost: Tensor,  # [B, M, N]
     temperature: float = 0.01,  # τ, in the units of the cost: small is sharp
@@ -217,7 +218,7 @@ def sinkhorn(
         g = columns - (logits + f[..., None]).logsumexp(1)
     return (logits + f[..., None] + g[:, None]).exp()[:, :M, :N]
 
-# %% ../nbs/24_matching.ipynb #260e050d
+# %% ../nbs/24_matching.ipynb #def1d070
 def chamfer(
     cost: Tensor,  # [B, M, N]
 ) -> Tensor:  # Plan [B, M, N]: ½ for each target's nearest prediction, ½ for each prediction's nearest target

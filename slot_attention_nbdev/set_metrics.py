@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'precision_recall', 'area_under_curve', 'average_precision', 'property_scores']
 
-# %% ../nbs/42_set_metrics.ipynb #d77379c9
+# %% ../nbs/42_set_metrics.ipynb #9e4f4f21
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ from .core import InputError, check_shape
 from .matching import huber_cost, hungarian
 from .set_prediction import CLEVR, Angle, Categorical, ObjectDescription
 
-# %% ../nbs/42_set_metrics.ipynb #a4c84db6
+# %% ../nbs/42_set_metrics.ipynb #0f840c20
 THRESHOLDS = (math.inf, 1.0, 0.5, 0.25, 0.125)  # the paper's, in CLEVR's scene units
 
 
@@ -54,9 +54,10 @@ def precision_recall(
     limits = torch.as_tensor(list(thresholds), dtype=torch.float64)
     if limits.numel() == 0 or not (limits > 0).all():
         raise InputError(f"thresholds: expected numbers > 0 (inf for no limit), got {list(thresholds)}")
-    distance, nearest = (x.cpu() for x in _nearest(predictions, targets, description))
+    predictions, targets = predictions.detach().cpu(), targets.detach().cpu()  # once for all; some GPUs have no float64
+    distance, nearest = _nearest(predictions, targets, description)
     B, M = targets.shape[:2]
-    confidence, order = predictions[..., -1].flatten().cpu().sort(descending=True, stable=True)
+    confidence, order = predictions[..., -1].flatten().sort(descending=True, stable=True)
     objects = (M * torch.arange(B)[:, None] + nearest).flatten()[order].expand(len(limits), -1)  # [thresholds, B * N]
     hit = distance.flatten()[order] < limits[:, None]
     rank = torch.arange(len(order)).expand_as(hit)
@@ -65,7 +66,7 @@ def precision_recall(
     true_positives = (hit & (rank == first.gather(1, objects))).cumsum(1)
     step = torch.cat([confidence[1:] != confidence[:-1], torch.ones(1, dtype=torch.bool)])  # equal confidences count as one step
     found, said = true_positives[:, step].double(), (rank[:, step] + 1).double()
-    return found / said, found / (targets[..., -1] > 0.5).sum().cpu()
+    return found / said, found / (targets[..., -1] > 0.5).sum()
 
 
 def area_under_curve(
@@ -86,7 +87,7 @@ def average_precision(
     "Average precision of predicted sets, all categories right and near enough (Locatello et al. 2020, Section 4.2)."
     return area_under_curve(*precision_recall(predictions, targets, thresholds, description))
 
-# %% ../nbs/42_set_metrics.ipynb #c88a9703
+# %% ../nbs/42_set_metrics.ipynb #e0eca47a
 def property_scores(
     predictions: Tensor,  # [B, N, width]
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
@@ -95,6 +96,7 @@ def property_scores(
 ) -> dict[str, float]:  # A category: share of right values; a number: mean absolute error in its unit; found, count
     "What matched objects get right, property by property; NaN if no real object is matched."
     _check(predictions, targets, description)
+    predictions, targets = predictions.detach().cpu(), targets.detach().cpu()
     pairs = hungarian(cost(predictions, targets))
     pick = lambda vectors, rows: vectors.gather(1, rows[..., None].expand(-1, -1, description.width))  # [B, L, width]
     said, true = pick(predictions, pairs[:, 1]), pick(targets, pairs[:, 0])
