@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Layer', 'KINDS', 'AROUND', 'TRAINING', 'keras_defaults', 'original_slot_attention', 'original_autoencoder',
-           'sequential', 'original_layers', 'swap_gates', 'to_original', 'from_original', 'original_arrays',
-           'split_name', 'join_name', 'original_names', 'find_weights', 'load_original', 'as_weight']
+           'original_set_predictor', 'sequential', 'original_layers', 'swap_gates', 'to_original', 'from_original',
+           'original_arrays', 'split_name', 'join_name', 'original_names', 'find_weights', 'load_original', 'as_weight']
 
 # %% ../nbs/26_parity.ipynb #6b5699ee
 import math
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .core import InputError, check_finite
 from .object_discovery import SlotAttentionAutoEncoder, paper_autoencoder
+from .set_prediction import SetPredictor, paper_set_predictor
 from .slot_attention import SlotAttention
 
 # %% ../nbs/26_parity.ipynb #bddb2685
@@ -68,6 +69,16 @@ def original_autoencoder(
     "The autoencoder as the original implementation builds it; below 96 pixels the paper's small one, with the same defaults."
     return keras_defaults(paper_autoencoder(resolution, num_slots, num_iterations), generator)
 
+
+def original_set_predictor(
+    resolution: tuple[int, int] = (128, 128),  # Height and width
+    num_slots: int = 10,  # K
+    num_iterations: int = 3,  # T
+    generator: torch.Generator | None = None,  # Draws the weights
+) -> SetPredictor:  # A set predictor for CLEVR with the original's defaults
+    "The set predictor as the original implementation builds it."
+    return keras_defaults(paper_set_predictor(resolution=resolution, num_slots=num_slots, num_iterations=num_iterations), generator)
+
 # %% ../nbs/26_parity.ipynb #a0ceeb57
 Layer = nn.Module | nn.Parameter
 
@@ -108,6 +119,20 @@ def _(model: SlotAttentionAutoEncoder):
         "layer_norm": encoder.norm,
         **sequential("mlp", encoder.mlp),
         **{f"slot_attention/{path}": layer for path, layer in original_layers(model.slot_attention).items()},
+    }
+
+
+@original_layers.register
+def _(model: SetPredictor):
+    if len(getattr(model.encoder, "convs", ())) != 4:
+        raise InputError("model: the original has four convolutions; build it with original_set_predictor")
+    return {
+        **sequential("encoder_cnn", model.encoder.convs),
+        "encoder_pos/dense": model.encoder.position.project,
+        "layer_norm": model.encoder.norm,
+        **sequential("mlp", model.encoder.mlp),
+        **{f"slot_attention/{path}": layer for path, layer in original_layers(model.slot_attention).items()},
+        **sequential("mlp_classifier", model.head),
     }
 
 # %% ../nbs/26_parity.ipynb #85a5a939
@@ -153,7 +178,7 @@ def from_original(
 
 
 def original_arrays(
-    model: nn.Module,  # SlotAttention or SlotAttentionAutoEncoder
+    model: nn.Module,  # SlotAttention, SlotAttentionAutoEncoder or SetPredictor
 ) -> dict[str, Tensor]:  # Path in the original's checkpoint -> weight in the original's layout
     "A model's weights as the original would save them."
     layers = original_layers(model).items()
@@ -189,7 +214,7 @@ def join_name(
 
 
 def original_names(
-    model: nn.Module,  # SlotAttention or SlotAttentionAutoEncoder
+    model: nn.Module,  # SlotAttention, SlotAttentionAutoEncoder or SetPredictor
 ) -> dict[tuple[str, int, str], str]:  # Kind, number, variable -> path
     "The variable names Keras makes up for a model, if it is the first one built in a session."
     names, count = {}, Counter()
@@ -205,7 +230,7 @@ def original_names(
 
 
 def find_weights(
-    model: nn.Module,  # SlotAttention or SlotAttentionAutoEncoder
+    model: nn.Module,  # SlotAttention, SlotAttentionAutoEncoder or SetPredictor
     keys: Iterable[str],  # Variable names or checkpoint paths
 ) -> dict[str, str | None]:  # Key -> path in the checkpoint; None for a key that fits nothing
     "Find out which weight each key means."
@@ -223,7 +248,7 @@ def find_weights(
 
 # %% ../nbs/26_parity.ipynb #4fde30e4
 def load_original(
-    model: nn.Module,  # SlotAttention or SlotAttentionAutoEncoder; build it with original_… to have epsilon 1e-3
+    model: nn.Module,  # SlotAttention, SlotAttentionAutoEncoder or SetPredictor; build it with original_… to have epsilon 1e-3
     arrays: Mapping[str, object],  # Variable names or checkpoint paths -> arrays, in the original's layouts
 ) -> nn.Module:  # The same model, now with these weights
     "Load the original's weights; every one must be there, known, and of the right shape."

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""What matching 512 sets of 10 costs, and which share of a training step of the paper's set predictor that is.
+
+    OMP_NUM_THREADS=1 python benchmarks/matching.py
+    python benchmarks/matching.py --device cuda
+
+On a CPU it times the processor, on one core, and takes a training step of fewer images times as many as are missing to 512;
+on a GPU it times the clock, with the device waited for, and the whole batch. Median of several runs.
+"""
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from slot_attention_nbdev.core import generator, pick_device
+from slot_attention_nbdev.matching import auction, chamfer, greedy, huber_cost, hungarian, matched_cost, set_loss, sinkhorn
+from slot_attention_nbdev.set_prediction import paper_set_predictor
+
+SETS, OBJECTS, WIDTH, REPEATS = 512, 10, 19, 7
+SOLVERS = {"Hungarian (SciPy)": hungarian, "auction": auction, "greedy": greedy, "Sinkhorn, 100 rounds": sinkhorn, "Chamfer": chamfer}
+
+
+def seconds(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+    "Median time of a call, after one to warm up."
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    call()
+    took = []
+    for _ in range(repeats):
+        wait()
+        start = clock()
+        call()
+        wait()
+        took.append(clock() - start)
+    return statistics.median(took)
+
+
+def padded_targets(n: int, device: torch.device) -> torch.Tensor:
+    "Vectors of CLEVR's width for 3 to 10 objects, then zero rows."
+    g = generator(0, "targets")
+    there = torch.arange(OBJECTS) < torch.randint(3, OBJECTS + 1, (n, 1), generator=g)
+    return (torch.rand(n, OBJECTS, WIDTH, generator=g).round() * there[..., None]).to(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=int, help="images of the timed training step (16 on a CPU, 512 else)")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    images = arguments.images or (16 if device.type == "cpu" else SETS)
+
+    model = paper_set_predictor().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-4)
+    image = torch.rand(images, 3, 128, 128, generator=generator(0, "image")).mul(2).sub(1).to(device)
+    targets = padded_targets(images, device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        predictions = model(image).predictions
+        set_loss(predictions, targets, matching=lambda cost: torch.full_like(cost, 0.1)).backward()  # no solver: every pair a tenth
+        optimizer.step()
+
+    rest = seconds(step, device, repeats=3) * SETS / images
+    print(f"{SETS} sets of {OBJECTS}, {device.type}; the rest of a training step takes {1e3 * rest:,.0f} ms ({images} images timed)\n")
+    print("| matching | ms | share of the step | dearer than the cheapest |\n|---|---:|---:|---:|")
+    targets = padded_targets(SETS, device)
+    predictions = torch.rand(targets.shape, generator=generator(0, "predictions")).to(device)
+    cost = huber_cost(predictions, targets)
+    best = matched_cost(cost, hungarian(cost))
+    for name, solver in SOLVERS.items():
+        took = seconds(lambda: solver(cost), device)
+        excess = (matched_cost(cost, solver(cost)) / best - 1).mean().item()
+        print(f"| {name} | {1e3 * took:.2f} | {took / (took + rest):.3%} | {excess:+.3%} |")
+    print(f"\nThe cost alone: {1e3 * seconds(lambda: huber_cost(predictions, targets), device):.2f} ms.")
+
+
+if __name__ == "__main__":
+    main()
