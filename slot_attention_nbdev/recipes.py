@@ -102,6 +102,8 @@ _recipes = [
     Recipe("tetrominoes_paper", "the paper's model and settings for Tetrominoes; a GPU and patience"),
     Recipe("multi_dsprites_paper", "the paper's model and settings for Multi-dSprites; a GPU and patience",
            data="multi_dsprites_colored_on_grayscale", num_slots=6),
+    Recipe("clevr6_paper", "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience",
+           data="clevr6", num_slots=7),
     Recipe("tiny", "seconds, to see that everything works; it learns next to nothing", steps=40, eval_images=16,
            log_every=5, eval_every=10, checkpoint_every=10, **FAST | dict(batch_size=4, warmup_steps=10, average_decay=0.9)),
 ]

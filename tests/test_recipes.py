@@ -6,6 +6,7 @@ import pytest
 import torch
 from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.files import save_pack
+from slot_attention_nbdev.data.sources import GENERATED
 from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
 from slot_attention_nbdev.recipes import (
     RECIPES,
@@ -24,6 +25,7 @@ from slot_attention_nbdev.recipes import (
 @pytest.mark.parametrize(("name", "data", "slots"), [
     ("tetrominoes_paper", "tetrominoes", 4),
     ("multi_dsprites_paper", "multi_dsprites_colored_on_grayscale", 6),
+    ("clevr6_paper", "clevr6", 7),
 ])
 def test_paper_settings(name, data, slots):
     r = RECIPES[name]
@@ -36,7 +38,7 @@ def test_paper_settings(name, data, slots):
 def test_every_recipe_builds_and_runs(recipe):
     model = build_model(recipe)
     stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
-    assert model.resolution == SPRITES[recipe.data].resolution == stream.batch(0)["image"].shape[1:3]
+    assert model.resolution == GENERATED[recipe.data].resolution == stream.batch(0)["image"].shape[1:3]
     assert len(held_out["image"]) == 2
     assert f"slot-attention train {recipe.name}" in recipe_head(recipe)
     assert from_dict(to_dict(recipe)) == recipe

@@ -391,7 +391,6 @@ def test_every_named_set_has_a_card(capsys):
 
 @pytest.mark.parametrize(("data", "error", "words"), [
     ("tetromino", InputError, "did you mean 'tetrominoes'?"),
-    ("clevr6", InputError, "clevr6 is read from files: say clevr6:FILE.tfrecords"),
     ("clevr6:absent.tfrecords", FileError, "absent.tfrecords: there is no such file"),
     ("absent*.tfrecords", FileError, "there is no such file"),
     ("absent.npz", FileError, "there is no such file"),

@@ -6,7 +6,7 @@
 __all__ = ['MARGIN', 'DISTANCE', 'TRIES', 'ASIDE', 'CLEVR', 'hold_out', 'draw_attributes', 'place_objects', 'label_scenes',
            'project', 'draw_scenes', 'trace_pass', 'trace', 'to_srgb', 'denoise', 'render_scenes', 'clevr']
 
-# %% ../../nbs/31_clevr_scenes.ipynb #deffd67d
+# %% ../../nbs/31_clevr_scenes.ipynb #fc8675c6
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from .ray_casting import CAMERA, FRAMES, FULL, RADIUS, TANGENT, WORDS, Solids, c
 from .ray_casting import hit_solids, make_solids, nearest, pick, pixel_rays, windows
 from .sprites import SpriteSet
 
-# %% ../../nbs/31_clevr_scenes.ipynb #e370ae05
+# %% ../../nbs/31_clevr_scenes.ipynb #7d9c460e
 def hold_out(
     *phrases: str,  # Such as "red cube" or "large metal sphere"
 ) -> Tensor:  # Which combinations may be drawn: True or False for each size, material, shape and colour, [2, 2, 3, 8]
@@ -47,7 +47,7 @@ def draw_attributes(
     color = one(allowed.any(1)[size, shape])  # [n, 8]
     return dict(size=size, material=one(allowed[size, :, shape, color]), shape=shape, color=color)
 
-# %% ../../nbs/31_clevr_scenes.ipynb #78b6a4bf
+# %% ../../nbs/31_clevr_scenes.ipynb #b8ad088a
 MARGIN, DISTANCE, TRIES, ASIDE = 0.4, 0.25, 50, ((0.656311, 0.754490), (-0.754490, 0.656311))  # right and behind, as the unmoved camera sees it
 
 
@@ -70,7 +70,7 @@ def place_objects(
         found &= free.any(0) | ~there[:, k]
     return places * there[..., None], found
 
-# %% ../../nbs/31_clevr_scenes.ipynb #2538f02b
+# %% ../../nbs/31_clevr_scenes.ipynb #4f39b5ef
 def label_scenes(
     scene: dict[str, Tensor],  # Annotations, as `make_solids` takes them, and camera [B, 3]
     frame: str = "full",  # A key of FRAMES
@@ -99,7 +99,7 @@ def project(
     height, width = FULL
     return torch.stack([width / 2 * (1 - x / z / TANGENT), height / 2 + width / 2 * y / z / TANGENT, -z], -1)
 
-# %% ../../nbs/31_clevr_scenes.ipynb #058b48f3
+# %% ../../nbs/31_clevr_scenes.ipynb #0970017a
 def draw_scenes(
     n: int,  # How many scenes
     num_objects: tuple[int, int] = (3, 10),  # Fewest and most objects; uniform in between
@@ -156,7 +156,7 @@ def _all_visible(scene: dict[str, Tensor], min_visible: int) -> Tensor:
     there = torch.cat([torch.ones_like(scene["x"][:, :1]), scene["visibility"]], 1) > 0
     return ((4 * pixels >= min_visible) | ~there).all(1)
 
-# %% ../../nbs/31_clevr_scenes.ipynb #3ca03ca6
+# %% ../../nbs/31_clevr_scenes.ipynb #d82f69fa
 def trace_pass(
     solids: Solids,  # The table
     camera: Tensor,  # Positions, [B, 3]
@@ -224,7 +224,7 @@ def trace(
         images.append((total / samples).view(9, -1, *size).permute(1, 2, 3, 0))  # [9, b * H * W] -> [b, H, W, 9]
     return torch.cat(images).split(3, dim=3)
 
-# %% ../../nbs/31_clevr_scenes.ipynb #05f1f745
+# %% ../../nbs/31_clevr_scenes.ipynb #bd0e5d95
 def to_srgb(
     radiance: Tensor,  # Linear, in [0, 1]; more is clipped
 ) -> Tensor:  # uint8, the same shape
@@ -245,7 +245,7 @@ def denoise(
     images = zip(*(part.cpu().contiguous() for part in (radiance, albedo, normal)))
     return torch.stack([pyoidn.denoise(*image, hdr=True) for image in images]).to(radiance.device)
 
-# %% ../../nbs/31_clevr_scenes.ipynb #9bde00e2
+# %% ../../nbs/31_clevr_scenes.ipynb #b2b5a682
 def render_scenes(
     scene: dict[str, Tensor],  # Annotations, as `draw_scenes` gives them
     frame: str = "discovery",  # What is shown: a key of FRAMES
@@ -278,7 +278,7 @@ def clevr(
     scene = draw_scenes(n, num_objects, allowed, generator=generator, device=device)
     return render_scenes(scene, generator=generator, **options)
 
-# %% ../../nbs/31_clevr_scenes.ipynb #303f5c23
+# %% ../../nbs/31_clevr_scenes.ipynb #0167105d
 _ONE, _OTHER = ("gray", "blue", "brown", "yellow"), ("red", "green", "purple", "cyan")
 _COGENT = [hold_out(*(f"{color} cube" for color in never), *(f"{color} cylinder" for color in other)) for never, other in ((_OTHER, _ONE), (_ONE, _OTHER))]
 _SETS = {"clevr6": ((3, 6), None), "clevr10": ((3, 10), None), "clevr_cogent_a": ((3, 10), _COGENT[0]), "clevr_cogent_b": ((3, 10), _COGENT[1])}

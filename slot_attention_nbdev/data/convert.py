@@ -6,16 +6,18 @@
 __all__ = ['PART', 'CARDS', 'gather', 'write_parts', 'convert', 'draw_blocks', 'draw_scenes', 'draw_pack', 'Card', 'card']
 
 # %% ../../nbs/37_convert.ipynb #f10db753
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from tqdm import tqdm
 
 from ..core import InputError, check_int, suggest
@@ -39,7 +41,7 @@ def gather(
     return default_collate(chosen)
 
 # %% ../../nbs/37_convert.ipynb #092201fa
-PART = 256  # scenes in a part; sets that are slow to draw name a smaller block
+PART = 256  # scenes in a part, at most
 
 
 def write_parts(
@@ -94,17 +96,25 @@ def convert(
     return write_parts(out, settings, lambda start: (resize_scenes(part, resolution) for part in scenes_from(start)), n, progress)
 
 
+def _draw_block(first: int, name: str, spec: SpriteSet, size: int, seed: int) -> dict[str, Tensor]:
+    "The block of fresh scenes that begins with number `first`."
+    return spec.draw(size, generator=seeded(seed, name, "pack", first))
+
+
 def draw_blocks(
     name: str,  # Name of the set, from which the seeds are made
     spec: SpriteSet,  # How it is drawn
     n: int,  # How many scenes
     seed: int = 0,  # Another seed gives other scenes
     start: int = 0,  # First scene, a multiple of the block
+    cores: int = 1,  # How many processes draw
 ) -> Iterator[dict[str, Tensor]]:  # Scenes start … n - 1, some at a time
     "Draw fresh scenes of a generated set, none of which is in its fixed splits; the first of many are those of few."
-    size = getattr(spec, "block", PART)
-    for first in range(start, n, size):
-        block = spec.draw(size, generator=seeded(seed, name, "pack", first))
+    size = min(spec.block, PART)
+    firsts = range(start, n, size)
+    draw = partial(_draw_block, name=name, spec=spec, size=size, seed=seed)
+    workers = min(len(firsts), cores) if cores > 1 else 0
+    for first, block in zip(firsts, DataLoader(firsts, batch_size=None, collate_fn=draw, num_workers=workers)):
         yield {key: value[: n - first] for key, value in block.items()}
 
 
@@ -126,9 +136,11 @@ def draw_pack(
     out: str | Path,  # Pack to write, NAME.npz
     seed: int = 0,  # Another seed gives other scenes
     progress: bool = True,  # Whether to show a bar
+    cores: int = 0,  # How many processes draw; 0 for one on each core if the set is slow to draw, else a single one
 ) -> int:  # How many scenes the pack holds
     "Write fresh scenes of a generated set."
-    blocks = lambda start: draw_blocks(name, spec, n, seed, start)
+    cores = cores or (os.cpu_count() if spec.block < PART else 1)  # the scenes are the same for any number
+    blocks = lambda start: draw_blocks(name, spec, n, seed, start, cores)
     return write_parts(out, {"data": name, "seed": seed, "n": check_int("n", n)}, blocks, n, progress)
 
 # %% ../../nbs/37_convert.ipynb #c498cff2
@@ -151,7 +163,9 @@ _kabra = f"Kabra et al. 2019, github.com/deepmind/multi_object_datasets; {_bucke
 _apache = "published: repository under Apache-2.0, no separate licence for the data known; ours: drawn by this library, Apache-2.0"
 _drawn = "drawn anew by data.sprites, with exact masks; not the published images. NAME:FILE.tfrecords reads those"
 _half = "1,000,000 published; records 0 to 59,999 train, the next 320 test. Ours: as many as you like; fixed splits of 60,000 and 320"
-_clevr_masks = "read from clevr_with_masks_train.tfrecords (clevr6:FILE), cut to rows 29-220 and columns 64-255, scaled to 128 x 128"
+_traced = "traced anew by data.clevr_scenes, with exact masks and properties; not the published images"
+_masks = f"{_traced}. NAME:FILE.tfrecords reads those, cut to rows 29-220 and columns 64-255 and scaled to 128 x 128"
+_ours = "Ours: as many as you like; fixed splits of 60,000 and 320"
 _clevr_kabra = f"Kabra et al. 2019, rendered with the generator of Johnson et al. 2017; {_bucket}clevr_with_masks (10.5 GB)"
 _clevr_licence = "repository under Apache-2.0, no separate licence for the data known; the generator is BSD-licensed"
 _sprites = {
@@ -162,15 +176,17 @@ _sprites = {
 _cards = [Card("tetrominoes", "three bevelled pieces of 100 pixels each on black, never overlapping; six colours; 35 x 35", _drawn, _half, f"{_kabra}tetrominoes", _apache)]
 _cards += [Card(f"multi_dsprites_{variant}", shows, _drawn, _half, f"{_kabra}multi_dsprites", _apache) for variant, shows in _sprites.items()]
 _cards += [
-    Card("clevr6", "three to six solids on a grey floor, with shadows and reflections; 128 x 128", _clevr_masks,
-         "records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 are held out (320 are used)", _clevr_kabra, _clevr_licence),
-    Card("clevr10", "three to ten solids on a grey floor, with shadows and reflections; 128 x 128", _clevr_masks.replace("clevr6:", "clevr10:"),
-         "records 70,000 to 99,999 are held out, all counts up to ten; it is not trained on", _clevr_kabra, _clevr_licence),
+    Card("clevr6", "three to six solids on a grey floor, with shadows and reflections; 128 x 128", _masks,
+         f"published: records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 are held out (320 are used). {_ours}", _clevr_kabra, _clevr_licence),
+    Card("clevr10", "three to ten solids on a grey floor, with shadows and reflections; 128 x 128", _masks,
+         f"published: records 70,000 to 99,999 are held out, all counts up to ten; it is not trained on. {_ours}", _clevr_kabra, _clevr_licence),
     Card("clevr", "three to ten solids on a grey floor, with properties, but without masks; 480 x 320", "read from the unzipped archive, by its folder; the view of the paper's square, or the whole frame squashed",
          "70,000 train, 15,000 val, 15,000 test (test without annotations)", "Johnson et al. 2017, https://dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip (17.7 GiB)", "CC BY 4.0"),
     Card("objects_room", "a room of three walls' colours, floor and sky with one to three solids; 64 x 64", "read from its TFRecords", "1,000,000 train; three tests of 922 each", f"{_kabra}objects_room", _clevr_licence.split(";")[0]),
     Card("cater_with_masks", "films of 33 frames of moving solids; 64 x 64", "read from its TFRecords, frame by frame", "39,364 clips train, 17,100 test", f"{_kabra}cater_with_masks", _clevr_licence.split(";")[0] + "; CATER's own licence was not checked"),
 ]
+_cards += [Card(f"clevr_cogent_{condition}", f"three to ten solids; {what}; 128 x 128", _traced, _ours, "conditions of Johnson et al. 2017, arXiv:1612.06890", "Apache-2.0") for condition, what in (
+    ("a", "cubes gray, blue, brown or yellow, cylinders red, green, purple or cyan"), ("b", "cubes red, green, purple or cyan, cylinders gray, blue, brown or yellow"))]
 CARDS = {_card.name: _card for _card in _cards}
 
 

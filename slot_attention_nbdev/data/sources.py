@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from ..core import FileError, InputError, check_int, suggest
 from ..core import generator as seeded
+from .clevr_scenes import CLEVR
 from .clevr_files import ClevrFiles, crop_scene
 from .convert import gather
 from .files import open_pack
@@ -30,7 +31,7 @@ from .tfrecord_stream import SPLITS, TFRecordScenes
 from .tfrecords import read_tfrecords
 
 # %% ../../nbs/39_sources.ipynb #4077a58b
-GENERATED = ChainMap(SPRITES)  # every set that can be drawn, by name; further registries join here
+GENERATED = ChainMap(SPRITES, CLEVR)  # every set that can be drawn, by name
 
 
 def generated_set(
@@ -60,7 +61,7 @@ class GeneratedScenes(Dataset):
         return SIZES[self.split]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        size = getattr(self.spec, "block", BLOCK)  # sets that are slow to draw name a smaller block
+        size = self.spec.block
         number, row = divmod(range(len(self))[index], size)
         if self.block[0] != number:
             self.block = number, self.spec.draw(size, generator=seeded(self.seed, self.name, self.split, number))

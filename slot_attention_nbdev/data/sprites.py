@@ -236,8 +236,7 @@ class SpriteSet(NamedTuple):
 
 
 SPRITES = {"tetrominoes": SpriteSet((35, 35), 3, tetrominoes)}
-for _variant, (_, _high) in COUNTS.items():
-    SPRITES[f"multi_dsprites_{_variant}"] = SpriteSet((SIDE, SIDE), _high, partial(multi_dsprites, variant=_variant))
+SPRITES |= {f"multi_dsprites_{kind}": SpriteSet((SIDE, SIDE), high, partial(multi_dsprites, variant=kind)) for kind, (_, high) in COUNTS.items()}
 SPLITS, BLOCK = {"train": 60_000, "test": 320}, 320  # sizes of the splits; how many scenes one seed gives
 
 
