@@ -8,7 +8,7 @@ __all__ = ['RADIUS', 'COLORS', 'CAMERA', 'TANGENT', 'FULL', 'FRAMES', 'WORDS', '
            'Solids', 'check_scene', 'make_solids', 'turn_into', 'hit_solids', 'nearest', 'windows', 'gaps',
            'candidates', 'solid_normals']
 
-# %% ../../nbs/28_ray_casting.ipynb #cf7de8c3
+# %% ../../nbs/28_ray_casting.ipynb #20c35a08
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core import InputError, check_finite, check_shape
 
-# %% ../../nbs/28_ray_casting.ipynb #7ad24a9f
+# %% ../../nbs/28_ray_casting.ipynb #795ca65a
 RADIUS = (0.35, 0.7)  # of small and large objects, in world units; for a cube, half its edge
 COLORS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),  # bytes; linear once divided by 255
           "brown": (129, 74, 25), "purple": (129, 38, 192), "cyan": (41, 208, 208), "yellow": (255, 238, 51)}  # fmt: skip
@@ -30,7 +30,7 @@ FRAMES = {"full": (0, 0, 240, 320), "discovery": (29, 64, 192, 192), "set_predic
 WORDS = {"size": ("small", "large"), "material": ("rubber", "metal"), "shape": ("cube", "sphere", "cylinder"), "color": tuple(COLORS)}
 PLACE = ("x", "y", "z", "rotation")
 
-# %% ../../nbs/28_ray_casting.ipynb #709be932
+# %% ../../nbs/28_ray_casting.ipynb #6fe06d21
 def dot(
     a: Tensor,  # Vectors, [3, ...]
     b: Tensor,  # Vectors, [3, ...]
@@ -53,7 +53,7 @@ def pick(
     "`v[..., i]`, several times faster on a CPU."
     return v.index_select(-1, i)
 
-# %% ../../nbs/28_ray_casting.ipynb #371d2911
+# %% ../../nbs/28_ray_casting.ipynb #e436715c
 def camera_axes(
     camera: Tensor,  # Positions, [B, 3]
 ) -> Tensor:  # Unit vectors to the right, up, and backwards (from the origin to the camera), [B, 3, 3]
@@ -81,7 +81,7 @@ def pixel_rays(
     axes = axes if len(camera) == 1 else pick(axes, line // H)
     return unit(axes[0] * x + axes[1] * y - axes[2])
 
-# %% ../../nbs/28_ray_casting.ipynb #b49e7182
+# %% ../../nbs/28_ray_casting.ipynb #c6d4d654
 def hit_sphere(
     o: Tensor,  # Where rays start, seen from the centre, in units of the radius, [3, P]
     d: Tensor,  # Where they go, unit vectors, [3, P]
@@ -92,7 +92,7 @@ def hit_sphere(
     near = middle - inside.clamp(min=0).sqrt()
     return torch.where((inside > 0) & (near > 0), near, torch.inf)
 
-# %% ../../nbs/28_ray_casting.ipynb #0c9b99f7
+# %% ../../nbs/28_ray_casting.ipynb #8cd9c56d
 ROUNDING = {"cube": 0.18, "cylinder": 0.05}  # radius of the rounded edges over the object's own
 
 
@@ -111,12 +111,12 @@ def distance_to_cylinder(
     q = torch.stack([torch.hypot(p[0], p[1]), p[2].abs()]) - (1 - ROUNDING["cylinder"])
     return q.clamp(min=0).square().sum(0).sqrt() + q.amax(0).clamp(max=0) - ROUNDING["cylinder"]
 
-# %% ../../nbs/28_ray_casting.ipynb #3c354176
+# %% ../../nbs/28_ray_casting.ipynb #f3ef8958
 def hit_rounded(
     o: Tensor,  # Where rays start, in the solid's own frame, [3, P]
     d: Tensor,  # Where they go, unit vectors, [3, P]
     distance: Callable[[Tensor], Tensor],  # Signed distance to the solid, which lies in the box |x|, |y|, |z| < 1
-    steps: int = 12,  # Most steps
+    steps: int = 24,  # Most steps
 ) -> Tensor:  # Distance to the surface; inf for a miss, [P]
     "Sphere tracing: from where a ray enters the box, step by the distance to the surface, which can't jump over it (Hart 1996)."
     way = torch.where(d.abs() < 1e-9, 1e-9, d)
@@ -127,7 +127,7 @@ def hit_rounded(
     for step in range(steps):
         gap = distance(o + at * d)
         at = at + gap
-        arrived = gap < (1e-3 if step < steps - 1 else 1e-2)
+        arrived = gap < (1e-3 if step < steps - 1 else 3e-3)
         done, on = arrived.nonzero()[:, 0], (~arrived & (at < far)).nonzero()[:, 0]
         t[pick(todo, done)] = pick(at, done)
         if not len(on):
@@ -135,7 +135,7 @@ def hit_rounded(
         todo, o, d, at, far = (pick(x, on) for x in (todo, o, d, at, far))
     return t
 
-# %% ../../nbs/28_ray_casting.ipynb #02aed366
+# %% ../../nbs/28_ray_casting.ipynb #5203db79
 class Solids(NamedTuple):
     "The objects of B scenes in one table, M to a scene, and a last row for the floor."
 
@@ -182,7 +182,7 @@ def make_solids(
     center = torch.stack([flat["x"], flat["y"], flat["z"]])
     return Solids(B, M, center, radius, reach, turn, shape, color, flat["material"] == 1)
 
-# %% ../../nbs/28_ray_casting.ipynb #e669b5a8
+# %% ../../nbs/28_ray_casting.ipynb #b486f5ed
 def turn_into(
     solids: Solids,  # The table
     k: Tensor,  # Which solid, [P]
@@ -211,7 +211,7 @@ def hit_solids(
         t[i] = radius * hit(start, turn_into(solids, ki, pick(d, i)))
     return t
 
-# %% ../../nbs/28_ray_casting.ipynb #2f4a7679
+# %% ../../nbs/28_ray_casting.ipynb #a6f7c1db
 def nearest(
     rays: int,  # How many rays there are
     ray: Tensor,  # Which ray each try belongs to, [P]
@@ -251,7 +251,7 @@ def windows(
     pixel = pick(y0 * W + x0, k) + row * (W - wide) + inside
     return k // solids.many * (H * W) + pixel, k
 
-# %% ../../nbs/28_ray_casting.ipynb #72fb24f0
+# %% ../../nbs/28_ray_casting.ipynb #cb1338be
 def _by_ray(solids: Solids, values: Tensor, scene: Tensor) -> Tensor:
     "A value of each solid [..., B * M] for each ray's scene: [..., M, R], or [..., M, 1] where there is one scene only."
     values = values.unflatten(-1, (solids.scenes, solids.many))  # [..., B * M] -> [..., B, M]
@@ -290,7 +290,7 @@ def candidates(
     k, ray = ((ahead > 0) & (ahead.square() > gap) & (number != start) & there).nonzero().unbind(1)
     return ray, k + solids.many * pick(scene, ray)
 
-# %% ../../nbs/28_ray_casting.ipynb #fd72f8fd
+# %% ../../nbs/28_ray_casting.ipynb #b05da610
 def solid_normals(
     solids: Solids,  # The table
     k: Tensor,  # Which solid, [P]
