@@ -77,7 +77,7 @@ def label_scenes(
     size: tuple[int, int] = FULL,  # Height and width of the label maps
 ) -> Tensor:  # uint8 [B, H, W]; 0 where no object is seen, k for object k
     "Say which object each pixel's centre shows; the floor is left out."
-    maps, few = [], 16 if scene["camera"].is_cpu else 1024  # what fits a CPU's cache is faster
+    maps, few = [], 32 if scene["camera"].is_cpu else 1024  # what fits a CPU's cache is faster
     for start in range(0, len(scene["camera"]), few):
         part = {name: value[start : start + few] for name, value in scene.items()}
         solids, camera = make_solids(part), part["camera"]

@@ -128,8 +128,8 @@ def hit_rounded(
         gap = distance(o + at * d)
         at = at + gap
         arrived = gap < (1e-3 if step < steps - 1 else 3e-3)
-        done, on = arrived.nonzero()[:, 0], (~arrived & (at < far)).nonzero()[:, 0]
-        t[pick(todo, done)] = pick(at, done)
+        t[todo] = torch.where(arrived, at, torch.inf)
+        on = (~arrived & (at < far)).nonzero()[:, 0]
         if not len(on):
             break
         todo, o, d, at, far = (pick(x, on) for x in (todo, o, d, at, far))
