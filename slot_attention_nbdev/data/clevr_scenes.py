@@ -193,7 +193,7 @@ def trace_pass(
         if vertex == 0:
             out[3:, ray] = torch.cat([s.color, s.normal])
         gap = gaps(solids, scene, s.point)
-        out[:3, ray] += through * sum(light_from(solids, lamps, number, s, gap, draw(2), shadows) for number in range(4))
+        out[:3, ray] += through * light_from(solids, lamps, range(4), s, gap, draw(8), shadows)
         if vertex < bounces:
             d, carried, sharp = bounce(s, draw(3))
             through, mirror = through * carried, mirror & sharp

@@ -9,6 +9,7 @@ __all__ = ['TURN', 'ORIGIN', 'END', 'WIDTH', 'PROFILE', 'LAMPS', 'TINTS', 'SIDES
 
 # %% ../../nbs/29_light.ipynb #cff9d6c0
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -220,26 +221,25 @@ def occluded(
 def light_from(
     solids: Solids,  # The table
     lamps: Tensor,  # Positions of the three lamps, [B, 3, 3]
-    number: int,  # Which lamp; 3 is the sun
+    numbers: Sequence[int],  # Which of them; 3 is the sun
     s: Surface,  # Where rays arrived
     gap: Tensor,  # What `gaps` says of the surface's points, [M, R]
-    u: Tensor,  # Uniform numbers, [2, R]
+    u: Tensor,  # Uniform numbers, two for each lamp, [2 * L, R]
     shadows: bool = True,  # Whether solids cast shadows
 ) -> Tensor:  # Radiance towards the viewer, [3, R]
-    "Light that comes from one lamp and leaves towards the viewer."
-    l, across, length = sample_lamp(lamps, number, s.scene, s.point, u)
-    arriving = across * dot(s.normal, l).clamp(min=0)
+    "Light that comes from lamps and leaves towards the viewer; all lamps at once."
+    samples = [sample_lamp(lamps, number, s.scene, s.point, pair) for number, pair in zip(numbers, u.split(2))]
+    l, across, length = (torch.cat(parts, -1) for parts in zip(*samples))  # [3, L * R], [L * R], [L * R]
+    arriving, R = across * dot(s.normal.repeat(1, len(numbers)), l).clamp(min=0), s.point.shape[1]
     lit = (arriving > 0).nonzero()[:, 0]
     if shadows:
-        dark = occluded(solids, *(pick(x, lit) for x in (s.scene, s.point, l, length, gap, s.solid)))
+        dark = occluded(solids, *(pick(x, lit % R) for x in (s.scene, s.point)), pick(l, lit), pick(length, lit), *(pick(x, lit % R) for x in (gap, s.solid)))
         lit = pick(lit, (~dark).nonzero()[:, 0])
-    reflected = pick(s.diffuse, lit) / math.pi
-    shiny = (pick(s.chance, lit) > 0).nonzero()[:, 0]
-    gloss, *facets = (pick(x, pick(lit, shiny)) for x in (s.gloss, s.alpha, s.normal, s.view, l))
-    reflected[:, shiny] += gloss * ggx(*facets)
-    radiance = torch.zeros_like(s.point)
-    radiance[:, lit] = reflected * pick(arriving, lit) * l.new_tensor(TINTS[number])[:, None]
-    return radiance
+    i, tints = lit % R, l.new_tensor([TINTS[number] for number in numbers]).T  # [3, L]
+    shiny, reflected = (pick(s.chance, i) > 0).nonzero()[:, 0], pick(s.diffuse, i) / math.pi
+    gloss, *facets = (pick(x, pick(i, shiny)) for x in (s.gloss, s.alpha, s.normal, s.view))
+    reflected[:, shiny] += gloss * ggx(*facets, pick(l, pick(lit, shiny)))
+    return torch.zeros_like(s.point).index_add_(1, i, reflected * pick(arriving, lit) * pick(tints, lit // R))
 
 # %% ../../nbs/29_light.ipynb #5c36e527
 def bounce(
