@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,7 +157,9 @@ BLOCK = 1 << 16  # bytes that are compared at a time, so that they stay in the p
 class _Layout:
     "The bytes of a message that are no values, and the places of the values between them."
 
-    def __init__(self, payload: memoryview, values: dict[str, np.ndarray]):
+    def __init__(self, payload: memoryview, values: dict):
+        import numpy as np  # here, because the core needs PyTorch alone
+
         address = lambda array: array.__array_interface__["data"][0]
         data = np.frombuffer(payload, np.uint8)
         self.places = {name: (value.shape, value.dtype, address(value) - address(data), value.strides) for name, value in values.items()}
@@ -170,16 +171,20 @@ class _Layout:
 
     def fits(self, payload: memoryview) -> bool:
         "Whether a message differs from ours in nothing but values."
+        import numpy as np
+
         data, pieces = np.frombuffer(payload, np.uint8), (slice(at, at + BLOCK) for at in range(0, len(payload), BLOCK))  # small ones stay in the cache
         return self.whole and len(data) == len(self.skeleton) and all((data[at] & self.structure[at]).tobytes() == self.skeleton[at].tobytes() for at in pieces)
 
-    def values(self, message: memoryview | np.ndarray) -> dict[str, np.ndarray]:
+    def values(self, message) -> dict:
+        import numpy as np
+
         return {name: np.ndarray(shape, kind, message, start, strides) for name, (shape, kind, start, strides) in self.places.items()}
 
 
 def by_layout(
-    parse: Callable[..., dict[str, np.ndarray]],  # Its arrays are views of the message where the values lie in it as they are
-) -> Callable[..., dict[str, np.ndarray]]:  # The same, but its arrays are copies
+    parse: Callable[..., dict],  # From names to arrays; these are views of the message where the values lie in it as they are
+) -> Callable[..., dict]:  # The same, but its arrays are copies
     "Let a parser go straight to the values of a message that differs from the last one in nothing else."
     last: dict[int, _Layout | None] = {}  # length of the last message that was parsed, and its layout if that was learned
 
