@@ -2,7 +2,7 @@
 """Milliseconds to read a record of CLEVR with masks and of Tetrominoes, unpacking included, on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/tfrecords.py
-    OMP_NUM_THREADS=1 python benchmarks/tfrecords.py --json results/FILE.json
+    OMP_NUM_THREADS=1 python benchmarks/tfrecords.py --json results/benchmarks/tfrecords.json
 
 Beside ours, in the same run, the package `tfrecord` (pip install tfrecord==1.14.6), if it is installed. It stops at arrays of values and
 checks no checksum; so ours is timed twice, up to the values (checksums checked), and up to a scene: masks checked, label map, tensors.
@@ -14,11 +14,14 @@ Times the processor, not the clock, so that other programs disturb it less; take
 import argparse
 import json
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +63,22 @@ def milliseconds(read: Callable[[], Iterable], count: int) -> float:
     return 1000 * min(took) / count
 
 
+def processor() -> str:
+    "Its model, where Linux tells."
+    try:
+        return next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    "The commit of this tree, if git knows it."
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def peer(path: Path, name: str) -> Iterator:
     "The same file through the package `tfrecord`."
     from tfrecord.reader import tfrecord_loader
@@ -99,7 +118,8 @@ def main() -> None:
             times = [f"{took:.2f}" + (f" ({theirs / took:.1f})" if compared else "") for took in (ours, values)]
             print(f"| {name} | {sizes[0]:,.0f} | {sizes[1]:,.2f} | {times[0]} | {times[1]} | {f'{theirs:.2f}' if compared else 'not installed'} |")
     if arguments.json:
-        figures["machine"] = {"python": platform.python_version(), "torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+        figures["machine"] = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                              "tfrecord": version("tfrecord") if compared else None, "commit": commit()}
         with atomic_write(arguments.json) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n")
 

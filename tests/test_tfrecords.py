@@ -14,7 +14,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from slot_attention_nbdev.core import FileError, InputError, SlotAttentionError, generator
+from slot_attention_nbdev.core import FileError, InputError, SlotAttentionError, by_layout, generator
 from slot_attention_nbdev.data import tfrecords
 from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
 from slot_attention_nbdev.data.tfrecord_scenes import CLEVR_WORDS, SCHEMAS, Schema, decode_scene, encode_example, encode_scene, recognise
@@ -178,6 +178,44 @@ def test_the_pattern_and_the_walk_agree():
         assert tfrecords._byte_strings(memoryview(body)).tobytes() == values
     long = bytes(range(256)) * 30
     assert parse_example(encode_example({"film": long}))["film"].tobytes() == long
+
+
+def both_ways(payload):
+    "What comes of a message through a remembered layout, if one fits, and through the walk: arrays or a sentence."
+    results = []
+    for read in (parse_example, parse_example.__wrapped__):
+        try:
+            results.append({name: (value.dtype, value.tobytes()) for name, value in read(payload).items()})
+        except FileError as error:
+            results.append(str(error))
+    return results
+
+
+@settings(max_examples=100, deadline=None)
+@given(messages(), st.integers(0, 2**32 - 1))
+def test_a_layout_gives_what_the_walk_gives(payload, seed):
+    "Messages of any form, learned, then changed without a change of length."
+    random = np.random.default_rng(seed)
+    for _ in range(20):
+        for _ in range(3):  # learned when it comes again
+            parse_example(payload)
+        changed = bytearray(payload)
+        for at in random.integers(len(payload), size=random.integers(3)) if payload else ():
+            changed[at] = random.choice([0, 1, 2, 4, 8, 9, 10, 13, 18, 26, 128, int(random.integers(256))])
+        fast, walked = both_ways(bytes(changed))
+        assert fast == walked
+
+
+def test_a_layout_is_used_and_copies():
+    walks, walk = [], parse_example.__wrapped__
+    parse = by_layout(lambda payload, names, where: walks.append(where) or walk(payload, names, where))
+    pieces = sprite_scenes("tetrominoes", 6)
+    payloads = [bytearray(encode_scene({name: value[n] for name, value in pieces.items()}, "tetrominoes")) for n in range(6)]
+    for n, payload in enumerate(payloads):
+        values, expected = parse(payload, where=n), {name: value.copy() for name, value in walk(memoryview(payload)).items()}
+        payload[:] = bytes(len(payload))  # the message goes
+        assert all(np.array_equal(values[name], expected[name]) and values[name].flags.writeable for name in expected)
+    assert walks == [0, 1]
 
 
 # Container

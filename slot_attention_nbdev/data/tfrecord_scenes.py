@@ -8,7 +8,7 @@ __all__ = ['SCHEMAS', 'CLEVR_WORDS', 'CLEVR_STORED', 'Schema', 'find_schema', 'r
 
 # %% ../../nbs/36_tfrecord_scenes.ipynb #a47e932d
 import math
-from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,10 @@ class Schema(NamedTuple):
     scenery: int = 1  # The first entities that are no objects
     drawn: bool = False  # Whether an object is there if its mask says so, whatever its visibility
 
+    def __hash__(self) -> int:
+        "A number for looking it up; dictionaries have none."
+        return hash((self.name, self.mask, self.codes, self.image))
+
     def shape(
         self,
         axes: str,  # Letters and digits
@@ -37,6 +41,7 @@ class Schema(NamedTuple):
         "The shape that some axes have."
         return tuple(self.sizes[axis] if axis in self.sizes else int(axis) for axis in axes)
 
+    @cache
     def expected(
         self,
     ) -> dict[str, tuple[tuple[int, ...], type]]:  # By feature: shape as stored, type
@@ -111,16 +116,12 @@ CLEVR_STORED = {  # what the files' integers mean, from 1; 0 is "nothing"
 
 def _label(masks: np.ndarray, where: str) -> np.ndarray:
     "Masks [E, ...] of 0 and 255 as one label map; `FileError` where they do not partition the image."
-    label, seen, twice, most = np.zeros((4, *masks.shape[1:]), np.uint8)
-    for k, mask in enumerate(masks):
-        label |= mask & np.uint8(k)
-        twice |= seen & mask
-        seen |= mask
-        np.maximum(most, mask, out=most)
-    wrong = (most != 255) | (twice != 0)
-    if wrong.any():
-        first = np.argwhere(wrong)[0].tolist()
-        raise FileError(f"{where}: masks: expected 255 in exactly one mask of each pixel, 0 in the others; {wrong.sum():,} pixels differ, the first at {first}")
+    numbers = np.arange(len(masks), dtype=np.uint8).reshape(-1, *[1] * (masks.ndim - 1))  # [E, 1, ...]
+    label = np.bitwise_or.reduce(masks & numbers)
+    if (wrong := masks != np.uint8(255) * (label == numbers)).any():
+        pixels = wrong.any(0)
+        first = np.argwhere(pixels)[0].tolist()
+        raise FileError(f"{where}: masks: expected 255 in exactly one mask of each pixel, 0 in the others; {pixels.sum():,} pixels differ, the first at {first}")
     return label
 
 
@@ -143,7 +144,8 @@ def decode_scene(
         other = _recognised(values)
         raise FileError(f"{where}: not a record of {schema.name}: {complaint}" + (f"; it has the form of {other.name}" if other else ""))
     values = {name: values[name].reshape(shape) for name, (shape, _) in expected.items()}  # [n] -> as stored
-    masks = np.ascontiguousarray(np.moveaxis(values["mask"][..., 0], schema.mask.index("E"), 0))
+    masks = values["mask"][..., 0]
+    masks = np.ascontiguousarray(masks.transpose(sorted(range(masks.ndim), key=lambda axis: schema.mask[axis] != "E")))  # E in front
     scene = {"image": values["image"], "label": _label(masks, where)}
     there = np.ones(len(masks) - 1, bool)
     if "visibility" in schema.floats:
@@ -152,9 +154,10 @@ def decode_scene(
         if not (schema.drawn or (there | (stored == 0)).all()):
             raise FileError(f"{where}: feature 'visibility': expected 0 or 1 for every entity, got {stored.tolist()}")
         stored[:] = there
+    everyone = there.all()
     for name, axes in schema.floats.items():
         scene[name] = values[name][1:] if axes[0] == "E" else values[name]  # without the background
-        if axes[0] == "E":
+        if axes[0] == "E" and not everyone:
             scene[name][~there] = 0
         if axes[:2] == "ET":
             scene[name] = scene[name].swapaxes(0, 1)

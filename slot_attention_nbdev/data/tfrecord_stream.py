@@ -186,7 +186,8 @@ class TFRecordScenes(IterableDataset):
         "Scenes that are decoded when called; those that must not fail are decoded at once."
         good, error = 0, None
         for record in records:
-            decode = cache(partial(self._decode, record))
+            decode = partial(self._decode, record)
+            decode = cache(decode) if self.frames or self.on_error == "skip" else decode  # only these are called more than once
             try:
                 if self.on_error == "skip":
                     decode()

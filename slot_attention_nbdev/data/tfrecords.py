@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import FileError, InputError, SlotAttentionError, atomic_write
+from ..core import FileError, InputError, SlotAttentionError, atomic_write, by_layout
 
 # %% ../../nbs/33_tfrecords.ipynb #a0be7362
 def masked_crc(
@@ -172,14 +172,14 @@ def _byte_strings(data: memoryview) -> np.ndarray:
     "All strings of a BytesList, joined: by the pattern 0a 01 xx if they have one byte each, else one by one."
     triples = np.frombuffer(data, np.uint8)
     if len(triples) % 3 == 0 and (triples[0::3] == 10).all() and (triples[1::3] == 1).all():
-        return triples[2::3].copy()
-    return np.frombuffer(b"".join(_parts(data, 1)), np.uint8).copy()
+        return triples[2::3]
+    return np.frombuffer(_joined(_parts(data, 1)), np.uint8)
 
 
 def _floats(data: memoryview) -> np.ndarray:
     "A FloatList, packed or not."
-    body = b"".join(value for field, wire, value in _fields(data) if (field, wire) in ((1, 2), (1, 5)))
-    return np.frombuffer(body, "<f4").astype(np.float32)  # a ValueError if a float is cut short
+    parts = [value for field, wire, value in _fields(data) if (field, wire) in ((1, 2), (1, 5))]
+    return np.frombuffer(_joined(parts), "<f4")  # a ValueError if a float is cut short
 
 
 def _integers(data: memoryview) -> np.ndarray:
@@ -197,7 +197,8 @@ def _integers(data: memoryview) -> np.ndarray:
 
 LISTS = {1: _byte_strings, 2: _floats, 3: _integers}
 
-
+# %% ../../nbs/33_tfrecords.ipynb #d9511f67
+@by_layout
 def parse_example(
     payload: bytes | memoryview,  # A tf.train.Example as a protocol buffer
     names: Iterable[str] | None = None,  # Only these features are unpacked; None for all
