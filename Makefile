@@ -41,6 +41,7 @@ clean:           ## Remove what was built (runs and the environment stay)
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 demo")'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
 
 $(VENV)/.demo: setup.py settings.ini constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
