@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'EXAMPLES', 'COMMANDS', 'recipes_command', 'numbers', 'train_command', 'evaluate_command', 'data_command',
-           'convert_command', 'segment_command', 'build_parser', 'parse', 'explain', 'show', 'main', 'console']
+           'convert_command', 'segment_command', 'predict_command', 'build_parser', 'parse', 'explain', 'show', 'main',
+           'console']
 
 # %% ../nbs/52_cli.ipynb #e43ff9b9
 import argparse
@@ -47,14 +48,14 @@ def train_command(
     recipe = get_recipe(arguments.recipe, **parse_overrides(arguments.overrides))
     out = arguments.out or Path("runs") / f"{arguments.recipe}-seed{arguments.seed}"
     budget = None if arguments.budget is None else parse_budget(arguments.budget)
-    record = train(recipe, out, seed=arguments.seed, device=arguments.device, resume=arguments.resume, budget=budget)
+    record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, budget)
     return record, f"{numbers(record['final'])}\nrun      {out}\npicture  {out / 'slots.png'}"
 
 # %% ../nbs/52_cli.ipynb #62353e65
 def evaluate_command(
     arguments: argparse.Namespace,  # `checkpoint`, `data`, `n`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    "Measure FG-ARI, ARI, mIoU, mBO and MSE on labelled images."
+    "Measure on labelled images: FG-ARI, ARI, mIoU, mBO and MSE, or a set predictor's AP and properties."
     from slot_attention_nbdev.data.sources import evaluation_scenes, recognise_data
     from slot_attention_nbdev.training import evaluate, load_model
 
@@ -108,11 +109,12 @@ def segment_command(
 
     from slot_attention_nbdev.core import atomic_write, generator, pick_device
     from slot_attention_nbdev.data.files import read_image
+    from slot_attention_nbdev.properties import check_verb
     from slot_attention_nbdev.training import load_model
     from slot_attention_nbdev.viz import plot_decomposition, save_figure
 
-    model, _ = load_model(arguments.checkpoint, device=arguments.device)
-    device = pick_device(arguments.device)
+    (model, _), device = load_model(arguments.checkpoint, device=arguments.device), pick_device(arguments.device)
+    check_verb(model, "segment")
     images = [read_image(path, model.resolution).to(device) for path in arguments.images]
     written = {}
     for path, image in zip(arguments.images, images):
@@ -124,8 +126,20 @@ def segment_command(
         with atomic_write(written[name][1]) as temporary:
             labels.resize(ImageOps.exif_transpose(Image.open(path)).size, Image.Resampling.NEAREST).save(temporary)
         save_figure(plot_decomposition(image, output, masks=True), written[name][2])
-    result = [dict(zip(("image", "labels", "slots"), files)) for files in written.values()]
-    return {"written": result}, "\n".join(f"{image}  ->  {labels}, {slots}" for image, labels, slots in written.values())
+    lines = [f"{image}  ->  {labels}, {slots}" for image, labels, slots in written.values()]
+    return {"written": [dict(zip(("image", "labels", "slots"), files)) for files in written.values()]}, "\n".join(lines)
+
+
+def predict_command(
+    arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `seed`, `device`
+) -> tuple[dict, str]:  # For a program, for a reader
+    "Say which objects images show: a table of their properties and, with --out, a picture of each."
+    from slot_attention_nbdev.properties import predict_files
+    from slot_attention_nbdev.recipes import table
+    from slot_attention_nbdev.training import load_model
+
+    found = predict_files(load_model(arguments.checkpoint, device=arguments.device)[0], arguments.images, arguments.out, arguments.seed)
+    return {"predicted": [each for each, _ in found]}, "\n\n".join(f"{'  ->  '.join(filter(None, (each['image'], each['picture'])))}\n{table(rows)}" for each, rows in found)
 
 # %% ../nbs/52_cli.ipynb #02b915e8
 ABOUT = "Find objects in images without labels (Locatello et al. 2020, arXiv:2006.15055)."
@@ -135,11 +149,11 @@ EXAMPLES = {
     "train": "slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume\nslot-attention train tiny data=photos/ resolution=64 --device cuda",
     "evaluate": "slot-attention evaluate runs/demo --data tetrominoes\nslot-attention evaluate model.safetensors --data pack.npz --n 1000 --json",
     "segment": "slot-attention segment runs/demo photo.png drawing.jpg --out segments",
-    "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\n"
-    "slot-attention data tetrominoes --n 1000 --seed 1 --out pack.npz\nslot-attention data clevr6 --card",
+    "predict": "slot-attention predict sprites_properties drawing.png\nslot-attention predict runs/demo a.png b.png --out found --json",
+    "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
     "convert": "slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz\nslot-attention convert photos/ --resolution 64 --out photos.npz",
 }
-COMMANDS = (recipes_command, train_command, evaluate_command, segment_command, data_command, convert_command)
+COMMANDS = (recipes_command, train_command, evaluate_command, segment_command, predict_command, data_command, convert_command)
 
 
 def build_parser() -> argparse.ArgumentParser:  # Understands every verb
@@ -160,8 +174,8 @@ def build_parser() -> argparse.ArgumentParser:  # Understands every verb
     verbs, add = parser.add_subparsers(dest="command", metavar="COMMAND", required=True), {}
     for run in COMMANDS:
         name = run.__name__.removesuffix("_command")
-        about = dict(help=run.__doc__, description=run.__doc__, parents=[shared] if name in ("recipes", "data", "convert") else [shared, compute])
-        verb = verbs.add_parser(name, **about, **form(name))
+        parents = [shared] if name in ("recipes", "data", "convert") else [shared, compute]
+        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__, parents=parents, **form(name))
         verb.set_defaults(run=run)
         add[name] = verb.add_argument
     add["recipes"]("name", nargs="?", metavar="NAME", help="show this recipe's settings")
@@ -170,12 +184,13 @@ def build_parser() -> argparse.ArgumentParser:  # Understands every verb
     add["train"]("--budget", metavar="TIME", help="train for so long, such as 90s, 5m or 2h; the schedule fits itself to it")
     add["train"]("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-seedN)")
     add["train"]("--resume", action="store_true", help="go on with the run in that folder")
-    for name in ("evaluate", "segment"):
+    for name in ("evaluate", "segment", "predict"):
         add[name]("checkpoint", metavar="CHECKPOINT", help="a file, a run's folder, or the name of weights in the package")
     add["evaluate"]("--data", required=True, metavar="DATA", help="a data set that `data` can draw, a pack (.npz), TFRecords, or a folder")
     add["evaluate"]("--n", type=int, default=320, metavar="N", help="how many scenes at most (default: 320)")
-    add["segment"]("images", nargs="+", type=Path, metavar="IMAGE", help="any format that Pillow reads, any size")
-    add["segment"]("--out", type=Path, required=True, metavar="DIR", help="folder for the label maps and pictures")
+    for name in ("segment", "predict"):
+        add[name]("images", nargs="+", type=Path, metavar="IMAGE", help="any format that Pillow reads, any size")
+        add[name]("--out", type=Path, required=name == "segment", metavar="DIR", help="folder for the pictures, and for label maps")
     add["data"]("name", metavar="NAME", help="tetrominoes, multi_dsprites_binarized, ...")
     add["data"]("--n", type=int, default=16, metavar="N", help="how many scenes (default: 16)")
     add["data"]("--out", type=Path, metavar="FILE", help="SHEET.png or PACK.npz")
@@ -196,7 +211,7 @@ def parse(
     "Parse a command line; exits with 2 if it makes no sense."
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv, argparse.Namespace(json=False, debug=False))
-    many = {"train": "overrides", "segment": "images"}.get(arguments.command)
+    many = {"train": "overrides", "segment": "images", "predict": "images"}.get(arguments.command)
     if rest and (many is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # positionals that came after an option
