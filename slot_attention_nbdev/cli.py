@@ -47,8 +47,7 @@ def train_command(
 
     recipe = get_recipe(arguments.recipe, **parse_overrides(arguments.overrides))
     out = arguments.out or Path("runs") / f"{arguments.recipe}-seed{arguments.seed}"
-    budget = None if arguments.budget is None else parse_budget(arguments.budget)
-    record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, budget)
+    record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, None if arguments.budget is None else parse_budget(arguments.budget))
     return record, f"{numbers(record['final'])}\nrun      {out}\npicture  {out / 'slots.png'}"
 
 # %% ../nbs/52_cli.ipynb #62353e65
@@ -59,10 +58,9 @@ def evaluate_command(
     from slot_attention_nbdev.data.sources import evaluation_scenes, recognise_data
     from slot_attention_nbdev.training import evaluate, load_model
 
-    scaled = recognise_data(arguments.data).kind in ("folder", "clevr")
     model, info = load_model(arguments.checkpoint, device=arguments.device)
-    scenes = evaluation_scenes(arguments.data, arguments.n, model.resolution[0] if scaled else info["recipe"].get("resolution", 0))
-    metrics = evaluate(model, scenes, seed=arguments.seed)
+    size = model.resolution[0] if recognise_data(arguments.data).kind in ("folder", "clevr") else info["recipe"].get("resolution", 0)
+    metrics = evaluate(model, evaluation_scenes(arguments.data, arguments.n, size), seed=arguments.seed)
     return metrics, numbers(metrics)
 
 
@@ -95,8 +93,7 @@ def convert_command(
 
     settings = {"split": arguments.split, "on_error": "skip" if arguments.skip_errors else "raise"}
     source = open_source(arguments.data, resolution=arguments.resolution, **settings)
-    n = convert(source, arguments.out, {"data": arguments.data, **settings}, arguments.n, arguments.resolution)
-    skipped = getattr(source, "skipped", 0)
+    n, skipped = convert(source, arguments.out, {"data": arguments.data, **settings}, arguments.n, arguments.resolution), getattr(source, "skipped", 0)
     return {"data": arguments.data, "n": n, "skipped": skipped, "out": str(arguments.out)}, f"{n} scenes, {skipped} skipped  ->  {arguments.out}"
 
 # %% ../nbs/52_cli.ipynb #71dc07e0
@@ -148,8 +145,7 @@ EXAMPLES = {
     "recipes": "slot-attention recipes\nslot-attention recipes tetrominoes_fast --json",
     "train": "slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume\nslot-attention train tiny data=photos/ resolution=64 --device cuda",
     "evaluate": "slot-attention evaluate runs/demo --data tetrominoes\nslot-attention evaluate model.safetensors --data pack.npz --n 1000 --json",
-    "segment": "slot-attention segment runs/demo photo.png drawing.jpg --out segments",
-    "predict": "slot-attention predict sprites_properties drawing.png\nslot-attention predict runs/demo a.png b.png --out found --json",
+    "segment": "slot-attention segment runs/demo photo.png --out segments", "predict": "slot-attention predict sprites_properties a.png --out found",
     "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
     "convert": "slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz\nslot-attention convert photos/ --resolution 64 --out photos.npz",
 }

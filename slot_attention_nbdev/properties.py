@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPRITES', 'THRESHOLDS', 'properties_clevr', 'SeededSetPredictor', 'check_scenes', 'properties_loss',
-           'evaluate_properties', 'find_objects', 'object_rows', 'plot_objects']
+           'evaluate_properties', 'find_objects', 'object_rows', 'plot_objects', 'plot_answer']
 
-# %% ../nbs/46_properties.ipynb #54631021
+# %% ../nbs/46_properties.ipynb #911f047f
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ from .matching import huber_cost, mixed_cost, set_loss
 from .original import keras_defaults, original_set_predictor
 from .set_metrics import average_precision, property_scores
 from .set_prediction import Categorical, Continuous, DetectedObject, ObjectDescription, SetPredictor, SetPredictorOutput, small_set_predictor
-from .viz import grid_size, save_figure
+from .viz import grid_size, plot_decomposition, save_figure
 
-# %% ../nbs/46_properties.ipynb #24b077fc
+# %% ../nbs/46_properties.ipynb #a992982f
 SPRITES = ObjectDescription("sprites", (
     Continuous("x", 16, 48), Continuous("y", 16, 48),  # centre, in pixels from the top left corner
     Continuous("scale", 0.5, 1), Continuous("color", 0, 1, dims=3), Categorical("shape", ("square", "ellipse", "heart")),
@@ -42,7 +42,7 @@ def properties_clevr(
     "The paper's set predictor for CLEVR (Locatello et al. 2020, supplement)."
     return original_set_predictor(resolution, num_slots, num_iterations)
 
-# %% ../nbs/46_properties.ipynb #682620bc
+# %% ../nbs/46_properties.ipynb #a34c02e8
 class SeededSetPredictor(SetPredictor):
     "Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a shape read-out, one object per slot."
 
@@ -99,7 +99,7 @@ class SeededSetPredictor(SetPredictor):
         "Huber loss in which each property counts the same, however many numbers it takes."
         return mixed_cost(predictions, targets, [part._replace(kind="huber") for part in self.description.parts()])
 
-# %% ../nbs/46_properties.ipynb #ce0fd8b2
+# %% ../nbs/46_properties.ipynb #30a55596
 def check_scenes(
     model: nn.Module,  # Any model; only a set predictor needs more than images
     scenes: dict[str, Tensor],  # What it will be trained or measured on
@@ -138,7 +138,7 @@ def evaluate_properties(
     precision = average_precision(said, target.cpu(), limits, model.description).tolist()
     return {**{f"ap_{limit:g}": value for limit, value in zip(limits, precision)}, **property_scores(said, target.cpu(), model.description), "n": n}
 
-# %% ../nbs/46_properties.ipynb #b46fdcfd
+# %% ../nbs/46_properties.ipynb #4141632b
 @torch.no_grad()
 def find_objects(
     model: SetPredictor,  # A trained set predictor
@@ -187,3 +187,15 @@ def plot_objects(
             axes.plot(x, y, "+", color="white", markeredgewidth=1)
             axes.text(x, y, f"{i} {words}", fontsize=7, color="white", ha="center", va="top", bbox={"color": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})
     return figure
+
+
+def plot_answer(
+    model: nn.Module,  # An autoencoder, or a set predictor
+    image: Tensor,  # [B, 3, H, W] in [-1, 1]
+    label: Tensor | None = None,  # True segmentation, which an autoencoder's picture shows, too
+    generator: torch.Generator | None = None,  # Draws the initial slots
+) -> Figure:  # The slots' pictures, or the objects
+    "What a model of either kind makes of images."
+    if isinstance(model, SetPredictor):
+        return plot_objects(image, *find_objects(model, image, generator))
+    return plot_decomposition(image, model(image, generator=generator), label)

@@ -104,10 +104,8 @@ _recipes = [
     Recipe("tetrominoes_fast", "three pieces on black, our small model; minutes on a CPU", steps=4_000,
            variance_weight=0.5, variance_steps=1_000, **FAST, **OFTEN),
     Recipe("tetrominoes_paper", "the paper's model and settings for Tetrominoes; a GPU and patience"),
-    Recipe("multi_dsprites_paper", "the paper's model and settings for Multi-dSprites; a GPU and patience",
-           data="multi_dsprites_colored_on_grayscale", num_slots=6),
-    Recipe("clevr6_paper", "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience",
-           data="clevr6", num_slots=7),
+    Recipe("multi_dsprites_paper", "the paper's model and settings for Multi-dSprites; a GPU and patience", data="multi_dsprites_colored_on_grayscale", num_slots=6),
+    Recipe("clevr6_paper", "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience", data="clevr6", num_slots=7),
     Recipe("clevr10_properties", "the paper's set predictor and settings, on traced scenes; a GPU and patience", data="clevr10_full",
            model="properties_clevr", num_slots=10, batch_size=512, steps=150_000, warmup_steps=1_000, decay_steps=50_000),
     Recipe("sprites_properties", "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU",
@@ -236,8 +234,7 @@ def build_data(
 ) -> tuple[Batches, dict[str, Tensor]]:  # Batches to train on; held-out scenes
     "Build a recipe's stream of batches and its held-out scenes."
     source, n, held_out = hold_out(recipe.data, recipe.eval_images, recipe.resolution, seed)
-    stream = Batches(source, recipe.batch_size, seed, device, recipe.resolution, n)
-    return stream, {key: value.to(device) for key, value in held_out.items()}
+    return Batches(source, recipe.batch_size, seed, device, recipe.resolution, n), {key: value.to(device) for key, value in held_out.items()}
 
 # %% ../nbs/50_recipes.ipynb #cf281a5b
 def recipe_head(
@@ -253,8 +250,7 @@ def recipe_head(
         hardware, final = record["hardware"], record["final"]
         lines["hardware"] = f"{hardware.get('gpu', hardware['cpu'])}, {record['threads']} CPU threads"
         lines["time"] = f"{record['seconds']:.0f} s"
-        name = "AP" if "ap_inf" in final else "FG-ARI"
-        lines["result"] = f"{name} {final.get('ap_inf', final.get('fg_ari')):.3f} on {final['n']} held-out images (seed {record['seed']})"
+        lines["result"] = f"{'AP' if 'ap_inf' in final else 'FG-ARI'} {final.get('ap_inf', final.get('fg_ari')):.3f} on {final['n']} held-out images (seed {record['seed']})"
     return "\n".join([recipe.name, *(f"  {key + ':':10}{value}" for key, value in lines.items())])
 
 # %% ../nbs/50_recipes.ipynb #59939382

@@ -25,11 +25,11 @@ from .core import FileError, InputError, SlotAttentionError, TrainingError, chec
 from .data.sprites import to_model
 from .metrics import segmentation_metrics
 from .object_discovery import AutoEncoderOutput
-from .properties import check_scenes, evaluate_properties, find_objects, plot_objects, properties_loss
+from .properties import check_scenes, evaluate_properties, plot_answer, properties_loss
 from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
 from .runs import open_run, parse_budget, plot_curve, run_facts, save_checkpoint, save_record, save_weights
 from .set_prediction import SetPredictor
-from .viz import plot_decomposition, save_figure
+from .viz import save_figure
 
 # %% ../nbs/51_training.ipynb #b7b67147
 def ramp(
@@ -291,9 +291,6 @@ def _finish(run, held_out, out):
     save_weights(out / "model.safetensors", run.average.state_dict(), run.info())
     save_figure(plot_curve(run.curve), out / "curve.png")
     image, random = to_model(held_out["image"][:4]), generator(run.seed, "evaluate")
-    if isinstance(run.average, SetPredictor):
-        figure = plot_objects(image, *find_objects(run.average, image, random))
-    else:
-        figure = plot_decomposition(image, run.average(image, generator=random), held_out["label"][:4] if "label" in held_out else None)
-    save_figure(figure, out / "slots.png")
+    label = held_out["label"][:4] if "label" in held_out else None
+    save_figure(plot_answer(run.average, image, label, random), out / "slots.png")
     return run.save(out, final=evaluate(run.average, held_out, seed=run.seed, labelled="label" in held_out))
