@@ -16,7 +16,7 @@ LIMIT = 1_000_000  # bytes; every clone and every install pays for them
 
 CARD = """# {name}
 
-{about}: our own small model (notebook 27_fast_model), trained without labels; not the paper's.
+{about}: {kind}; not the paper's.
 
 | | |
 |---|---|
@@ -27,15 +27,25 @@ CARD = """# {name}
 | hardware | {cpu}, {threads} threads |
 | training took | {seconds:.0f} s |
 | held-out images | {n} |
-| FG-ARI | {fg_ari:.4f} |
-| ARI | {ari:.4f} |
-| mIoU | {miou:.4f} |
-| mBO | {mbo:.4f} |
-| mean squared error | {mse:.4f} |
+{figures}
 
 Written by `scripts/ship_weights.py` from the run's record, `{name}.json`.
-Use: `slot-attention segment {name} IMAGE`, or `load_model("{name}")`. It knows flat-coloured, compact pieces on a black ground and nothing else.
+{use}
 """
+
+
+DISCOVERY = {"fg_ari": "FG-ARI", "ari": "ARI", "miou": "mIoU", "mbo": "mBO", "mse": "mean squared error"}
+KINDS = {  # what the model is, and how to use it
+    False: (
+        "our own small model (notebook 27_fast_model), trained without labels",
+        'Use: `slot-attention segment {0} IMAGE`, or `load_model("{0}")`. It knows flat-coloured, compact pieces on a black ground and nothing else.',
+    ),
+    True: (
+        "our own small set predictor (notebook 46_properties), trained on the properties of objects, never on masks",
+        'Use: `slot-attention predict {0} IMAGE`, or `load_model("{0}")`. It knows flat sprites on a grey ground and nothing else.\n\n'
+        "`ap_R`: average precision with hits nearer than R pixels and the shape right; `shape`, `found`, `count`: shares; the others: mean absolute errors.",
+    ),
+}
 
 
 def main() -> int:
@@ -56,9 +66,14 @@ def main() -> int:
     for source, target in (("model.safetensors", "safetensors"), ("record.json", "json")):
         with atomic_write(WEIGHTS / f"{recipe['name']}.{target}") as temporary:
             shutil.copyfile(run / source, temporary)
+    final = dict(record["final"])
+    n, (kind, use) = final.pop("n"), KINDS["ap_inf" in final]
+    figures = "\n".join(f"| {DISCOVERY.get(name, name)} | {value:.4f} |" for name, value in final.items())
+    about = dict(n=n, kind=kind, use=use.format(recipe["name"]), figures=figures)
+    steps = {"steps": record["step"]}
     with atomic_write(WEIGHTS / f"{recipe['name']}.md") as temporary:
-        temporary.write_text(CARD.format(**recipe, **facts, **record["final"]), encoding="utf-8")
-    print(f"{WEIGHTS / recipe['name']}: {size:,} bytes, FG-ARI {record['final']['fg_ari']:.4f}")
+        temporary.write_text(CARD.format(**{**recipe, **steps}, **facts, **about), encoding="utf-8")
+    print(f"{WEIGHTS / recipe['name']}: {size:,} bytes, {figures.splitlines()[0]}")
     return 0
 
 

@@ -22,17 +22,19 @@ from .data.convert import gather
 from .data.sources import Batches, hold_out, open_source, recognise_data
 from .fast_model import fast_autoencoder
 from .object_discovery import SlotAttentionAutoEncoder, paper_autoencoder
+from .properties import SeededSetPredictor, properties_clevr
 from .runs import find_weights, load_checkpoint, load_record, load_weights
+from .set_prediction import SetPredictor
 
 # %% ../nbs/50_recipes.ipynb #3bccbb08
 @dataclass(frozen=True)
 class Recipe:
-    "Every setting of an experiment in object discovery (Locatello et al. 2020, Supplement E.3)."
+    "Every setting of an experiment (Locatello et al. 2020, Supplement E.3)."
 
     name: str  # What it is called
     about: str  # What it is for, in a line
     data: str = "tetrominoes"  # Name of a generated set, path of a pack, of TFRecords, of CLEVR v1.0 or of a folder; or NAME:PATH
-    model: str = "paper"  # A key of `MODELS`: "paper", or "fast", our own for CPUs
+    model: str = "paper"  # A key of `MODELS`: "paper", "fast" (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites" (ours)
     num_slots: int = 4  # K
     num_iterations: int = 3  # T
     batch_size: int = 64  # Images in a step
@@ -55,9 +57,11 @@ class Recipe:
     def __post_init__(self):
         for key, value in asdict(self).items():
             check_setting(key, value)
+        if self.model.startswith("properties") and self.variance_weight:
+            raise InputError("variance_weight: expected 0, since a set predictor paints no masks")
 
 
-MODELS = {"paper": paper_autoencoder, "fast": fast_autoencoder}
+MODELS = {"paper": paper_autoencoder, "fast": fast_autoencoder, "properties_clevr": properties_clevr, "properties_sprites": SeededSetPredictor}
 CHOICES = {"model": tuple(MODELS), "schedule": ("paper", "cosine")}
 LIMITS = {  # smallest and largest; the other floats lie in [0, 1], the other integers are counts from 1 up
     "resolution": (0, 1024),
@@ -100,10 +104,13 @@ _recipes = [
     Recipe("tetrominoes_fast", "three pieces on black, our small model; minutes on a CPU", steps=4_000,
            variance_weight=0.5, variance_steps=1_000, **FAST, **OFTEN),
     Recipe("tetrominoes_paper", "the paper's model and settings for Tetrominoes; a GPU and patience"),
-    Recipe("multi_dsprites_paper", "the paper's model and settings for Multi-dSprites; a GPU and patience",
-           data="multi_dsprites_colored_on_grayscale", num_slots=6),
-    Recipe("clevr6_paper", "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience",
-           data="clevr6", num_slots=7),
+    Recipe("multi_dsprites_paper", "the paper's model and settings for Multi-dSprites; a GPU and patience", data="multi_dsprites_colored_on_grayscale", num_slots=6),
+    Recipe("clevr6_paper", "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience", data="clevr6", num_slots=7),
+    Recipe("clevr10_properties", "the paper's set predictor and settings, on traced scenes; a GPU and patience", data="clevr10_full",
+           model="properties_clevr", num_slots=10, batch_size=512, steps=150_000, warmup_steps=1_000, decay_steps=50_000),
+    Recipe("sprites_properties", "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU",
+           data="multi_dsprites_colored_on_grayscale", model="properties_sprites", num_slots=6, num_iterations=2, batch_size=32, steps=8_000,
+           learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0, average_decay=0.99, **OFTEN),
     Recipe("tiny", "seconds, to see that everything works; it learns next to nothing", steps=40, eval_images=16,
            log_every=5, eval_every=10, checkpoint_every=10, **FAST | dict(batch_size=4, warmup_steps=10, average_decay=0.9)),
 ]
@@ -193,8 +200,8 @@ def build_model(
     recipe: Recipe,  # A recipe
     resolution: tuple[int, int] | None = None,  # Height and width; None asks the data
     seed: int = 0,  # The run's seed; the weights' first values come from it
-) -> SlotAttentionAutoEncoder:  # The model on the CPU
-    "Build a recipe's autoencoder."
+) -> SlotAttentionAutoEncoder | SetPredictor:  # The model on the CPU
+    "Build a recipe's model."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "init"))
         return MODELS[recipe.model](tuple(resolution or resolution_of(recipe)), recipe.num_slots, recipe.num_iterations)
@@ -203,8 +210,8 @@ def build_model(
 def load_model(
     checkpoint: str | Path,  # A .safetensors or .pt file, a run's folder, or the name of shipped weights
     device: str = "cpu",  # Where the model shall compute
-) -> tuple[SlotAttentionAutoEncoder, dict]:  # The model, and what is known of it: recipe, resolution, seed, step, version
-    "Load a trained autoencoder; a file that is foreign, cut short or altered raises `FileError`."
+) -> tuple[SlotAttentionAutoEncoder | SetPredictor, dict]:  # The model, and what is known of it: recipe, resolution, seed, step, version
+    "Load a trained model; a file that is foreign, cut short or altered raises `FileError`."
     path = find_weights(checkpoint)
     if path.suffix == ".pt":
         info = load_checkpoint(path)
@@ -227,8 +234,7 @@ def build_data(
 ) -> tuple[Batches, dict[str, Tensor]]:  # Batches to train on; held-out scenes
     "Build a recipe's stream of batches and its held-out scenes."
     source, n, held_out = hold_out(recipe.data, recipe.eval_images, recipe.resolution, seed)
-    stream = Batches(source, recipe.batch_size, seed, device, recipe.resolution, n)
-    return stream, {key: value.to(device) for key, value in held_out.items()}
+    return Batches(source, recipe.batch_size, seed, device, recipe.resolution, n), {key: value.to(device) for key, value in held_out.items()}
 
 # %% ../nbs/50_recipes.ipynb #cf281a5b
 def recipe_head(
@@ -244,7 +250,7 @@ def recipe_head(
         hardware, final = record["hardware"], record["final"]
         lines["hardware"] = f"{hardware.get('gpu', hardware['cpu'])}, {record['threads']} CPU threads"
         lines["time"] = f"{record['seconds']:.0f} s"
-        lines["result"] = f"FG-ARI {final['fg_ari']:.3f} on {final['n']} held-out images (seed {record['seed']})"
+        lines["result"] = f"{'AP' if 'ap_inf' in final else 'FG-ARI'} {final.get('ap_inf', final.get('fg_ari')):.3f} on {final['n']} held-out images (seed {record['seed']})"
     return "\n".join([recipe.name, *(f"  {key + ':':10}{value}" for key, value in lines.items())])
 
 # %% ../nbs/50_recipes.ipynb #59939382

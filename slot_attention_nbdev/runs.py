@@ -244,13 +244,14 @@ def find_weights(
 
 # %% ../nbs/45_runs.ipynb #e9952c9d
 def plot_curve(
-    curve: list[dict],  # Points with "step", and "loss" or "fg_ari" where they were measured
-) -> Figure:  # Loss on the left axis, foreground ARI on the right
-    "Draw a run's loss and foreground ARI over its steps."
+    curve: list[dict],  # Points with "step", and "loss", "fg_ari" or "ap_inf" where they were measured
+) -> Figure:  # Loss on the left axis, foreground ARI or average precision on the right
+    "Draw a run's loss, and its foreground ARI or average precision, over its steps."
     figure = Figure(figsize=(6, 3), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    for axes, key, name, colour, mark in [(left, "loss", "loss", "#0072B2", ""), (right, "fg_ari", "FG-ARI", "#D55E00", "o")]:
+    figure_of_merit = ("ap_inf", "AP") if any("ap_inf" in p for p in curve) else ("fg_ari", "FG-ARI")
+    for axes, key, name, colour, mark in [(left, "loss", "loss", "#0072B2", ""), (right, *figure_of_merit, "#D55E00", "o")]:
         points = [(p["step"], p[key]) for p in curve if p.get(key) is not None]
         axes.plot(*zip(*points) if points else ([], []), color=colour, marker=mark, markersize=3)
         axes.set_ylabel(name, color=colour)

@@ -25,9 +25,11 @@ from .core import FileError, InputError, SlotAttentionError, TrainingError, chec
 from .data.sprites import to_model
 from .metrics import segmentation_metrics
 from .object_discovery import AutoEncoderOutput
+from .properties import check_scenes, evaluate_properties, plot_answer, properties_loss
 from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
 from .runs import open_run, parse_budget, plot_curve, run_facts, save_checkpoint, save_record, save_weights
-from .viz import plot_decomposition, save_figure
+from .set_prediction import SetPredictor
+from .viz import save_figure
 
 # %% ../nbs/51_training.ipynb #b7b67147
 def ramp(
@@ -61,18 +63,19 @@ def cosine_rate(
 # %% ../nbs/51_training.ipynb #8a852bcb
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,  # An autoencoder
-    scenes: dict[str, Tensor],  # Scenes with image and label
+    model: nn.Module,  # An autoencoder, or a set predictor
+    scenes: dict[str, Tensor],  # Scenes with image and label, or with image and properties
     batch_size: int = 64,  # Images at a time
     seed: int = 0,  # Draws the initial slots
     labelled: bool = True,  # Whether to compare with the label; False measures the reconstruction alone
-) -> dict[str, float | int]:  # fg_ari, ari, miou, mbo, mse: means over the images; n: how many
-    "Measure segmentation and reconstruction; images for which a score is undefined (NaN) are left out of its mean."
+) -> dict[str, float | int]:  # fg_ari, ari, miou, mbo, mse: means over the images; or what `evaluate_properties` says; n: how many
+    "Measure segmentation and reconstruction, without images for which a score is undefined (NaN); of a set predictor, its sets."
+    if isinstance(model, SetPredictor):
+        return evaluate_properties(model, scenes, batch_size, seed)
     for key in ("image", "label") if labelled else ("image",):
         if key not in scenes:
             raise InputError(f"scenes: there is no {key}; there are: {', '.join(scenes)}")
-    n, device = len(scenes["image"]), next(model.parameters()).device
-    check_int("scenes", n)
+    n, device = check_int("scenes", len(scenes["image"])), next(model.parameters()).device
     random, scores = generator(seed, "evaluate"), []
     for start in range(0, n, check_int("batch_size", batch_size)):
         some = {key: value[start : start + batch_size].to(device) for key, value in scenes.items() if key in ("image", "label")}
@@ -126,12 +129,12 @@ class Run:
 
     def update(
         self,
-        scenes: dict[str, Tensor],  # A batch; only its images are looked at
+        scenes: dict[str, Tensor],  # A batch; an autoencoder looks at its images alone
     ) -> None:
         "Update the weights once."
         image = to_model(scenes["image"])
         output = self.model(image, generator=generator(self.seed, "slots", self.step))
-        loss = F.mse_loss(output.reconstruction, image)
+        loss = properties_loss(self.model, output, scenes) if isinstance(self.model, SetPredictor) else F.mse_loss(output.reconstruction, image)
         if self.recipe.variance_weight:
             loss = loss + self.recipe.variance_weight * ramp(self.position, self.recipe.variance_steps) * mask_variance(output)
         self.optimizer.zero_grad()
@@ -170,7 +173,7 @@ class Run:
         self.curve.append({"step": self.step, "seconds": round(self.seconds, 2), **values})
         for name, value in values.items():
             board.add_scalar(name, value, self.step)
-        self.latest |= {name: f"{values[name]:.4f}" for name in ("loss", "fg_ari") if name in values}
+        self.latest |= {name: f"{values[name]:.4f}" for name in ("loss", "fg_ari", "ap_inf") if name in values}
 
     def info(self) -> dict:  # recipe, resolution, seed, step, version
         "What is said about the weights, wherever they go."
@@ -244,6 +247,7 @@ def train(
     state = open_run(out, identity(recipe, seed), resume)
     stream, held_out = build_data(recipe, seed, device)
     run = Run(recipe, seed, device, budget, tuple(held_out["image"].shape[1:3]))
+    check_scenes(run.model, held_out)
     if state:
         run.restore(state)
     run.save(out)  # so that a run killed in its first step can go on, too
@@ -272,7 +276,7 @@ def _loop(run, stream, held_out, out, progress):
                 run.window.clear()
             if over or run.step % recipe.eval_every == 0:
                 run.measure()
-                known = "fg_ari" if "label" in held_out else "mse"
+                known = "ap_inf" if isinstance(run.model, SetPredictor) else "fg_ari" if "label" in held_out else "mse"
                 run.log(board, **{known: evaluate(run.average, held_out, seed=run.seed, labelled=known == "fg_ari")[known]})
             if run.step % recipe.checkpoint_every == 0:
                 run.save(out)
@@ -281,12 +285,12 @@ def _loop(run, stream, held_out, out, progress):
     return bool(signals)
 
 
+@torch.no_grad()
 def _finish(run, held_out, out):
     "Write the model, the pictures and the final figures."
     save_weights(out / "model.safetensors", run.average.state_dict(), run.info())
     save_figure(plot_curve(run.curve), out / "curve.png")
-    image = to_model(held_out["image"][:4])
-    with torch.no_grad():
-        output = run.average(image, generator=generator(run.seed, "evaluate"))
-    save_figure(plot_decomposition(image, output, held_out["label"][:4] if "label" in held_out else None), out / "slots.png")
+    image, random = to_model(held_out["image"][:4]), generator(run.seed, "evaluate")
+    label = held_out["label"][:4] if "label" in held_out else None
+    save_figure(plot_answer(run.average, image, label, random), out / "slots.png")
     return run.save(out, final=evaluate(run.average, held_out, seed=run.seed, labelled="label" in held_out))

@@ -189,7 +189,7 @@ def test_held_out_combinations_are_never_drawn():
 
 
 def test_sets_by_name():
-    assert list(CLEVR) == ["clevr6", "clevr10", "clevr_cogent_a", "clevr_cogent_b"]
+    assert list(CLEVR) == ["clevr6", "clevr10", "clevr10_full", "clevr_cogent_a", "clevr_cogent_b"]
     scene = CLEVR["clevr6"].draw(2, generator=random(9), samples=1, bounces=0)
     assert scene["image"].shape == (2, 128, 128, 3) and scene["image"].dtype == scene["label"].dtype == torch.uint8
     assert scene["x"].shape == (2, 6) and scene["visibility"].sum(1).max() <= 6

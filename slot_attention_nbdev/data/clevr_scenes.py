@@ -284,5 +284,5 @@ def clevr(
 # %% ../../nbs/31_clevr_scenes.ipynb #0167105d
 _HALVES = ("red", "green", "purple", "cyan"), ("gray", "blue", "brown", "yellow")  # condition A never shows cubes of the first, cylinders of the second
 _COGENT = [hold_out(*(f"{color} cube" for color in a), *(f"{color} cylinder" for color in b)) for a, b in (_HALVES, _HALVES[::-1])]
-_SETS = {"clevr6": ((3, 6), None), "clevr10": ((3, 10), None), "clevr_cogent_a": ((3, 10), _COGENT[0]), "clevr_cogent_b": ((3, 10), _COGENT[1])}
-CLEVR = {name: SpriteSet((128, 128), many[1], partial(clevr, num_objects=many, allowed=allowed), block=16) for name, (many, allowed) in _SETS.items()}
+_SETS = {"clevr6": (6, None, "discovery"), "clevr10": (10, None, "discovery"), "clevr10_full": (10, None, "set_prediction"), **{f"clevr_cogent_{x}": (10, y, "discovery") for x, y in zip("ab", _COGENT)}}
+CLEVR = {name: SpriteSet((128, 128), most, partial(clevr, num_objects=(3, most), allowed=allowed, frame=frame), block=16) for name, (most, allowed, frame) in _SETS.items()}

@@ -180,6 +180,7 @@ _cards += [
          f"published: records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 are held out (320 are used). {_ours}", _clevr_kabra, _clevr_licence),
     Card("clevr10", "three to ten solids on a grey floor, with shadows and reflections; 128 x 128", _masks,
          f"published: records 70,000 to 99,999 are held out, all counts up to ten; it is not trained on. {_ours}", _clevr_kabra, _clevr_licence),
+    Card("clevr10_full", "three to ten solids on a grey floor, with properties; the whole frame squashed to 128 x 128, for set prediction", _traced, _ours, _clevr_kabra, _clevr_licence),
     Card("clevr", "three to ten solids on a grey floor, with properties, but without masks; 480 x 320", "read from the unzipped archive, by its folder; the view of the paper's square, or the whole frame squashed",
          "70,000 train, 15,000 val, 15,000 test (test without annotations)", "Johnson et al. 2017, https://dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip (17.7 GiB)", "CC BY 4.0"),
     Card("objects_room", "a room of three walls' colours, floor and sky with one to three solids; 64 x 64", "read from its TFRecords", "1,000,000 train; three tests of 922 each", f"{_kabra}objects_room", _clevr_licence.split(";")[0]),
