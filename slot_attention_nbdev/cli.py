@@ -65,7 +65,7 @@ def evaluate_command(
 
 
 def data_command(
-    arguments: argparse.Namespace,  # `name`, `n`, `out`, `seed`, `card`
+    arguments: argparse.Namespace,  # `name`, `n`, `out`, `seed`, `denoise`, `card`
 ) -> tuple[dict, str]:  # For a program, for a reader
     "Draw scenes: a contact sheet (.png) or a pack (.npz); or say where a data set comes from (--card)."
     from slot_attention_nbdev.core import InputError, check_int
@@ -73,13 +73,12 @@ def data_command(
     from slot_attention_nbdev.data.sources import generated_set
     from slot_attention_nbdev.viz import save_figure, show_scenes
 
-    name, n, out = arguments.name, arguments.n, arguments.out
+    name, out = arguments.name, arguments.out
     if arguments.card:
         return card(name)._asdict(), str(card(name))
-    spec = generated_set(name)
     if out is None or out.suffix not in (".png", ".npz"):
         raise InputError(f"out: expected a name that ends in .png (a sheet) or .npz (a pack), got {str(out)!r}")
-    check_int("n", n, maximum=512 if out.suffix == ".png" else None)
+    spec, n = generated_set(name, arguments.denoise), check_int("n", arguments.n, maximum=512 if out.suffix == ".png" else None)
     draw_pack(name, spec, n, out, arguments.seed) if out.suffix == ".npz" else save_figure(show_scenes(draw_scenes(name, spec, n, arguments.seed), n), out)
     return {"data": name, "n": n, "out": str(out)}, f"{n} scenes of {name}  ->  {out}"
 
@@ -192,6 +191,7 @@ def build_parser() -> argparse.ArgumentParser:  # Understands every verb
     add["data"]("--out", type=Path, metavar="FILE", help="SHEET.png or PACK.npz")
     add["data"]("--card", action="store_true", help="say what the set shows, how it is made, and whose it is; nothing is drawn")
     add["data"]("--seed", type=int, default=0, metavar="N", help="another seed draws other scenes (default: 0)")
+    add["data"]("--denoise", action="store_true", help="take the noise out of traced scenes (needs pyoidn)")
     add["convert"]("data", metavar="DATA", help="TFRecords (* for several), CLEVR v1.0, a folder of images, a pack, a set's name, or NAME:PATH")
     add["convert"]("--out", type=Path, required=True, metavar="PACK", help="the pack to write, NAME.npz")
     add["convert"]("--split", metavar="NAME", help="which split, where there are some (default: the one for training)")

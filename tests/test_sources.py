@@ -412,3 +412,15 @@ def test_clevr_by_name_takes_few_objects(place):
     few = open_source(f"clevr6:{place}/CLEVR_v1.0")
     assert [int(scene["visibility"].sum()) for scene in few] == [n for n in counts if n <= 6]
     assert len(open_source(f"clevr10:{place}/CLEVR_v1.0")) == len(counts)
+
+
+def test_denoised_packs(tmp_path, capsys):
+    pytest.importorskip("pyoidn")
+    plain, clean = (tmp_path / f"{name}.npz" for name in ("plain", "clean"))
+    assert main(["data", "clevr6", "--n", "2", "--out", str(plain)]) == main(["data", "clevr6", "--n", "2", "--out", str(clean), "--denoise"]) == 0
+    noisy, quiet = load_pack(plain), load_pack(clean)
+    assert torch.equal(noisy["label"], quiet["label"]) and not torch.equal(noisy["image"], quiet["image"])
+    rough = lambda scenes: scenes["image"].float().diff(dim=2).abs().mean()
+    assert rough(quiet) < 0.7 * rough(noisy)
+    assert main(["data", "tetrominoes", "--n", "2", "--out", str(plain), "--denoise"]) == 2
+    assert "denoise: only traced scenes have noise to take out" in capsys.readouterr().err

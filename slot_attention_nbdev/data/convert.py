@@ -141,7 +141,10 @@ def draw_pack(
     "Write fresh scenes of a generated set."
     cores = cores or (os.cpu_count() if spec.block < PART else 1)  # the scenes are the same for any number
     blocks = lambda start: draw_blocks(name, spec, n, seed, start, cores)
-    return write_parts(out, {"data": name, "seed": seed, "n": check_int("n", n)}, blocks, n, progress)
+    about = {"data": name, "seed": seed, "n": check_int("n", n)}
+    if getattr(spec.draw, "keywords", {}).get("denoised"):
+        about["denoised"] = 1  # or going on could mix both kinds
+    return write_parts(out, about, blocks, n, progress)
 
 # %% ../../nbs/37_convert.ipynb #c498cff2
 class Card(NamedTuple):

@@ -36,11 +36,14 @@ GENERATED = ChainMap(SPRITES, CLEVR)  # every set that can be drawn, by name
 
 def generated_set(
     name: str,  # A key of GENERATED
+    denoised: bool = False,  # Take the noise out of traced scenes
 ) -> SpriteSet:  # How it is drawn
     "Look a generated set up."
     if name not in GENERATED:
         raise InputError(f"data: unknown {name!r}; {suggest(name, GENERATED)}")
-    return GENERATED[name]
+    if denoised and name not in CLEVR:
+        raise InputError(f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR)}")
+    return GENERATED[name]._replace(draw=partial(GENERATED[name].draw, denoised=True)) if denoised else GENERATED[name]
 
 
 class GeneratedScenes(Dataset):
