@@ -424,3 +424,9 @@ def test_denoised_packs(tmp_path, capsys):
     assert rough(quiet) < 0.7 * rough(noisy)
     assert main(["data", "tetrominoes", "--n", "2", "--out", str(plain), "--denoise"]) == 2
     assert "denoise: only traced scenes have noise to take out" in capsys.readouterr().err
+
+
+def test_training_on_traced_scenes(tmp_path):
+    assert main(["train", "tiny", "data=clevr6", "steps=2", "batch_size=1", "eval_images=2", "eval_every=2", "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    record = load_record(tmp_path / "run" / "record.json")
+    assert record["finished"] and record["final"]["n"] == 2 and np.isfinite(record["final"]["mse"])
