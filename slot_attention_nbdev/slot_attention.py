@@ -52,6 +52,19 @@ class _OnePass(torch.autograd.Function):
         return own, delta.to(tokens.dtype) @ tokens, delta.sum(-1).to(bias), None  # [B, K, N] @ [B, N, C] -> [B, K, C]
 
 
+def _standardise(inputs: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    "Tokens without gain and shift, those two, [C]; a norm of another kind is applied as it is."
+    if type(norm) is nn.LayerNorm and norm.weight is not None and norm.weight.ndim == 1 and norm.bias is not None:
+        tokens, gain, shift = F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps), norm.weight, norm.bias
+    else:
+        tokens = norm(inputs)
+        gain, shift = tokens.new_ones(tokens.shape[-1]), tokens.new_zeros(tokens.shape[-1])
+    kind = tokens.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        tokens = tokens.to(torch.get_autocast_dtype(kind))
+    return tokens, gain, shift
+
+
 def one_pass(
     tokens: Tensor,  # Standardised tokens x, [B, N, C]
     queries: Tensor,  # Q of each slot, scaled and stretched, [B, K, C]
@@ -131,10 +144,7 @@ class SlotAttention(nn.Module):
                 raise InputError("slots: expected at least one slot, got none")
 
         attention = []
-        tokens = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps)  # Algorithm 1, line 3, without gain and bias
-        if torch.is_autocast_enabled(tokens.device.type):
-            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
-        gain, shift = self.norm_inputs.weight, self.norm_inputs.bias
+        tokens, gain, shift = _standardise(inputs, self.norm_inputs)  # Algorithm 1, line 3
         for _ in range(T):  # Algorithm 1, line 4
             slots_prev = slots  # Algorithm 1, line 5
             slots = self.norm_slots(slots)  # Algorithm 1, line 6
