@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'EXAMPLES', 'COMMANDS', 'recipes_command', 'numbers', 'train_command', 'evaluate_command', 'data_command',
-           'convert_command', 'segment_command', 'predict_command', 'build_parser', 'parse', 'explain', 'show', 'main',
-           'console']
+           'convert_command', 'segment_command', 'predict_command', 'bench_command', 'build_parser', 'parse', 'explain',
+           'show', 'main', 'console']
 
 # %% ../nbs/52_cli.ipynb #e43ff9b9
 import argparse
@@ -100,30 +100,11 @@ def segment_command(
     arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
     "Segment images: for each a label map (pixel = number of the slot) and a picture of the slots."
-    import torch
-    from PIL import Image, ImageOps
-
-    from slot_attention_nbdev.core import atomic_write, generator, pick_device
-    from slot_attention_nbdev.data.files import read_image
-    from slot_attention_nbdev.properties import check_verb
+    from slot_attention_nbdev.properties import segment_files
     from slot_attention_nbdev.training import load_model
-    from slot_attention_nbdev.viz import plot_decomposition, save_figure
 
-    (model, _), device = load_model(arguments.checkpoint, device=arguments.device), pick_device(arguments.device)
-    check_verb(model, "segment")
-    images = [read_image(path, model.resolution).to(device) for path in arguments.images]
-    written = {}
-    for path, image in zip(arguments.images, images):
-        name = next(name for i in range(len(images)) if (name := f"{path.stem}_{i + 1}" if i else path.stem) not in written)
-        with torch.inference_mode():
-            output = model(image, generator=generator(arguments.seed, "slots", device=device))
-        labels = Image.fromarray(output.masks[0].argmax(0).byte().cpu().numpy())
-        written[name] = [str(path), *(str(arguments.out / f"{name}_{kind}.png") for kind in ("labels", "slots"))]
-        with atomic_write(written[name][1]) as temporary:
-            labels.resize(ImageOps.exif_transpose(Image.open(path)).size, Image.Resampling.NEAREST).save(temporary)
-        save_figure(plot_decomposition(image, output, masks=True), written[name][2])
-    lines = [f"{image}  ->  {labels}, {slots}" for image, labels, slots in written.values()]
-    return {"written": [dict(zip(("image", "labels", "slots"), files)) for files in written.values()]}, "\n".join(lines)
+    written = segment_files(load_model(arguments.checkpoint, device=arguments.device)[0], arguments.images, arguments.out, arguments.seed)
+    return {"written": written}, "\n".join(f"{each['image']}  ->  {each['labels']}, {each['slots']}" for each in written)
 
 
 def predict_command(
@@ -137,6 +118,26 @@ def predict_command(
     found = predict_files(load_model(arguments.checkpoint, device=arguments.device)[0], arguments.images, arguments.out, arguments.seed)
     return {"predicted": [each for each, _ in found]}, "\n\n".join(f"{'  ->  '.join(filter(None, (each['image'], each['picture'])))}\n{table(rows)}" for each, rows in found)
 
+# %% ../nbs/52_cli.ipynb #98959fba
+def bench_command(
+    arguments: argparse.Namespace,  # `device`, `peers`, `quick`, `out`
+) -> tuple[dict, str]:  # For a program, for a reader
+    "Time the module and whole training steps beside the textbook form, and fit how their cost grows."
+    from slot_attention_nbdev.bench import bench_tables, peer_slot_attention, plot_growth, run_bench
+    from slot_attention_nbdev.core import InputError, pick_device
+    from slot_attention_nbdev.recipes import table
+    from slot_attention_nbdev.runs import run_facts, save_record
+    from slot_attention_nbdev.viz import save_figure
+
+    device, out = pick_device(arguments.device), arguments.out
+    if arguments.peers and peer_slot_attention(64, 4, 3) is None:
+        raise InputError("peers: expected the package slot-attention to be installed: pip install slot-attention")
+    result = run_bench(device, arguments.peers, arguments.quick) | run_facts(device)
+    if out:
+        save_record(out / "bench.json", result)
+        save_figure(plot_growth(result["growth"]), out / "growth.png")
+    return result, "\n\n".join(map(table, bench_tables(result))) + (f"\n\nrecord   {out / 'bench.json'}\npicture  {out / 'growth.png'}" if out else "")
+
 # %% ../nbs/52_cli.ipynb #02b915e8
 ABOUT = "Find objects in images without labels (Locatello et al. 2020, arXiv:2006.15055)."
 EXAMPLES = {
@@ -145,10 +146,10 @@ EXAMPLES = {
     "train": "slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume\nslot-attention train tiny data=photos/ resolution=64 --device cuda",
     "evaluate": "slot-attention evaluate runs/demo --data tetrominoes\nslot-attention evaluate model.safetensors --data pack.npz --n 1000 --json",
     "segment": "slot-attention segment runs/demo photo.png --out segments", "predict": "slot-attention predict sprites_properties a.png --out found",
-    "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
+    "bench": "slot-attention bench --peers --out bench\nslot-attention bench --device cuda --json", "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
     "convert": "slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz\nslot-attention convert photos/ --resolution 64 --out photos.npz",
 }
-COMMANDS = (recipes_command, train_command, evaluate_command, segment_command, predict_command, data_command, convert_command)
+COMMANDS = (recipes_command, train_command, evaluate_command, segment_command, predict_command, data_command, convert_command, bench_command)
 
 
 def build_parser() -> argparse.ArgumentParser:  # Understands every verb
@@ -197,6 +198,9 @@ def build_parser() -> argparse.ArgumentParser:  # Understands every verb
     add["convert"]("--split", metavar="NAME", help="which split, where there are some (default: the one for training)")
     add["convert"]("--n", type=int, metavar="N", help="only the first N scenes")
     add["convert"]("--resolution", type=int, default=0, metavar="N", help="scale to N x N (default: as it is; folders and CLEVR: 128)")
+    add["bench"]("--peers", action="store_true", help="also time the package slot-attention, if it is installed")
+    add["bench"]("--quick", action="store_true", help="tiny sizes, to see that it runs; seconds instead of minutes")
+    add["bench"]("--out", type=Path, metavar="DIR", help="folder for the record (bench.json) and a picture of the cost curves")
     add["convert"]("--skip-errors", action="store_true", help="leave out what cannot be read, and count it")
     return parser
 

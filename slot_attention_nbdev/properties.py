@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPRITES', 'THRESHOLDS', 'WEIGHTS', 'properties_clevr', 'SeededSetPredictor', 'check_scenes', 'properties_loss',
            'evaluate_properties', 'find_objects', 'object_rows', 'plot_objects', 'plot_answer', 'check_verb',
-           'predict_files']
+           'read_images', 'segment_files', 'predict_files']
 
 # %% ../nbs/46_properties.ipynb #31d86721
 import math
@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from PIL import Image as PILImage
+from PIL import ImageOps
 from torch import Tensor, nn
 
-from .core import InputError, check_int, generator
+from .core import InputError, atomic_write, check_int, generator
 from .data.files import read_image
 from .data.sprites import to_model, to_uint8
 from .fast_model import FastAutoEncoder, ShapeReadout, farthest_first, token_grid
@@ -216,6 +218,37 @@ def check_verb(
         raise InputError(f"checkpoint: {verb} needs {kinds[not says]}; this is {kinds[says]} (use {'predict' if says else 'segment'})")
 
 
+def read_images(
+    model: nn.Module,  # Says the size and the device
+    paths: Sequence[Path],  # Images, of any size
+) -> list[tuple[str, Path, Tensor]]:  # A name for what is made of it, different for each; path; image [1, 3, H, W] in [-1, 1]
+    "Read all images before work begins, so that a bad one stops nothing half-way."
+    device, names = next(model.parameters()).device, []
+    for path in paths:
+        names.append(next(name for i in range(len(paths)) if (name := f"{path.stem}_{i + 1}" if i else path.stem) not in names))
+    return [(name, path, read_image(path, model.resolution).to(device)) for name, path in zip(names, paths)]
+
+
+@torch.inference_mode()
+def segment_files(
+    model: nn.Module,  # A trained autoencoder
+    paths: Sequence[Path],  # Images, of any size
+    out: Path,  # Folder for label maps and pictures
+    seed: int = 0,  # Draws the initial slots
+) -> list[dict[str, str]]:  # Of each image: image, labels, slots; all of them paths
+    "Write a label map of the image's own size (pixel = number of the slot) and a picture of the slots."
+    check_verb(model, "segment")
+    written = []
+    for name, path, image in read_images(model, paths):
+        output = model(image, generator=generator(seed, "slots", device=image.device))
+        labels = PILImage.fromarray(output.masks[0].argmax(0).byte().cpu().numpy())
+        with atomic_write(out / f"{name}_labels.png") as temporary:
+            labels.resize(ImageOps.exif_transpose(PILImage.open(path)).size, PILImage.Resampling.NEAREST).save(temporary)
+        picture = save_figure(plot_decomposition(image, output, masks=True), out / f"{name}_slots.png")
+        written.append({"image": str(path), "labels": str(out / f"{name}_labels.png"), "slots": str(picture)})
+    return written
+
+
 def predict_files(
     model: nn.Module,  # A trained set predictor
     paths: Sequence[Path],  # Images, of any size
@@ -224,10 +257,8 @@ def predict_files(
 ) -> list[tuple[dict, list[list[str]]]]:  # For each image: what a program wants; rows of a table
     "Say which objects images show."
     check_verb(model, "predict")
-    device, answers, names = next(model.parameters()).device, [], set()
-    for path, image in [(path, read_image(path, model.resolution).to(device)) for path in paths]:
-        name = next(name for i in range(len(paths)) if (name := f"{path.stem}_{i + 1}" if i else path.stem) not in names)
-        names.add(name)
+    device, answers = next(model.parameters()).device, []
+    for name, path, image in read_images(model, paths):
         objects, places = find_objects(model, image, generator(seed, "slots", device=device))
         picture = out and str(save_figure(plot_objects(image, objects, places), out / f"{name}_objects.png"))
         said = [{"confidence": each.confidence, **each.properties} for each in objects[0]]

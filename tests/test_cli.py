@@ -19,7 +19,7 @@ from slot_attention_nbdev.metrics import segmentation_metrics
 from slot_attention_nbdev.recipes import RECIPES, get_recipe, to_dict
 from slot_attention_nbdev.training import load_model, train
 
-VERBS = ("recipes", "train", "evaluate", "segment", "predict", "data", "convert")
+VERBS = ("recipes", "train", "evaluate", "segment", "predict", "data", "convert", "bench")
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
 
 
