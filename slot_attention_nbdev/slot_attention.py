@@ -48,8 +48,15 @@ class _OnePass(torch.autograd.Function):
         attn = logits.softmax(1)
         delta = attn * (d - (attn * d).sum(1, keepdim=True))
         shares = torch.cat([delta, attn + ctx.eps], 1).to(tokens.dtype).mT  # [B, N, 2K]
-        own = shares @ askers if grad_tokens is None else torch.baddbmm(grad_tokens, shares, askers)  # [B, N, 2K] @ [B, 2K, C] -> [B, N, C]
-        return own, delta.to(tokens.dtype) @ tokens, delta.sum(-1).to(bias), None  # [B, K, N] @ [B, N, C] -> [B, K, C]
+        grad_queries = delta.to(tokens.dtype) @ tokens  # [B, K, N] @ [B, N, C] -> [B, K, C]
+        if grad_tokens is None:
+            grad_tokens = shares @ askers  # [B, N, 2K] @ [B, 2K, C] -> [B, N, C]
+        elif getattr(grad_tokens, "made_here", False) and not torch.is_grad_enabled():  # nobody else holds it: no copy
+            grad_tokens.baddbmm_(shares, askers)
+        else:
+            grad_tokens = torch.baddbmm(grad_tokens, shares, askers)
+        grad_tokens.made_here = True
+        return grad_tokens, grad_queries, delta.sum(-1).to(bias), None
 
 
 def _standardise(inputs: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
