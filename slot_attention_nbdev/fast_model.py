@@ -67,11 +67,26 @@ class ShapeReadout(nn.Module):
         period: float = 28.0,  # Longest wave, in pixels
         orders: int = 5,  # Waves along each axis: the shortest has a length of period / orders
         hidden_dim: int = 128,  # Hidden width of the MLP that tells the slot
+        reach: float = 0.0,  # How far around its centre, in pixels, a slot is told what other slots hold; 0 for not at all
     ):
         super().__init__()
+        self.reach = reach
         steps = [(i, j) for i in range(orders + 1) for j in range(-orders, orders + 1) if i > 0 or j > 0]  # half a plane: the rest is mirrored
         self.register_buffer("waves", torch.tensor(steps).float() * 2 * math.pi / period, persistent=False)  # [F, 2]
-        self.mlp = nn.Sequential(nn.Linear(slot_dim + 2 * len(steps), hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
+        told = 2 * len(steps) + (2 * len(steps) + 1 if reach else 0)
+        self.mlp = nn.Sequential(nn.Linear(slot_dim + told, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
+
+    def spectrum(
+        self,
+        weights: Tensor,  # Each slot's weights of the tokens, [B, K, N]
+        centre: Tensor,  # Where to look from, [B, K, 2]
+        places: Tensor,  # Where the tokens are, in pixels, [N, 2]
+    ) -> Tensor:  # Real and imaginary parts, [B, K, 2F]
+        "Fourier transform of weights about a centre."
+        phase, shift = places @ self.waves.T, centre @ self.waves.T  # [N, F], [B, K, F]
+        real, imaginary = weights @ phase.cos(), weights @ phase.sin()  # [B, K, N] @ [N, F] -> [B, K, F]
+        cos, sin = shift.cos(), shift.sin()
+        return torch.cat([real * cos + imaginary * sin, imaginary * cos - real * sin], dim=-1)
 
     def describe(
         self,
@@ -79,22 +94,32 @@ class ShapeReadout(nn.Module):
         places: Tensor,  # Where the tokens are, in pixels, [N, 2]
     ) -> tuple[Tensor, Tensor]:  # Centres [B, K, 2]; real and imaginary parts of the shape's waves [B, K, 2F]
         "The centre of a slot's attention, and its Fourier transform about that centre."
-        weights = weights.transpose(1, 2)  # [B, K, N]
-        centre = weights @ places  # [B, K, N] @ [N, 2] -> [B, K, 2]
-        phase, shift = places @ self.waves.T, centre @ self.waves.T  # [N, F], [B, K, F]
-        real, imaginary = weights @ phase.cos(), weights @ phase.sin()  # [B, K, N] @ [N, F] -> [B, K, F]
-        cos, sin = shift.cos(), shift.sin()
-        return centre, torch.cat([real * cos + imaginary * sin, imaginary * cos - real * sin], dim=-1)
+        centre = weights.mT @ places  # [B, K, N] @ [N, 2] -> [B, K, 2]
+        return centre, self.spectrum(weights.mT, centre, places)
+
+    def neighbours(
+        self,
+        attention: Tensor,  # [B, N, K]
+        centre: Tensor,  # [B, K, 2]
+        places: Tensor,  # [N, 2]
+    ) -> Tensor:  # [B, K, 2F + 1]
+        "What slots other than itself and slot 0, the ground, hold near a slot's centre: how much, and in which shape."
+        near = torch.exp((places - centre[:, :, None]).square().sum(-1) / (-2 * self.reach**2))  # [B, K, N]
+        held = near * (1 - attention - attention[..., :1]).mT / (5 * self.reach)  # [B, K, N]; so scaled, a neighbour weighs about one
+        held = torch.cat([0 * held[:, :1], held[:, 1:]], dim=1)  # nothing stands before the ground
+        return torch.cat([2 * self.spectrum(held, centre, places), held.sum(-1, keepdim=True)], dim=-1)
 
     def forward(
         self,
         slots: Tensor,  # [B, K, D]
         weights: Tensor,  # [B, N, K], summing to one over N
         places: Tensor,  # [N, 2], in pixels
+        attention: Tensor | None = None,  # [B, N, K], summing to one over K; needed if `reach` is not 0
     ) -> tuple[Tensor, Tensor]:  # Slots that know their shape [B, K, D]; centres [B, K, 2]
         "Add what the shape says to each slot."
         centre, shape = self.describe(weights, places)
-        return slots + self.mlp(torch.cat([slots, 2 * shape], dim=-1)), centre
+        told = [slots, 2 * shape] + ([self.neighbours(attention, centre, places)] if self.reach else [])
+        return slots + self.mlp(torch.cat(told, dim=-1)), centre
 
 # %% ../nbs/27_fast_model.ipynb #0aa03223
 class StampDecoder(nn.Module):
