@@ -7,7 +7,7 @@ __all__ = ['jit', 'MAX_SLOTS', 'MAX_WIDTH', 'PROGRAMS', 'DTYPES', 'plain_compete
            'launch_plan', 'suits', 'compete_triton', 'compete_backward_triton', 'fused_compete',
            'fused_compete_backward', 'register']
 
-# %% ../nbs/71_fused_slot_attention.ipynb #27428e25
+# %% ../nbs/71_fused_slot_attention.ipynb #760fd6d4
 from types import SimpleNamespace
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .core import InputError, check_shape
 
-# %% ../nbs/71_fused_slot_attention.ipynb #20f80885
+# %% ../nbs/71_fused_slot_attention.ipynb #e04938d2
 def plain_compete(
     x: Tensor,  # Tokens, [B, N, C]
     q: Tensor,  # Queries, [B, K, C]
@@ -27,7 +27,7 @@ def plain_compete(
     attn = (q @ x.mT + bias[..., None]).softmax(dim=1)  # Eq. (1): [B, K, C] @ [B, C, N] -> [B, K, N], over slots
     return attn @ x, attn.sum(-1)  # [B, K, N] @ [B, N, C] -> [B, K, C]
 
-# %% ../nbs/71_fused_slot_attention.ipynb #56e0cf3c
+# %% ../nbs/71_fused_slot_attention.ipynb #d536885c
 def plain_compete_backward(
     dsums: Tensor,  # Gradient of the sums, [B, K, C]
     dtotals: Tensor,  # Gradient of the totals, [B, K]
@@ -44,7 +44,7 @@ def plain_compete_backward(
     dx = attn.mT @ dsums + dlogits.mT @ queries  # Eq. (5): [B, N, K] @ [B, K, C] -> [B, N, C]
     return dx.to(x.dtype), (dlogits @ tokens).to(q.dtype), dlogits.sum(-1).to(bias.dtype)  # [B, K, N] @ [B, N, C] -> [B, K, C]
 
-# %% ../nbs/71_fused_slot_attention.ipynb #9804207b
+# %% ../nbs/71_fused_slot_attention.ipynb #b75d75af
 try:
     import triton
     import triton.language as tl
@@ -52,7 +52,7 @@ except ImportError:
     triton, tl = None, SimpleNamespace(constexpr=int)
 jit = triton.jit if triton else lambda function: function
 
-# %% ../nbs/71_fused_slot_attention.ipynb #4d36b7a3
+# %% ../nbs/71_fused_slot_attention.ipynb #5d0ec84b
 @jit
 def _operand(a, MODE: tl.constexpr):  # a factor of a dot product, rounded as the mode wants it
     if MODE > 0:
@@ -94,7 +94,7 @@ def _store_slot_tile(matrix_ptr, vector_ptr, matrix, vector, row, K, C, KP: tl.c
     tl.store(matrix_ptr + row * K * C + features[:, None] + slots[None, :] * C, matrix, inside)
     tl.store(vector_ptr + row * K + slots, vector, slots < K)
 
-# %% ../nbs/71_fused_slot_attention.ipynb #7f6b3fe7
+# %% ../nbs/71_fused_slot_attention.ipynb #c1b31b22
 MAX_SLOTS, MAX_WIDTH = 64, 256  # K and C of the largest tile
 PROGRAMS = 1024  # programs to aim at, over all images
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -112,8 +112,9 @@ def launch_plan(
     "Cut the work into programs; the same on every device."
     B, N, C = x.shape
     KP, CP = (max(16, 1 << (size - 1).bit_length()) for size in (K, C))
-    half, area = x.dtype == torch.bfloat16, KP * CP
-    block = 16 << ((area <= 8192) + (area <= 2048) if half else (area <= 1024))
+    area = KP * CP
+    half = x.dtype == torch.bfloat16 and area <= 8192  # larger tiles do not fit in two layouts
+    block = (64 if area <= 2048 else 32) if half else (32 if area <= 1024 else 16)
     parts = min(-(-N // block), -(-PROGRAMS // B))
     span = -(-N // (parts * block)) * block
     mode = (2 if interpreted() else 1) if half else 0
@@ -141,7 +142,7 @@ def _prepare(x: Tensor, q: Tensor, bias: Tensor) -> list[Tensor]:
         raise InputError(f"x: the kernel expects {wanted}; got {list(x.shape)}, K={sizes['K']}, {x.dtype}, {x.device}; use plain_compete")
     return [x.contiguous(), q.contiguous(), bias.contiguous()]
 
-# %% ../nbs/71_fused_slot_attention.ipynb #1e54bc17
+# %% ../nbs/71_fused_slot_attention.ipynb #bd0baad8
 @jit
 def _compete_kernel(
     x_ptr, q_ptr, bias_ptr, sums_ptr, totals_ptr, N, K, C, SPAN,
@@ -175,7 +176,7 @@ def compete_triton(
         _compete_kernel[grid](x, q, bias, sums, totals, N, K, C, span, **settings)
     return sums.sum(1), totals.sum(1)  # over parts, in a fixed order
 
-# %% ../nbs/71_fused_slot_attention.ipynb #a5dded81
+# %% ../nbs/71_fused_slot_attention.ipynb #770a3099
 @jit
 def _token_gradient(x, q, bias, dsums, dtotals, token_inside, slot_inside, MODE: tl.constexpr, PRECISION: tl.constexpr):
     attn = _attention(x, q, bias, token_inside, slot_inside, MODE, PRECISION)
@@ -229,7 +230,7 @@ def compete_backward_triton(
         _backward_kernel[grid](dsums.contiguous(), dtotals.contiguous(), x, q, bias, dx, dq, dbias, N, K, C, span, WITH_DX=with_dx, **settings)
     return dx, dq.sum(1).to(q.dtype), dbias.sum(1).to(bias.dtype)
 
-# %% ../nbs/71_fused_slot_attention.ipynb #a8e76a35
+# %% ../nbs/71_fused_slot_attention.ipynb #98c1cd97
 @torch.library.custom_op("slot_attention::fused_compete", mutates_args=())
 def fused_compete(
     x: Tensor,  # Tokens, [B, N, C]
@@ -268,7 +269,7 @@ fused_compete.register_autograd(
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
 
-# %% ../nbs/71_fused_slot_attention.ipynb #38ac208a
+# %% ../nbs/71_fused_slot_attention.ipynb #133028ca
 def register() -> bool:  # True if the operators exist and Triton is here
     "Let the kernels serve `slot_attention::compete` and `slot_attention::compete_backward` on CUDA."
     if triton is None or not all(hasattr(torch.ops.slot_attention, name) for name in ("compete", "compete_backward")):

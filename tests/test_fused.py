@@ -280,9 +280,10 @@ from triton.backends.compiler import GPUTarget
 from slot_attention_nbdev import {module} as module, fused
 dtype, N, K, C = torch.{dtype}, 4096, {K}, {C}
 pointer = "*" + {{torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}}[dtype]
+ones = {ones}
 for name, extra in {kernels}.items():
     kernel = getattr(module, name)
-    chosen = fused.launch_plan(torch.empty(64, N, C, dtype=dtype, device="meta"), K)[2] | extra
+    chosen = fused.launch_plan(torch.empty(64, N, C, dtype=dtype, device="meta"), K)[2] | extra | {{one: 1 for one in ones if one in kernel.arg_names}}
     options = {{key: chosen.pop(key) for key in ("num_warps", "num_stages")}}
     kinds = {{n: "constexpr" if n in chosen else ((pointer if n in ("x_ptr", "dx_ptr") else "*fp32") if n.endswith("_ptr") else "fp32" if n.startswith("eps") else "i32") for n in kernel.arg_names}}
     made = triton.compile(triton.compiler.ASTSource(kernel, kinds, chosen), target=GPUTarget("cuda", {capability}, 32), options=options)
@@ -290,20 +291,40 @@ for name, extra in {kernels}.items():
 """
 
 
-def compiled_sizes(tmp_path, capability, dtype, K, C, kernels, module="fused"):
+def compiled_sizes(tmp_path, capability, dtype, K, C, kernels, module="fused", ones=()):
     "Bytes of fast memory each kernel takes, as Triton compiles it for a card that need not be there."
-    code = COMPILE.format(capability=capability, dtype=dtype, K=K, C=C, kernels=kernels, module=module)
+    code = COMPILE.format(capability=capability, dtype=dtype, K=K, C=C, kernels=kernels, module=module, ones=ones)
     lines = python(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).split("\n")
     return {line.split()[0]: int(line.split()[1]) for line in lines if line}
 
 
 KERNELS = {"_compete_kernel": {}, "_backward_kernel": {"WITH_DX": True}}
+LOOP_KERNELS = {"_loop_kernel": {"RESIDENT": False, "DP": 64, "HP": 128, "num_warps": 8}, "_tokens_kernel": {}}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_kernels_compile_for_a_hopper_card(tmp_path, dtype):
     sizes = compiled_sizes(tmp_path, 90, dtype, 7, 64, KERNELS)
     assert sizes.keys() == KERNELS.keys() and max(sizes.values()) < 100_000  # two programs and more fit a processor
+
+
+def test_the_loop_compiles_for_a_hopper_card(tmp_path):
+    sizes = compiled_sizes(tmp_path, 90, "bfloat16", 7, 64, LOOP_KERNELS, "fused_loop")
+    assert sizes.keys() == LOOP_KERNELS.keys() and max(sizes.values()) < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module, kernels", [("fused", KERNELS), ("fused_loop", LOOP_KERNELS)])
+def test_sizes_of_one_are_constants_to_the_compiler(tmp_path, module, kernels):
+    compiled_sizes(tmp_path, 90, "float32", 1, 1, kernels, module, ones=("B", "N", "K", "C", "D", "H", "T"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [{"RESIDENT": True, "BLOCK": 256}, {"DP": 128, "HP": 256}, {"KP": 32, "DP": 128, "HP": 128}])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_loop_of_every_size_compiles(tmp_path, dtype, extra):
+    kernels = {"_loop_kernel": LOOP_KERNELS["_loop_kernel"] | extra}
+    assert max(compiled_sizes(tmp_path, 90, dtype, 7, 128 if "DP" in extra else 64, kernels, "fused_loop").values()) <= 232_448
 
 
 @pytest.mark.slow
