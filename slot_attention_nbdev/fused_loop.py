@@ -6,7 +6,7 @@
 __all__ = ['fold', 'plain_loop', 'fused_loop', 'fused_token_gradient', 'fused_tickets', 'fused_query_gradient',
            'compete_with_ticket', 'fused_slot_attention']
 
-# %% ../nbs/73_fused_loop.ipynb #81fbe39e
+# %% ../nbs/73_fused_loop.ipynb #2912ed44
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +20,7 @@ from slot_attention_nbdev.fused import (
 )
 from .slot_attention import SlotAttention
 
-# %% ../nbs/73_fused_loop.ipynb #8bd364e5
+# %% ../nbs/73_fused_loop.ipynb #49bc9fbd
 def fold(
     module: SlotAttention,  # Whose weights
 ) -> list[Tensor]:  # Eleven float32 arrays, [inputs, outputs] or [outputs]: queries, bias, GRU and MLP
@@ -57,7 +57,7 @@ def plain_loop(
         state = state + (F.layer_norm(state, (D,), eps=eps[3]) @ w1 + c1).relu() @ w2 + c2  # [B, K, D] @ [D, H] @ [H, D]; line 10
     return state
 
-# %% ../nbs/73_fused_loop.ipynb #542d09c4
+# %% ../nbs/73_fused_loop.ipynb #38f90836
 @jit
 def _standardise(a, inside, width, eps):  # LayerNorm of each row without gain and bias; nothing beyond the edge
     centred = tl.where(inside, a - tl.sum(a, axis=1)[:, None] / width, 0.0)
@@ -90,7 +90,7 @@ def _update(state, mean, wu_ptr, cu_ptr, wh_ptr, ch_ptr, w1_ptr, c1_ptr, w2_ptr,
     hidden = tl.maximum(_linear(_standardise(state, inside, D, eps), w1_ptr, c1_ptr, D, H, 0, H, DP, HP), 0.0)
     return state + _linear(hidden, w2_ptr, c2_ptr, H, D, 0, D, HP, DP)  # Algorithm 1, line 10
 
-# %% ../nbs/73_fused_loop.ipynb #a2103a38
+# %% ../nbs/73_fused_loop.ipynb #73123c3c
 @jit
 def _loop_kernel(
     x_ptr, slots_ptr, out_ptr, wq_ptr, cq_ptr, wb_ptr, wu_ptr, cu_ptr, wh_ptr, ch_ptr, w1_ptr, c1_ptr, w2_ptr, c2_ptr,
@@ -133,7 +133,7 @@ def fused_loop(
     if plan["KP"] * max(CP, DP, HP) > 4096 or max(CP, DP) > 128:
         tokens = F.layer_norm(inputs, (C,), eps=eps[1])
         return plain_loop(tokens, slots, weights, eps, [None] * num_iterations).to(slots.dtype)
-    resident = N * CP <= 256 * 64
+    resident = N * max(CP, plan["KP"]) <= (128 if plan["MODE"] else 64) * 64  # tokens that fit one block beside all else
     if resident:
         plan["BLOCK"] = max(16, 1 << (N - 1).bit_length())
     plan.update(DP=DP, HP=HP, RESIDENT=resident, num_warps=8)
@@ -147,7 +147,7 @@ def fused_loop(
 def _(inputs, slots, weights, eps, num_iterations):
     return torch.empty_like(slots, memory_format=torch.contiguous_format)
 
-# %% ../nbs/73_fused_loop.ipynb #1adb25b8
+# %% ../nbs/73_fused_loop.ipynb #fbd31bf1
 @jit
 def _tokens_kernel(
     x_ptr, tickets_ptr, dx_ptr, B, N, K, C, T, SPAN,
@@ -210,7 +210,7 @@ fused_tickets.register_autograd(
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
 )
 
-# %% ../nbs/73_fused_loop.ipynb #e0368ffb
+# %% ../nbs/73_fused_loop.ipynb #c0a40d92
 @torch.library.custom_op("slot_attention::fused_query_gradient", mutates_args=())
 def fused_query_gradient(
     dsums: Tensor,  # Gradient of the sums, [B, K, C]
@@ -254,7 +254,7 @@ def _leave_note(ctx, dsums, dtotals):
 
 compete_with_ticket.register_autograd(_leave_note, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:3]))
 
-# %% ../nbs/73_fused_loop.ipynb #222d3b44
+# %% ../nbs/73_fused_loop.ipynb #fc7f1f16
 def fused_slot_attention(
     module: SlotAttention,  # Whose weights
     inputs: Tensor,  # Tokens, [B, N, C]

@@ -91,6 +91,13 @@ def test_extreme_logits(dtype):
     assert all(part.isfinite().all() for part in compete_backward_triton(*gradients(2, 5, 8), x, q, bias))
 
 
+def test_bfloat16_queries_keep_sixteen_bits():
+    x, q, bias = scene(1, 60, 5, 8, torch.bfloat16, scale=10.0)
+    near([compete_triton(x, q, bias)[1]], [plain_compete(*doubles(x, q, bias))[1]], 5e-4)
+    rounded = plain_compete(x.double(), q.bfloat16().double(), bias.double())[1]
+    assert (rounded - plain_compete(*doubles(x, q, bias))[1]).abs().max() > 5e-3  # what one bfloat16 would do
+
+
 def test_a_slot_may_be_shut_out():
     x, q, bias = scene(1, 40, 5, 8)
     bias[0, 2] = -torch.inf
@@ -320,7 +327,7 @@ def test_sizes_of_one_are_constants_to_the_compiler(tmp_path, module, kernels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [{"RESIDENT": True, "BLOCK": 256}, {"DP": 128, "HP": 256}, {"KP": 32, "DP": 128, "HP": 128}])
+@pytest.mark.parametrize("extra", [{"RESIDENT": True, "BLOCK": 64}, {"DP": 128, "HP": 256}, {"KP": 32, "DP": 128, "HP": 128}])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_loop_of_every_size_compiles(tmp_path, dtype, extra):
     kernels = {"_loop_kernel": LOOP_KERNELS["_loop_kernel"] | extra}
