@@ -12,7 +12,8 @@ cfg = config["DEFAULT"]
 train = cfg["train_requirements"].split()
 notebooks = train + cfg["notebooks_requirements"].split()
 denoise = cfg["denoise_requirements"].split()
-dev = notebooks + denoise + cfg["dev_requirements"].split()
+fused = cfg["fused_requirements"].split()
+dev = notebooks + denoise + fused + cfg["dev_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -36,7 +37,7 @@ setup(
     package_data={"slot_attention_nbdev": ["weights/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"train": train, "denoise": denoise, "notebooks": notebooks, "dev": dev},
+    extras_require={"train": train, "denoise": denoise, "fused": fused, "notebooks": notebooks, "dev": dev},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
