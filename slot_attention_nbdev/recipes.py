@@ -110,7 +110,7 @@ _recipes = [
            model="properties_clevr", num_slots=10, batch_size=512, steps=150_000, warmup_steps=1_000, decay_steps=50_000),
     Recipe("sprites_properties", "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU",
            data="multi_dsprites_colored_on_grayscale", model="properties_sprites", num_slots=6, num_iterations=2, batch_size=32, steps=10_000,
-           learning_rate=3e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0, average_decay=0.99, **OFTEN),
+           learning_rate=2e-3, schedule="cosine", warmup_steps=300, clip_norm=1.0, average_decay=0.99, **OFTEN),
     Recipe("tiny", "seconds, to see that everything works; it learns next to nothing", steps=40, eval_images=16,
            log_every=5, eval_every=10, checkpoint_every=10, **FAST | dict(batch_size=4, warmup_steps=10, average_decay=0.9)),
 ]
