@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .core import InputError, check_shape
+from .slot_attention import KERNELS
 
 # %% ../nbs/71_fused_slot_attention.ipynb #e04938d2
 def plain_compete(
@@ -270,11 +271,13 @@ fused_compete.register_autograd(
 )
 
 # %% ../nbs/71_fused_slot_attention.ipynb #133028ca
-def register() -> bool:  # True if the operators exist and Triton is here
-    "Let the kernels serve `slot_attention::compete` and `slot_attention::compete_backward` on CUDA."
-    if triton is None or not all(hasattr(torch.ops.slot_attention, name) for name in ("compete", "compete_backward")):
-        return False
-    # the functions inside our operators: one dispatch less
-    torch.library.register_kernel("slot_attention::compete", "cuda", fused_compete._init_fn)
-    torch.library.register_kernel("slot_attention::compete_backward", "cuda", fused_compete_backward._init_fn)
-    return True
+def register(
+    device: str = "cuda",  # Kind of device
+) -> bool:  # Whether Triton is here
+    "Let `SlotAttention` compute with the kernels on this kind of device."
+    if triton is not None:
+        KERNELS[device] = fused_compete
+    return triton is not None
+
+
+register()

@@ -264,19 +264,33 @@ print(interpreted())
     assert python(code, TRITON_INTERPRET="0").strip() == "False"
 
 
-def test_register_serves_operators_of_that_name():
+def test_the_module_takes_the_kernels_and_computes_the_same():
     code = """
 import torch
-from torch import Tensor
 from slot_attention_nbdev import fused
-assert not fused.register()
-@torch.library.custom_op("slot_attention::compete", mutates_args=())
-def compete(x: Tensor, q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]: return fused.plain_compete(x, q, bias)
-@torch.library.custom_op("slot_attention::compete_backward", mutates_args=())
-def compete_backward(dsums: Tensor, dtotals: Tensor, x: Tensor, q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]: return fused.plain_compete_backward(dsums, dtotals, x, q, bias)
-assert fused.register() and fused.register()
-assert "cuda" in compete._backend_fns
-assert compete(torch.ones(1, 5, 2), torch.ones(1, 3, 2), torch.zeros(1, 3))[1].sum() == 5
+from slot_attention_nbdev.slot_attention import KERNELS, SlotAttention
+assert KERNELS["cuda"] is fused.fused_compete
+torch.manual_seed(0)
+module = SlotAttention(8, 8, 3).double()
+def run():
+    x = torch.arange(96.0).view(2, 6, 8).double().sin().requires_grad_()
+    slots, attention = module(x, slots=torch.arange(48.0).view(2, 3, 8).double().cos(), return_attention=True)
+    slots.square().sum().backward()
+    return slots.detach(), attention.detach(), x.grad
+plainly = run()
+assert fused.register("cpu")
+for a, b in zip(run(), plainly): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+"""
+    python(code)
+
+
+def test_the_core_does_not_load_the_kernels_without_a_card():
+    code = """
+import sys
+from slot_attention_nbdev.slot_attention import SlotAttention
+import torch
+SlotAttention(4, 4)
+assert torch.cuda.is_available() or "slot_attention_nbdev.fused" not in sys.modules
 """
     python(code)
 
