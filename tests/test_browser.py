@@ -188,14 +188,32 @@ def has_sliders(notebook: Path) -> bool:
     return "jupyter.widget-view" in notebook.read_text() or "ipywidgets" in notebook.read_text()
 
 
-RUN_ALL = """async () => {
-    const panel = jupyterapp.shell.currentWidget;
+OPEN_AND_RUN_ALL = """async (path) => {
+    const panel = await jupyterapp.commands.execute("docmanager:open", {path, factory: "Notebook"});
     await panel.context.ready; await panel.sessionContext.ready;
+    jupyterapp.shell.activateById(panel.id);
     await jupyterapp.commands.execute("notebook:run-all-cells");
     const cells = panel.content.model.sharedModel.cells.filter(c => c.cell_type == "code");
     return {run: cells.filter(c => c.execution_count).length, filled: cells.filter(c => c.source.trim()).length,
         errors: cells.flatMap(c => c.outputs.filter(o => o.output_type == "error").map(o => `${o.ename}: ${o.evalue}`))};
 }"""
+CLOSE = """async () => {
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.sessionContext.shutdown(); await panel.context.revert(); panel.dispose();
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab_tab(browser, lab):
+    "JupyterLab, open in a tab."
+    address, token = lab
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    tab = context.new_page()
+    tab.goto(f"{address}/lab?reset&token={token}")
+    tab.wait_for_function("() => window.jupyterapp", timeout=60_000)
+    tab.evaluate("() => jupyterapp.restored.then(() => true)")
+    yield tab
+    context.close()
 
 
 def moved_sliders(tab) -> tuple[int, int]:
@@ -226,18 +244,10 @@ def moved_sliders(tab) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("notebook", [pytest.param(n, marks=[] if has_sliders(n) or n.stem == "10_attention" else pytest.mark.slow, id=n.stem) for n in NOTEBOOKS])
-def test_run_all_in_jupyterlab(browser, lab, notebook):
-    address, token = lab
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    tab = context.new_page()
-    try:
-        tab.goto(f"{address}/lab/tree/nbs/{notebook.name}?reset&token={token}")
-        tab.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel && document.querySelector('.jp-Notebook')", timeout=60_000)
-        done = tab.evaluate(RUN_ALL)
-        assert done["errors"] == [] and done["run"] == done["filled"] > 0
-        if has_sliders(notebook):
-            figures, changed = moved_sliders(tab)
-            assert figures == changed > 0, f"{changed} of {figures} live figures changed when a slider moved"
-        tab.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    finally:
-        context.close()
+def test_run_all_in_jupyterlab(lab_tab, notebook):
+    done = lab_tab.evaluate(OPEN_AND_RUN_ALL, f"nbs/{notebook.name}")
+    assert done["errors"] == [] and done["run"] == done["filled"] > 0
+    if has_sliders(notebook):
+        figures, changed = moved_sliders(lab_tab)
+        assert figures == changed > 0, f"{changed} of {figures} live figures changed when a slider moved"
+    lab_tab.evaluate(CLOSE)

@@ -69,12 +69,12 @@ const loadIndex = () => loading ??= new Promise((done) => {
 });
 const plain = (text) => text.toLowerCase().replace(/_/g, " ");
 const occurrences = (text, word) => text.split(word).length - 1;
-function score([, title, section, text, kind], phrase, words) {
+function score([, title, section, text, kind], raw, phrase, words) {
   const [t, s, x] = [plain(title), plain(section), plain(text)];
   if (!words.every((word) => t.includes(word) || s.includes(word) || x.includes(word))) return 0;
   let points = 1;
   if (s.includes(phrase)) points += 60;
-  if (s.replace(/^class /, "") === phrase) points += 60;
+  if (section.toLowerCase().replace(/^class /, "") === raw) points += 80; // a name of the library, as it is written
   if (t.includes(phrase)) points += section ? 15 : 70;
   points += 12 * Math.min(3, occurrences(x, phrase));
   for (const word of words) points += 8 * s.includes(word) + 6 * t.includes(word) + Math.min(3, occurrences(x, word));
@@ -106,10 +106,10 @@ const choose = (index) => {
   links[chosen]?.scrollIntoView({ block: "nearest" });
 };
 async function search() {
-  const phrase = plain(field.value.trim()), words = phrase.split(/\s+/).filter(Boolean);
+  const raw = field.value.trim().toLowerCase(), phrase = plain(raw), words = phrase.split(/\s+/).filter(Boolean);
   if (phrase.length < 2) { found.hidden = true; count.textContent = ""; return; }
   await loadIndex();
-  const best = window.searchIndex.map((row) => [score(row, phrase, words), row]).filter(([points]) => points).sort((a, b) => b[0] - a[0]).slice(0, 12);
+  const best = window.searchIndex.map((row) => [score(row, raw, phrase, words), row]).filter(([points]) => points).sort((a, b) => b[0] - a[0]).slice(0, 12);
   found.replaceChildren(...best.map(([, row]) => result(row, words)));
   if (!best.length) found.append(Object.assign(document.createElement("p"), { className: "none", textContent: "Nothing found." }));
   found.hidden = false;
