@@ -71,7 +71,7 @@ def wheel(tmp_path_factory):
     "The built wheel, unpacked."
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "results", "nbs", "build", "*.egg-info", "__pycache__"))
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "nbs", "build", "_docs", "*.egg-info", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, copy]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
@@ -115,6 +115,7 @@ def test_the_core_imports_fast(wheel):
 
 def test_the_wheel_carries_weights_and_command_but_no_tests(wheel):
     assert list((wheel / PACKAGE / "weights").glob("*.safetensors"))
+    assert (wheel / PACKAGE / "results" / "tetrominoes_fast" / "seed0.json").exists()
     assert "slot-attention" in next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
     assert not (wheel / "tests").exists() and not (wheel / "scripts").exists()
     requires = [line for line in next(wheel.glob("*.dist-info/METADATA")).read_text().splitlines() if line.startswith("Requires-Dist")]
