@@ -43,9 +43,9 @@ def notebook_links(notebook: PurePosixPath) -> dict[str, str]:
     "Where a notebook, named relative to nbs/, can be read, run and copied; nothing while the project has no public address."
     if not published():
         return {}
-    where = settings()["git_url"].removeprefix("https://github.com/")
+    where, branch = settings()["git_url"].removeprefix("https://github.com/"), settings()["notebooks_branch"]
     return {
-        "Open in Colab": f"https://colab.research.google.com/github/{where}/blob/{settings()['branch']}/nbs/{notebook}",
-        "Open in Binder": f"https://mybinder.org/v2/gh/{where}/{settings()['branch']}?labpath=nbs/{notebook}",
+        "Open in Colab": f"https://colab.research.google.com/github/{where}/blob/{branch}/nbs/{notebook}",
+        "Open in Binder": f"https://mybinder.org/v2/gh/{where}/{branch}?labpath=nbs/{notebook}",
         "Notebook": source_url(PurePosixPath("nbs") / notebook),
     }
