@@ -50,6 +50,12 @@ def test_readme_is_what_the_index_makes():
     subprocess.run([sys.executable, ROOT / "scripts" / "make_readme.py", "--check"], check=True)
 
 
+def test_the_citation_names_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    version = re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in citation and "2006.15055" in citation
+
+
 def test_imports_point_upwards():
     number = {module_of(n): int(n.name.split("_")[0]) for n in NOTEBOOKS if module_of(n)}
     for notebook in NOTEBOOKS:
@@ -63,7 +69,7 @@ def test_imports_point_upwards():
 
 def test_every_notebook_is_in_the_sidebar():
     text = (ROOT / "_quarto.yml").read_text()
-    assert [n.name for n in NOTEBOOKS if n.name not in text] == []
+    assert [n.name for n in (ROOT / "nbs").glob("*.ipynb") if n.name not in text] == []
 
 
 @pytest.fixture(scope="module")
