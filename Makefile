@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 OUT    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: help demo test lab notebooks export readme hooks clean
+.PHONY: help demo test lab notebooks export readme docs teaching hooks clean
 help:            ## Show the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
 
@@ -31,11 +31,19 @@ export: $(VENV)/.dev ## Write the modules and the README from the notebooks
 	$(BIN)/nbdev_clean
 	$(BIN)/python scripts/make_readme.py
 
+docs: $(VENV)/.dev   ## Build the documentation site into _docs/ and check its links (needs npm once, to fetch KaTeX)
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/check_site.py
+
+teaching: $(VENV)/.dev  ## Write the teachers' versions into _teaching/, those for Colab and Binder into _notebooks/
+	$(BIN)/python scripts/blank_solutions.py
+	$(BIN)/python scripts/install_cells.py
+
 hooks: $(VENV)/.dev  ## Install the git hooks that keep notebooks clean and mergeable
 	$(BIN)/nbdev_install_hooks
 
 clean:           ## Remove what was built (runs and the environment stay)
-	rm -rf build dist *.egg-info _proc _docs .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info _proc _docs _teaching _notebooks nbs/katex .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

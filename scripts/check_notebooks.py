@@ -56,7 +56,7 @@ class Notebook:
         self.cells = [Cell(i, raw) for i, raw in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"])]
         self.code = [c for c in self.cells if c.kind == "code"]
         self.text = [c for c in self.cells if c.kind == "markdown"]
-        self.kind = "solutions" if "solutions" in path.parts else "index" if self.name == "index" else "course"
+        self.kind = "solutions" if "solutions" in path.parts else "index" if self.name == "index" else "course" if re.match(r"\d\d_", self.name) else "page"
 
     def section(self, title: str) -> list[Cell]:
         "The cells under `## title`, up to the next heading of that level."
@@ -98,6 +98,13 @@ def one_module(nb: Notebook) -> Iterator[Fault]:
     exports = [c.index for c in nb.cells for d in c.directives if d.startswith("default_exp")]
     if len(exports) > 1:
         yield exports[1], "default-exp", "more than one #| default_exp"
+
+
+def no_export(nb: Notebook) -> Iterator[Fault]:
+    "3: a notebook without a number exports nothing."
+    for cell in nb.code:
+        if cell.exported:
+            yield cell.index, "default-exp", "only numbered notebooks export"
 
 
 def imports_alone(nb: Notebook) -> Iterator[Fault]:
@@ -344,6 +351,7 @@ def links(nb: Notebook) -> Iterator[Fault]:
 
 EVERYWHERE = [title, star_imports, one_module, imports_alone, documented, seeded, offline, leaves, size, clean_outputs, figures, links]
 COURSE = [opening, tested, equations, naive_beside, shape_comments, failures, exercises, ending]
+PAGE = [opening, no_export, ending]  # without a number: a page of the site beside the course
 
 
 def check(paths: list[Path]) -> list[str]:
@@ -351,7 +359,7 @@ def check(paths: list[Path]) -> list[str]:
     faults, modules = [], {}
     for path in paths:
         nb = Notebook(path)
-        for rule in EVERYWHERE + (COURSE if nb.kind == "course" else []):
+        for rule in EVERYWHERE + {"course": COURSE, "page": PAGE}.get(nb.kind, []):
             faults += [f"{path.name}:{cell} {name}: {what}" for cell, name, what in rule(nb)]
         for module in (d.split()[1] for c in nb.cells for d in c.directives if d.startswith("default_exp ")):
             if module in modules:

@@ -14,5 +14,7 @@ nbdev_test --n_workers "$workers" --timing | tee "$timings"
 grep -q Success "$timings"
 echo "== notebooks' form"
 python scripts/check_notebooks.py --timings "$timings"
+echo "== reading order"
+python scripts/check_reading_order.py
 echo "== tests"
 python -m pytest -q -n "$workers" tests

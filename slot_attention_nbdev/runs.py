@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'RUN_FILES', 'save_checkpoint', 'load_checkpoint', 'weights_digest', 'save_weights',
            'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'parse_budget',
-           'find_weights', 'plot_curve']
+           'find_weights', 'records_folder', 'plot_curve']
 
 # %% ../nbs/45_runs.ipynb #79f38b3a
 import hashlib
@@ -241,6 +241,12 @@ def find_weights(
     if path.name not in shipped:
         raise InputError(f"checkpoint: {path.name!r} is no file, no run's folder and no shipped weights; {suggest(path.name, shipped)}")
     return shipped[path.name]
+
+# %% ../nbs/45_runs.ipynb #4510a002
+def records_folder() -> Path:  # The folder `results`, of this checkout or as it was packed with the library
+    "Find the records that the notebooks quote."
+    packed = Path(str(files("slot_attention_nbdev"))) / "results"
+    return packed if packed.exists() else packed.parent.parent / "results"
 
 # %% ../nbs/45_runs.ipynb #e9952c9d
 def plot_curve(

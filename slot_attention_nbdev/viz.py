@@ -247,7 +247,7 @@ def draw_slots(
 def explore_slots(
     model: nn.Module,  # An autoencoder with slots
     images: Tensor,  # Images in [-1, 1], [B, 3, H, W]
-) -> "ipywidgets.VBox":  # Four sliders above the picture
+) -> object:  # An ipywidgets.VBox: four sliders above the picture
     "Sliders for image, T, K and seed; each move redraws `draw_slots`."
     import ipywidgets
 

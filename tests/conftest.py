@@ -1,5 +1,12 @@
 """What the tests share."""
+import fcntl
+import functools
+import http.server
 import os
+import shutil
+import subprocess
+import sys
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +42,54 @@ def golden():
         return arrays
 
     return read
+
+
+def skip_or_fail(reason: str):
+    "Skip a test for want of a program; where SLOT_ATTENTION_NO_SKIP is set, as in CI, fail instead."
+    (pytest.fail if os.environ.get("SLOT_ATTENTION_NO_SKIP") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The built documentation, made once for all workers."
+    if shutil.which("npm") is None and not (ROOT / "build" / "npm").exists():
+        skip_or_fail("npm, which fetches KaTeX, is not here")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "site"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            built = subprocess.run([sys.executable, ROOT / "scripts" / "make_docs.py", "--out", folder], capture_output=True, text=True)
+            assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def site_address(site):
+    "The address of a server for the built documentation."
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "A real browser that asks nobody for anything on its own."
+    path = shutil.which("chromium")
+    if path is None:
+        skip_or_fail("chromium is not here; on Debian: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--no-default-browser-check", "--disable-domain-reliability", "--disable-client-side-phishing-detection"]
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=quiet)
+        yield opened
+        opened.close()
 
 
 def pytest_addoption(parser):

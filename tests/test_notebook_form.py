@@ -165,5 +165,12 @@ def test_two_notebooks_cannot_export_one_module(tmp_path):
     assert any("10_a.ipynb exports good too" in fault for fault in checker.check(paths))
 
 
+def test_a_page_beside_the_course_needs_no_exercises_but_an_opening_and_an_end(tmp_path):
+    page = [cell for cell in drop("## Exercises") if "check_exercise" not in cell[1] and "export" not in cell[1] and "default_exp" not in cell[1] and "tag{" not in cell[1]]
+    assert faults(tmp_path, page, {8: [], 3: []}, labels=None, name="gallery") == []
+    assert any(" opening: " in fault for fault in faults(tmp_path, [c for c in page if "You will learn" not in c[1]], {8: []}, labels=None, name="gallery"))
+    assert any(" default-exp: " in fault for fault in faults(tmp_path, [*page, ("code", EXPORT)], {8: []}, labels=None, name="gallery"))
+
+
 def test_slow_notebooks_are_found():
     assert checker.too_slow("Success.\n10_a.ipynb: 21 secs\n11_b.ipynb: 20 secs\n") == ["10_a.ipynb:0 time: 21 s, at most 20"]

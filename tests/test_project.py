@@ -50,6 +50,12 @@ def test_readme_is_what_the_index_makes():
     subprocess.run([sys.executable, ROOT / "scripts" / "make_readme.py", "--check"], check=True)
 
 
+def test_the_citation_names_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    version = re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in citation and "2006.15055" in citation
+
+
 def test_imports_point_upwards():
     number = {module_of(n): int(n.name.split("_")[0]) for n in NOTEBOOKS if module_of(n)}
     for notebook in NOTEBOOKS:
@@ -63,7 +69,7 @@ def test_imports_point_upwards():
 
 def test_every_notebook_is_in_the_sidebar():
     text = (ROOT / "_quarto.yml").read_text()
-    assert [n.name for n in NOTEBOOKS if n.name not in text] == []
+    assert [n.name for n in (ROOT / "nbs").glob("*.ipynb") if n.name not in text] == []
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def wheel(tmp_path_factory):
     "The built wheel, unpacked."
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "results", "nbs", "build", "*.egg-info", "__pycache__"))
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "nbs", "build", "_docs", "*.egg-info", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, copy]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
@@ -115,6 +121,7 @@ def test_the_core_imports_fast(wheel):
 
 def test_the_wheel_carries_weights_and_command_but_no_tests(wheel):
     assert list((wheel / PACKAGE / "weights").glob("*.safetensors"))
+    assert (wheel / PACKAGE / "results" / "tetrominoes_fast" / "seed0.json").exists()
     assert "slot-attention" in next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
     assert not (wheel / "tests").exists() and not (wheel / "scripts").exists()
     requires = [line for line in next(wheel.glob("*.dist-info/METADATA")).read_text().splitlines() if line.startswith("Requires-Dist")]

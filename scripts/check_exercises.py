@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Hold every exercise to its word: its check refuses what has not been solved and accepts the solution.
+
+    python scripts/check_exercises.py                      # every notebook
+    python scripts/check_exercises.py nbs/10_attention.ipynb
+
+Runs the solutions and keeps their answers; then runs the notebook, and gives each of its own checks what an unsolved notebook holds (nothing, a function
+that returns nothing, one that returns what it was given), which must be refused, and the solution's answer, which must be accepted.
+"""
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+UNSOLVED = {
+    "None": None,
+    "any object": object(),
+    "a function that returns nothing": lambda *_, **__: None,
+    "a function that returns what it was given": lambda *given, **_: given[0] if given else None,
+}
+
+
+def run(notebook: Path, check) -> None:
+    "Execute a notebook's cells in its own folder, with `check` in the place of `check_exercise`."
+    from IPython.display import display
+
+    from slot_attention_nbdev import core
+
+    before = core.check_exercise
+    core.check_exercise = check
+    names = {"__name__": "__main__", "display": display}
+    exported = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
+    module = importlib.import_module(f"slot_attention_nbdev.{exported[1]}") if exported else None  # what the solutions import, to the very class
+    home = Path.cwd()
+    os.chdir(notebook.parent)
+    try:
+        for index, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or re.search(r"^#\|\s*(slow|gpu|notest)\b", source, re.M):
+                continue
+            exec(compile(source, f"{notebook.name}:{index}", "exec"), names)
+            if re.search(r"^#\|\s*export", source, re.M):
+                names.update({name: value for name, value in vars(module).items() if name in names and not name.startswith("__")})
+            if "check_exercise" in names:
+                names["check_exercise"] = check  # the notebook that defines it has just written over ours
+            if "plt" in names:
+                names["plt"].close("all")
+    finally:
+        core.check_exercise = before
+        os.chdir(home)
+
+
+def refused(test, answer) -> bool:
+    "Whether a check raises anything at all."
+    try:
+        test(answer)
+    except Exception:
+        return True
+    return False
+
+
+def faults_of(notebook: Path) -> list[str]:
+    "What is wrong with the exercises of one notebook."
+    answers, seen, faults = {}, [], []
+
+    def keep(label, answer, test):
+        test(answer)
+        answers[label] = answer
+
+    def hold(label, answer, test):
+        if answer is not None or label.endswith(".0"):  # not an exercise, but the notebook that shows how checking works
+            return answer is None or test(answer)
+        seen.append(label)
+        faults.extend(f"{notebook.name}: exercise {label} accepts {what}" for what, unsolved in UNSOLVED.items() if not refused(test, unsolved))
+        if label not in answers:
+            faults.append(f"{notebook.name}: exercise {label} has no solution")
+            return None
+        try:
+            test(answers[label])
+        except Exception as error:
+            faults.append(f"{notebook.name}: exercise {label} refuses its solution: {type(error).__name__}: {str(error)[:300]}")
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(notebook.parent / "solutions" / f"{notebook.stem}_solutions.ipynb", keep)
+        run(notebook, hold)
+    if len(seen) < 3:
+        faults.append(f"{notebook.name}: {len(seen)} exercises")
+    return faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notebooks", nargs="*", type=Path)
+    paths = [p.resolve() for p in parser.parse_args().notebooks] or sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    faults = []
+    for path in paths:
+        found = faults_of(path)
+        faults += found
+        print("\n".join(found) if found else f"{path.name}: every check holds", flush=True)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    sys.exit(main())

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Check that nothing in the course is used before it is introduced.
+
+    python scripts/check_reading_order.py
+
+The symbols and the words stand in two tables of nbs/00_notation.ipynb, each with the notebook that introduces it; the order of reading is the sidebar's.
+
+1. The notebook that is said to introduce a word or a symbol uses it.
+2. A notebook that comes earlier and uses it anyway links, in that cell or before it, to the notebook that introduces it or to the table.
+3. A letter in a displayed formula that is in no table is defined by the formula itself (it stands left of an equals sign), or stands in the text up to the
+   next cell, as a name in the code that follows, or in an earlier notebook.
+
+Prints a line per fault and exits 1 if there is any. Needs the standard library alone.
+"""
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTATION = "00_notation.ipynb"
+# what TeX writes with a backslash and is no symbol, and names of functions
+NO_SYMBOLS = set(
+    "frac tfrac dfrac sqrt sum prod min max exp log sin cos tan arg text mathrm mathbb mathbf mathcal operatorname left right big Big bigl bigr qquad quad cdot cdots ldots dots times "
+    "top in le ge leq geq ne neq approx to mapsto infty partial nabla begin end tag label lVert rVert lvert rvert langle rangle lfloor rfloor lceil rceil hat bar tilde vec dot ddot "
+    "underbrace overbrace underset overset odot oplus otimes cup cap setminus subset forall exists mid sim propto pm mp circ star ast prime bmod pmod cases aligned pmatrix array "
+    "rightarrow leftarrow Rightarrow iff implies equiv ll gg int not limits displaystyle textstyle small phantom hspace mathop det stackrel middle xrightarrow tanh e arccos arcsin arctan sup inf lim".split()
+)
+
+
+def order(quarto: str) -> list[str]:
+    "The numbered notebooks in the order of the sidebar."
+    return re.findall(r"\b(\d\d_\w+\.ipynb)", quarto[quarto.index("sidebar:") :])
+
+
+def all_cells(path: Path) -> list[dict]:
+    "The cells of a notebook."
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def text_cells(path: Path) -> list[str]:
+    "The text of a notebook."
+    return ["".join(c["source"]) for c in all_cells(path) if c["cell_type"] == "markdown"]
+
+
+def table(cells: list[str], heading: str) -> list[list[str]]:
+    "The rows of the table under a heading."
+    text = next(c[c.index(heading) :] for c in cells if heading in c)
+    rows = re.findall(r"^\|(.*)\|\s*$", text.split("\n## ")[0] if text.startswith("##") else text, re.M)
+    return [[part.strip() for part in row.split("|")] for row in rows[2:]]
+
+
+def prose(cell: str) -> str:
+    "A cell's words: no code, no formulas, no targets of links."
+    cell = re.sub(r"```.*?```|\$\$.*?\$\$|`[^`]*`|(?<!\\)\$[^$\n]*\$", " ", cell, flags=re.S)
+    return re.sub(r"\]\([^)]*\)", "]", cell)
+
+
+def formulas(cell: str, display: bool) -> list[str]:
+    "The displayed formulas of a cell, or those in its lines."
+    cell = re.sub(r"```.*?```|`[^`]*`", " ", cell, flags=re.S)
+    shown = re.findall(r"\$\$(.*?)\$\$", cell, re.S)
+    return shown if display else re.findall(r"(?<![\\$])\$([^$\n]+)\$", re.sub(r"\$\$.*?\$\$", " ", cell, flags=re.S))
+
+
+def letters(formula: str) -> set[str]:
+    "The symbols of a formula: single letters and Greek ones."
+    formula = re.sub(r"\\(?:text|mathrm|operatorname|tag|begin|end|mathbb|label|textbf|textit)\*?\s*(?:\{[^{}]*\}|\w)", " ", formula)
+    commands = {name for name in re.findall(r"\\([a-zA-Z]+)", formula)} - NO_SYMBOLS
+    plain = re.findall(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", " ", formula))
+    return {f"\\{name}" for name in commands} | set(plain) - {"e"}
+
+
+def defined(formula: str) -> set[str]:
+    "The symbols that a formula defines: what stands left of an equals sign."
+    parts = re.split(r"\\q?quad|\\\\|[,;]\s", formula)
+    return {symbol for part in parts for left in part.split("=")[:-1] for symbol in letters(left)}
+
+
+def named(cell: dict) -> set[str]:
+    "The letters that name something in a cell: in its formulas, in its prose and its code."
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "code":
+        return set(re.findall(r"\b([a-zA-Z])(?:_\w+)?\b", text))
+    inline = {s for f in formulas(text, False) for s in letters(f)}
+    own = {s for f in formulas(text, True) for s in defined(f)}
+    return inline | own | set(re.findall(r"`(\w)`", text)) | set(re.findall(r"(?<![\w'’])([b-zA-Z])(?![\w'’])", prose(text)))
+
+
+def uses_word(word: str, cell: str) -> bool:
+    "Whether a cell's prose uses a word or its plural."
+    return bool(re.search(rf"(?<![\w-]){re.escape(word)}(?:s|es)?(?![\w-])", prose(cell), re.I if word.islower() else 0))
+
+
+def entries(cells: list[str]) -> list[tuple[str, str, str, set[str], set[str]]]:
+    "What the tables hold: what it is, the place in the notation, the notebook that introduces it, its symbols (none for a word), and its names in code."
+    found = []
+    for heading, anchor in (("## The symbols", "the-symbols"), ("## The words", "the-words")):
+        for row in table(cells, heading):
+            link = re.search(r"\]\((\d\d_\w+\.ipynb)\)", row[-1])
+            if link is None:
+                raise SystemExit(f"{NOTATION}: {row[0]}: the last column must link to the notebook that introduces it")
+            symbols = set()
+            if anchor == "the-symbols":
+                written = re.findall(r"\$([^$]+)\$", row[0])
+                symbols = set(written) if any("_" in part for part in written) else {name for part in written for name in letters(part)} or {part.strip() for part in row[0].split(",") if len(part.strip()) == 1}
+            codes = set(re.findall(r"`([^`]+)`", row[1])) if anchor == "the-symbols" else set()
+            found.append((row[0], anchor, link[1], symbols, codes))
+    return found
+
+
+def check(folder: Path, names: list[str]) -> list[str]:
+    "All faults of a course, a line each."
+    cells = {name: text_cells(folder / name) for name in names}
+    faults, known = [], set()
+    listed = entries(cells[NOTATION])
+    tabled = {symbol for *_, symbols, _ in listed for symbol in symbols} | {"i", "j", "l", "t"}
+    for what, anchor, home, symbols, codes in listed:
+        if home not in names:
+            faults.append(f"{NOTATION}: {what}: {home} is not in the sidebar")
+            continue
+
+        def used(cell: str) -> bool:
+            if anchor == "the-words":
+                return uses_word(what, cell)
+            shown = [f for display in (True, False) for f in formulas(cell, display)]
+            found = {s for f in shown for s in letters(f)}
+            return bool(symbols & found) or any("_" in s and s in f for s in symbols for f in shown) or (not symbols and uses_word(what, cell))
+
+        whole = "\n".join("".join(c["source"]) for c in all_cells(folder / home)) if home in names else ""
+        if not any(used(cell) or what in cell for cell in cells[home]) and not any(re.search(rf"\b{code}\b", whole) for code in codes):
+            faults.append(f"{home}: is said to introduce {what}, and does not use it")
+        for name in names[: names.index(home)]:
+            first = next((index for index, cell in enumerate(cells[name]) if used(cell)), None)
+            if name == NOTATION or first is None:
+                continue
+            before = "\n".join(cells[name][: first + 1])
+            if f"]({home}" not in before and f"]({NOTATION}#the-" not in before:
+                faults.append(f"{name}: uses {what}, which {home} introduces; link to it, or to {NOTATION}#{anchor}")
+    for name in names:
+        said, whole = known | tabled, all_cells(folder / name)
+        for index, cell in enumerate(whole):
+            text = "".join(cell["source"])
+            said |= {letter for near in whole[: index + 3] for letter in named(near)}
+            if cell["cell_type"] == "markdown":
+                for symbol in sorted({s for f in formulas(text, True) for s in letters(f)} - said):
+                    faults.append(f"{name}: a formula uses {symbol} and nothing says what it is: {text[:60]!r}")
+                    said.add(symbol)
+        known |= said
+    return faults
+
+
+def main() -> int:
+    names = order((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    faults = check(ROOT / "nbs", names)
+    print("\n".join(faults) if faults else f"{len(names)} notebooks introduce what they use.")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

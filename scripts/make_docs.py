@@ -1,0 +1,422 @@
+#!/usr/bin/env python3
+"""Build the documentation site from the notebooks, without Quarto.
+
+    python scripts/make_docs.py              # into _docs/; what `make docs` runs
+    python scripts/make_docs.py --out FOLDER
+
+nbdev's processors read the notebooks, smalldocs turns them into HTML by `_quarto.yml`, and this script adds what both leave out: pages under the
+names that links use, the source beside every exported name, a reference of all modules, local KaTeX, a search that works from a folder, and the look
+(`scripts/site/`). No page asks another host for anything. Any warning of smalldocs, such as a link to a page that is not there, fails the build.
+"""
+import argparse
+import ast
+import html
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from html.parser import HTMLParser
+from pathlib import Path, PurePosixPath
+from string import Template
+
+import yaml
+from nbdev.frontmatter import FrontmatterProc
+from nbdev.process import NBProcessor
+from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, populate_language, strip_ansi
+from execnb.nbio import mk_cell, write_nb
+from smalldocs import api, config, highlight, layout, site
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import npm_package
+import project
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOK = ROOT / "scripts" / "site"
+PACKAGE = "slot_attention_nbdev"
+TEX = {  # what a formula in a heading or a search result is shown as, where none can be typeset
+    r"\varepsilon": "ε", r"\epsilon": "ε", r"\mu": "μ", r"\sigma": "σ", r"\alpha": "α", r"\tau": "τ", r"\pi": "π", r"\log": "log", r"\sqrt": "√",
+    r"\times": "×", r"\cdot": "·", r"\to": "→", r"\ge": "≥", r"\le": "≤", r"\in": "∈", r"\sum": "Σ", r"\top": "ᵀ", r"\infty": "∞",
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- notebooks to pages
+
+
+def exported_names(source: str) -> list[str]:
+    "The functions and classes that a cell defines; a function named `_` is only registered."
+    return [node.name for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "_"]
+
+
+def module_of(notebook: Path) -> str | None:
+    "The module that a notebook exports, without the package's name."
+    found = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
+    return found[1] if found else None
+
+
+def export_bar(module: str, source: str) -> str:
+    "The line above an exported cell: what it defines, linked to the reference, and the module it goes to."
+    names, page = exported_names(source), f"/api/{module.rpartition('.')[2]}.qmd"
+    links = " ".join(f"`{name}`" if name.startswith("_") else f"[`{name}`]({page}#{name})" for name in names)
+    return f"::: {{.export-bar}}\n{links} [in `{PACKAGE}.{module}`]({page}){{.module}}\n:::\n"
+
+
+def prepare_notebook(path: Path, target: Path) -> None:
+    "Write a notebook as smalldocs is to read it: front matter, no directives, every exported cell with its source."
+    procs = [FrontmatterProc, populate_language, strip_ansi, hide_line, filter_stream_, clean_magics, hide_]
+    processor = NBProcessor(path, procs=procs)
+    processor.process()
+    module = module_of(path)
+    cells = []
+    for cell in processor.nb.cells:
+        directives = getattr(cell, "directives_", {})
+        if cell.cell_type == "code" and not re.sub(r"^#\|.*$", "", cell.source, flags=re.M).strip() and not cell.outputs:
+            continue
+        if module and {"export", "exports"} & directives.keys() and exported_names(cell.source):
+            cells.append(mk_cell(export_bar(module, cell.source), "markdown"))
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../CONTRIBUTING.md", "](/CONTRIBUTING.md")
+        cells.append(cell)
+    processor.nb.cells = cells
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_nb(processor.nb, target)
+
+
+def settings(pages: Path) -> dict:
+    "`_quarto.yml` as smalldocs is to read it."
+    text = (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    given = yaml.safe_load(text)
+    given["project"]["output-dir"] = "_site"
+    given["project"].pop("preview", None)
+    given["format"] = {"html": {"toc": True, "toc-depth": given["format"]["html"].get("toc-depth", 3), "code-copy": False}}
+    given["website"].pop("reader-mode", None)
+    given["website"] |= {"llms-txt": True, "page-navigation": True}
+    given["website"]["navbar"]["left"].append({"text": "Reference", "href": "api/index.md"})
+    given["smalldocs"] = {"api": {"packages": [PACKAGE], "out": "api", "root": str(ROOT)}}
+    return given
+
+
+def source_page(path: Path) -> str:
+    "A module's source as a page whose lines can be linked to."
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    lines = highlight.highlight(path.read_text(encoding="utf-8").rstrip("\n"), "python").split("\n")
+    # a string over several lines is one span: close it at the end of a line, and open it again on the next
+    body, open_span = [], ""
+    for number, line in enumerate(lines, 1):
+        body.append(f'<span class="line" id="L{number}">{open_span}{line}')
+        opened = re.findall(r"<span class=\"\w+\">|</span>", open_span + line)
+        open_span = opened[-1] if opened and opened[-1] != "</span>" else ""
+        body[-1] += "</span>" if open_span else ""
+    address = f"[In the repository]({project.source_url(path.relative_to(ROOT))})\n\n" if project.published() else ""
+    listing = "".join(f"{line}\n</span>" for line in body)
+    return f"---\ntitle: {json.dumps('Source of ' + name)}\ndescription: 'Written from its notebook'\ntoc: false\nsearch: false\n---\n\n{address}```{{=html}}\n<pre class=\"listing\"><code>{listing}</code></pre>\n```\n"
+
+
+def api_index(inventory: list[api.Symbol], notebooks: dict[str, Path]) -> str:
+    "The page that lists every module and name with its one line."
+    parts = ["---\ntitle: Reference\ndescription: Every module and name of the library, in a line each\ntoc-depth: 2\n---\n"]
+    modules = sorted({s.module for s in inventory} & notebooks.keys(), key=lambda m: notebooks[m].name)
+    for module in modules:
+        short, notebook = module.rpartition(".")[2], notebooks[module]
+        summary = next((s.summary for s in inventory if s.module == module and not s.name), "")
+        parts.append(f"## {module.removeprefix(PACKAGE + '.')}\n\n[`{module}`]({short}.qmd): {summary}. Taught in [{notebook.stem}](/{notebook.name}).\n")
+        rows = [f"| [`{s.name}`]({short}.qmd#{s.name}) | {s.summary.replace('|', chr(92) + '|')} |" for s in inventory if s.module == module and s.name and "." not in s.name]
+        parts.append("\n".join(["| name | what it does |", "|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def unfold(line: str) -> str:
+    "A signature that is too long for a line, with an argument on each."
+    opened = re.match(r"((?:async )?[\w.]+\()(.*)(\)(?: -> .*)?)$", line)
+    if len(line) <= 84 or not opened:
+        return line
+    arguments, depth = [""], 0
+    for letter in opened[2]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            arguments.append("")
+        else:
+            arguments[-1] += letter
+    return "\n".join([opened[1], *[f"    {a.strip()}," for a in arguments], opened[3]])
+
+
+def reference_page(text: str, notebook: Path) -> str:
+    "A page of the reference with a short title, readable signatures, and the notebook that teaches the module."
+    name = re.search(r'^title: "(.*)"$', text, re.M)[1]
+    text = text.replace(f'title: "{name}"', f'title: "{name.rpartition(".")[2]}"', 1)
+    text = "\n".join(map(unfold, text.split("\n")))
+    head, front, body = text.split("---\n", 2)
+    return f"---\n{front}---\n\n`{name}`, taught in [{notebook.stem}](/{notebook.name}).\n{body}"
+
+
+def prepare(pages: Path) -> None:
+    "Fill a folder with everything smalldocs needs."
+    notebooks = {}
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts or "runs" in path.parts:
+            continue
+        prepare_notebook(path, pages / path.relative_to(ROOT / "nbs"))
+        if module_of(path):
+            notebooks[f"{PACKAGE}.{module_of(path)}"] = path
+    shutil.copytree(ROOT / "nbs" / "images", pages / "images")
+    title, _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")
+    (pages / "CONTRIBUTING.md").write_text(f"---\ntitle: {title.removeprefix('# ')}\ndescription: How the house is built\n---\n{text}", encoding="utf-8")
+    (pages / "_quarto.yml").write_text(yaml.safe_dump(settings(pages), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (pages / "404.md").write_text("---\ntitle: Nothing here\ndescription: This page does not exist, or no longer\ntoc: false\nsearch: false\n---\n\nTry the search above, or go to [the start](/index.ipynb) or [the map of the course](/00_notation.ipynb).\n", encoding="utf-8")
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        if path.name not in ("__init__.py", "_modidx.py"):
+            (pages / "source").mkdir(exist_ok=True)
+            (pages / "source" / f"{path.stem}.md").write_text(source_page(path), encoding="utf-8")
+    api.source_link = lambda _, symbol: f"[source](/source/{symbol.module.rpartition('.')[2]}.md#L{symbol.line}){{.source-link}}"
+    chosen = api.Settings.read(pages, settings(pages)["smalldocs"]["api"])
+    api.build(chosen)
+    for module, notebook in notebooks.items():
+        path = pages / "api" / f"{module.rpartition('.')[2]}.qmd"
+        path.write_text(reference_page(path.read_text(encoding="utf-8"), notebook), encoding="utf-8")
+    (pages / "api" / "index.md").write_text(api_index(api.inventory([PACKAGE]), notebooks), encoding="utf-8")
+
+
+# ---------------------------------------------------------------- pages to HTML
+
+
+class CourseSite(site.Site):
+    "A site whose pages bear the names that nbdev gives them: `attention.html`, not `10_attention.html`."
+
+    def read(self, src: PurePosixPath) -> site.Page:
+        page = super().read(src)
+        if page.front.get("output-file"):
+            page.out = src.with_name(page.front["output-file"])
+        return page
+
+
+def number_of(page: site.Page) -> str:
+    "The notebook's number, as the sidebar shows it."
+    found = re.match(r"(\d\d)_", page.src.stem)
+    return found[1] if found and "solutions" not in page.src.parts else ""
+
+
+def sidebar(nav: layout.SiteNav, page: site.Page) -> str:
+    "The course in order; the section of this page and the course's own are open."
+
+    def entry(item: layout.Item) -> str:
+        here = ' aria-current="page"' if item.page is page else ""
+        number = number_of(item.page) if item.page else ""
+        text = re.sub(r"^Solutions:?\s*(to )?", "", item.text) if item.page and "solutions" in item.page.src.parts else item.text
+        return f'<li><a href="{site.rel(item.href, page)}"{here}>{f"<small>{number}</small>" if number else ""}<span>{text}</span></a></li>'
+
+    parts = []
+    for item in nav.sidebars[0]["items"]:
+        if not item.section:
+            parts.append(f"<ul>{entry(item)}</ul>")
+            continue
+        is_open = " open" if item.text not in ("Solutions",) or item.contains(page) else ""
+        parts.append(f"<details{is_open}><summary>{item.text}</summary><ul>{''.join(map(entry, item.children))}</ul></details>")
+    return "".join(parts)
+
+
+def contents(page: site.Page) -> str:
+    "The headings of the page, with their formulas."
+    depth = int(page.meta.get("toc-depth", 3))
+    found = re.findall(r'<h([23])[^>]*?data-anchor-id="([^"]*)"[^>]*>(.*?)</h\1>', page.html, re.S)
+    rows = [(int(level), anchor, re.sub(r"</?(a|code)\b[^>]*>", "", text)) for level, anchor, text in found if int(level) <= depth]
+    if not page.meta.get("toc") or len(rows) < 2:
+        return ""
+    items = "".join(f'<li class="level{level}"><a href="#{anchor}">{text}</a></li>' for level, anchor, text in rows)
+    return f'<nav class="contents" aria-labelledby="contents-title"><h2 id="contents-title">On this page</h2><ul>{items}</ul></nav>'
+
+
+def neighbours(nav: layout.SiteNav, page: site.Page) -> str:
+    "Links to the page before and the page after in the course."
+    order = nav.order(page)
+    if page not in order:
+        return ""
+    at = order.index(page)
+
+    def link(index: int, side: str) -> str:
+        if not 0 <= index < len(order):
+            return "<span></span>"
+        return f'<a class="{side}" href="{site.rel(order[index].out, page)}"><small>{side.capitalize()}</small>{html.escape(order[index].title)}</a>'
+
+    return f'<nav class="neighbours" aria-label="Previous and next page">{link(at - 1, "previous")}{link(at + 1, "next")}</nav>'
+
+
+def body_of(page: site.Page) -> str:
+    "The page's own HTML, cleared of what is there for another style sheet, and made ready for ours."
+    text = page.html
+    text = re.sub(r"<!-- .*? -->\n?", "", text, flags=re.S)
+    text = re.sub(r'<img src="data:', '<img loading="lazy" src="data:', text)
+    text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)  # a picture's alt text is not its caption
+    text = text.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
+    return re.sub(r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>', r'<\1\2>\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></\1>', text, flags=re.S)
+
+
+def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: str) -> str:
+    "One whole page."
+    base = site.rel(".", page).rstrip("/") + "/"
+    description = str(page.meta.get("description") or "")
+    crumb = next((i.text for i in nav.sidebars[0]["items"] if i.section and i.contains(page)), "Reference" if page.src.parts[0] in ("api", "source") else "")
+    number = number_of(page)
+    maths = f'<link rel="stylesheet" href="{base}katex/katex.min.css"><script defer src="{base}katex/katex.min.js"></script>' if page.env.get("math") else ""
+    links = project.notebook_links(page.src) if page.src.suffix == ".ipynb" else {}
+    return template.substitute(
+        base=base,
+        base_tag=f'<base href="{project.base_url()}">' if page.src.stem == "404" and project.published() else "",
+        title=html.escape(page.title),
+        description=html.escape(description),
+        subtitle=layout.inline_md(description, nav.site, page) if description else "",
+        crumb=" · ".join(filter(None, (crumb, number))),
+        maths=maths,
+        navbar="".join(f'<a href="{site.rel(i.href, page)}"{" aria-current=page" if i.page is page else ""}>{i.text}</a>' for i in nav.left),
+        sidebar=sidebar(nav, page),
+        contents=contents(page),
+        neighbours=neighbours(nav, page),
+        actions="".join(f'<a class="action" href="{url}">{text}</a>' for text, url in links.items()),
+        body=body_of(page),
+        asset=asset,
+    )
+
+
+# ---------------------------------------------------------------- search
+
+
+def plain(text: str) -> str:
+    "A text with its formulas as letters."
+    for command in sorted(TEX, key=len, reverse=True):
+        text = re.sub(re.escape(command) + r"(?![a-zA-Z])\s?", TEX[command], text)
+    text = re.sub(r"\\(?:text|mathbb|mathrm|mathbf|tfrac|frac|hat|bar|operatorname)\b", "", text)
+    text = re.sub(r"\\[()\[\]]|\\[a-zA-Z]+|[{}$]", "", text)
+    return re.sub(r"\s+", " ", re.sub(r"\\[^a-zA-Z]", " ", text)).strip()
+
+
+class Prose(HTMLParser):
+    "The words of a page by section: no code, no output."
+
+    def __init__(self):
+        super().__init__()
+        self.sections, self.skipping, self.heading = [["", "", []]], 0, False
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag in ("pre", "script", "style") or (self.skipping and tag == "div"):
+            self.skipping += 1
+        elif tag == "div" and given.get("class") == "export-bar":
+            self.skipping += 1
+        elif tag in ("h2", "h3"):
+            self.sections.append([given.get("data-anchor-id") or given.get("id") or "", "", []])
+            self.heading = True
+
+    def handle_endtag(self, tag):
+        if self.skipping and tag in ("pre", "script", "style", "div"):
+            self.skipping -= 1
+        self.heading = self.heading and tag not in ("h2", "h3")
+
+    def handle_data(self, data):
+        if self.skipping:
+            return
+        if self.heading:
+            self.sections[-1][1] += data
+        else:
+            self.sections[-1][2].append(data)
+
+
+def search_index(pages: list[site.Page]) -> list[list[str]]:
+    "What the search looks through: page, place, title, section, words."
+    rows = []
+    for page in pages:
+        if page.meta.get("search") is False:
+            continue
+        reader = Prose()
+        reader.feed(re.sub(r"<p><a [^>]*source-link.*?</p>", "", page.html))
+        kind = "reference" if page.src.parts[0] == "api" else "solutions" if page.src.parts[0] == "solutions" else "course"
+        for anchor, section, words in reader.sections:
+            text = plain(" ".join(words))
+            if not anchor:
+                text = f"{plain(str(page.meta.get('description') or ''))} {text}".strip()
+            rows.append([str(page.out) + (f"#{anchor}" if anchor else ""), html.unescape(page.title), plain(section), text, kind])
+    return rows
+
+
+# ---------------------------------------------------------------- the build
+
+
+def build(out: Path) -> list[str]:
+    "Build the site; returns the warnings."
+    with tempfile.TemporaryDirectory() as folder:
+        pages = Path(folder) / "pages"
+        pages.mkdir()
+        prepare(pages)
+        course = CourseSite(config.load(pages), quiet=True)
+        for src in course.discover():
+            course.pages[src] = course.read(src)
+        course.load_symbols()
+        for page in course.pages.values():
+            course.render_page(page)
+        nav = layout.SiteNav(course)
+        result = Path(folder) / "site"
+        result.mkdir()
+        template = Template((LOOK / "page.html").read_text(encoding="utf-8"))
+        stamp = f"?{project.version()}"
+        for page in course.pages.values():
+            target = result / page.out
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(write_page(page, nav, template, stamp), encoding="utf-8")
+            if page.src.parts[0] != "source" and page.src.stem != "404":
+                copy, files = course.llms_copy(page)
+                target.with_suffix(".llms.md").write_text(plain_links(copy), encoding="utf-8")
+                for name, data in files.items():
+                    (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
+                    (target.parent / name).write_bytes(data)
+        course.out = result
+        course.copy_resources()
+        write_llms_index(course, nav, result)
+        index = json.dumps(search_index(list(course.pages.values())), ensure_ascii=False, separators=(",", ":"))
+        (result / "search.js").write_text(f"window.searchIndex={index};\n", encoding="utf-8")
+        for name in ("site.css", "site.js", "icon.svg"):
+            shutil.copy(LOOK / name, result)
+        shutil.copytree(npm_package.katex(), result / "katex")
+        (result / ".nojekyll").touch()
+        warnings = [w for w in course.warnings if not w.endswith("output-file is not read by smalldocs")]
+        warnings += [f"{page}: broken link {href}" for page, href in course.broken]
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(result, out)
+    return warnings
+
+
+def plain_links(text: str) -> str:
+    "A Markdown copy without links to source pages, which have no copy."
+    return re.sub(r"\[source\]\([^)]*\)(\{[^}]*\})?\n?", "", text)
+
+
+def write_llms_index(course: CourseSite, nav: layout.SiteNav, out: Path) -> None:
+    "llms.txt: what the project is, and the Markdown copy of each page, by section."
+    web, base = course.project.website, project.site_url() if project.published() else ""
+    lines = [f"# {web['title']}", "", f"> {web['description']}", ""]
+
+    def row(page: site.Page) -> str:
+        about = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", plain(str(page.meta.get("description") or "")))
+        return f"- [{html.unescape(page.title)}]({base}{page.out.with_suffix('.llms.md')})" + (f": {about}" if about else "")
+
+    for item in nav.sidebars[0]["items"]:
+        if item.section:
+            lines += ["", f"## {html.unescape(item.text)}", "", *[row(p) for p in item.pages()]]
+        else:
+            lines.append(row(item.page))
+    lines += ["", "## Reference", "", *[row(p) for p in course.pages.values() if p.src.parts[0] == "api"]]
+    (out / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "_docs")
+    arguments = parser.parse_args()
+    start = time.time()
+    warnings = build(arguments.out.resolve())
+    print("\n".join(warnings), file=sys.stderr, end="\n" if warnings else "")
+    pages = len(list(arguments.out.rglob("*.html")))
+    print(f"{pages} pages in {arguments.out} after {time.time() - start:.0f} s; open {arguments.out / 'index.html'}")
+    return 1 if warnings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

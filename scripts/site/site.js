@@ -1,0 +1,133 @@
+// What a page does beyond being read: maths, search, dark colours, the drawer, copying. No dependency but KaTeX, and no request to anyone.
+const root = document.documentElement, base = document.body.dataset.base;
+
+// maths
+for (const formula of document.querySelectorAll(".math")) {
+  const display = formula.classList.contains("display"), source = formula.textContent.replace(/^\\[([]|\\[)\]]$/g, "");
+  katex.render(source, formula, { displayMode: display, throwOnError: false, strict: "ignore" });
+}
+
+// dark colours: the reader's choice, else the system's
+const prefersDark = matchMedia("(prefers-color-scheme: dark)"), schemeButton = document.querySelector(".scheme");
+const isDark = () => (root.dataset.scheme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+const showScheme = () => schemeButton.setAttribute("aria-pressed", isDark());
+schemeButton.addEventListener("click", () => {
+  root.dataset.scheme = isDark() ? "light" : "dark";
+  try { localStorage.setItem("scheme", root.dataset.scheme); } catch (error) { /* a page read from a folder may have no storage */ }
+  showScheme();
+});
+prefersDark.addEventListener("change", showScheme);
+showScheme();
+
+// the course as a drawer on a narrow screen; in the sidebar, this page is brought into view
+const menu = document.querySelector(".menu"), course = document.querySelector(".course");
+const openMenu = (open) => { course.classList.toggle("open", open); menu.setAttribute("aria-expanded", open); };
+menu.addEventListener("click", () => openMenu(!course.classList.contains("open")));
+document.querySelector("main").addEventListener("click", () => openMenu(false));
+const current = course.querySelector("[aria-current]");
+if (current) course.scrollTop = current.offsetTop - course.clientHeight / 2;
+
+// code can be copied, and whatever scrolls sideways can be reached by keyboard
+for (const block of document.querySelectorAll("div.sourceCode")) {
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "copy", textContent: "Copy" });
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(block.querySelector("code").textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+  block.append(button);
+}
+const markScrolling = () => {
+  for (const box of document.querySelectorAll("pre, .table, .math.display, .contents, .course")) {
+    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
+    if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex");
+  }
+};
+addEventListener("resize", markScrolling);
+(document.fonts?.ready ?? Promise.resolve()).then(markScrolling);
+markScrolling();
+
+// where in the page the reader is
+const places = [...document.querySelectorAll(".contents a")];
+if (places.length) {
+  const headings = places.map((link) => document.getElementById(decodeURIComponent(link.hash.slice(1)))).map((at) => at?.querySelector("h2, h3") ?? at);
+  const follow = () => {
+    const passed = headings.filter((heading) => heading && heading.getBoundingClientRect().top < 140).length;
+    places.forEach((link, index) => link.classList.toggle("here", index === Math.max(0, passed - 1)));
+  };
+  addEventListener("scroll", follow, { passive: true });
+  follow();
+}
+
+// search: the index is a script, so that it also loads from a folder, and only when someone searches
+const field = document.getElementById("search"), found = document.getElementById("found"), count = document.getElementById("found-count");
+let loading;
+const loadIndex = () => loading ??= new Promise((done) => {
+  const script = Object.assign(document.createElement("script"), { src: `${base}search.js` });
+  script.onload = done;
+  document.head.append(script);
+});
+const plain = (text) => text.toLowerCase().replace(/_/g, " ");
+const occurrences = (text, word) => text.split(word).length - 1;
+function score([, title, section, text, kind], raw, phrase, words) {
+  const [t, s, x] = [plain(title), plain(section), plain(text)];
+  if (!words.every((word) => t.includes(word) || s.includes(word) || x.includes(word))) return 0;
+  let points = 1;
+  if (s.includes(phrase)) points += 60;
+  if (section.toLowerCase().replace(/^class /, "") === raw) points += 80; // a name of the library, as it is written
+  if (t.includes(phrase)) points += section ? 15 : 70;
+  points += 12 * Math.min(3, occurrences(x, phrase));
+  for (const word of words) points += 8 * s.includes(word) + 6 * t.includes(word) + Math.min(3, occurrences(x, word));
+  return points * { course: 1, reference: 0.8, solutions: 0.5 }[kind];
+}
+function excerpt(text, words) {
+  const low = plain(text), at = Math.max(0, ...words.slice(0, 1).map((word) => low.indexOf(words.join(" ")) >= 0 ? low.indexOf(words.join(" ")) : low.indexOf(word)));
+  const from = at < 60 ? 0 : text.indexOf(" ", at - 60) + 1;
+  const part = document.createElement("p"), pattern = new RegExp(`(${words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`, "gi");
+  part.append(from ? "… " : "");
+  const cut = text.length > from + 150 ? text.slice(from, from + 150).replace(/\s+\S*$/, " …") : text.slice(from);
+  cut.split(pattern).forEach((piece, index) => {
+    if (index % 2) part.append(Object.assign(document.createElement("mark"), { textContent: piece })); else part.append(piece);
+  });
+  return part;
+}
+function result([href, title, section, text], words) {
+  const link = Object.assign(document.createElement("a"), { href: base + href });
+  link.append(Object.assign(document.createElement("b"), { textContent: section || title }));
+  if (section) link.append(Object.assign(document.createElement("small"), { textContent: title }));
+  link.append(excerpt(text, words));
+  return link;
+}
+let chosen = -1;
+const choose = (index) => {
+  const links = [...found.querySelectorAll("a")];
+  chosen = Math.max(0, Math.min(links.length - 1, index));
+  links.forEach((link, at) => link.classList.toggle("chosen", at === chosen));
+  links[chosen]?.scrollIntoView({ block: "nearest" });
+};
+async function search() {
+  const raw = field.value.trim().toLowerCase(), phrase = plain(raw), words = phrase.split(/\s+/).filter(Boolean);
+  if (phrase.length < 2) { found.hidden = true; count.textContent = ""; return; }
+  await loadIndex();
+  const best = window.searchIndex.map((row) => [score(row, raw, phrase, words), row]).filter(([points]) => points).sort((a, b) => b[0] - a[0]).slice(0, 12);
+  found.replaceChildren(...best.map(([, row]) => result(row, words)));
+  if (!best.length) found.append(Object.assign(document.createElement("p"), { className: "none", textContent: "Nothing found." }));
+  found.hidden = false;
+  count.textContent = `${best.length} results`;
+  choose(0);
+}
+field.addEventListener("focus", loadIndex);
+field.addEventListener("input", search);
+field.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowDown") choose(chosen + 1);
+  else if (event.key === "ArrowUp") choose(chosen - 1);
+  else if (event.key === "Enter") found.querySelector("a.chosen")?.click();
+  else if (event.key === "Escape") { field.value = ""; search(); field.blur(); }
+  else return;
+  event.preventDefault();
+});
+addEventListener("keydown", (event) => {
+  if (event.key === "/" && !/^(input|textarea)$/i.test(document.activeElement.tagName)) { event.preventDefault(); field.focus(); }
+  if (event.key === "Escape") openMenu(false);
+});
+addEventListener("click", (event) => { if (!event.target.closest(".search") || event.target.closest(".found a")) found.hidden = true; });

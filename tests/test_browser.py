@@ -1,0 +1,253 @@
+"""The site and the notebooks in a real browser.
+
+`pytest tests/test_browser.py` looks at a page of each kind and runs the live notebooks; `--slow` looks at every page and runs every notebook in JupyterLab.
+"""
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, skip_or_fail
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import npm_package  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+KINDS = ["index.html", "attention.html", "train_on_cpu.html", "notation.html", "api/index.html", "api/slot_attention.html", "source/attention.html", "solutions/attention_solutions.html", "CONTRIBUTING.html", "404.html"]
+
+
+@contextlib.contextmanager
+def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light"):
+    "A page, and a list that fills with whatever it should not do."
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab, faults = context.new_page(), []
+    tab.on("console", lambda message: faults.append(f"{page}: {message.text}") if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
+    tab.on("request", lambda request: faults.append(f"{page}: asked for {request.url}") if not request.url.startswith((address, "data:")) else None)
+    tab.on("response", lambda response: faults.append(f"{page}: {response.status} for {response.url}") if response.status >= 400 else None)
+    try:
+        tab.goto(f"{address}/{page}", wait_until="load")
+        yield tab, faults
+    finally:
+        context.close()
+
+
+def wide_parts(tab) -> list[str]:
+    "What is wider than the screen, if the page scrolls sideways."
+    return tab.evaluate("""() => document.documentElement.scrollWidth <= innerWidth ? [] :
+        [...document.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 3).map(e => e.outerHTML.slice(0, 120))""")
+
+
+def untypeset(tab) -> int:
+    "Formulas that stand there as code, or that KaTeX could not read."
+    return tab.evaluate("""() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex")).length + document.querySelectorAll(".katex-error").length""")
+
+
+def accessibility_faults(tab) -> list[str]:
+    "Serious faults that axe finds."
+    tab.evaluate((npm_package.fetch("axe-core") / "axe.min.js").read_text(encoding="utf-8"))
+    found = tab.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found["violations"] if v["impact"] in ("serious", "critical")]
+
+
+def look_at(browser, address: str, page: str) -> list[str]:
+    "Everything wrong with a page: on a desk by day, on a telephone by night."
+    found = []
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        with opened(browser, address, page, width, scheme) as (tab, faults):
+            tab.wait_for_timeout(50)
+            found += faults + [f"{page}: too wide at {width}: {part}" for part in wide_parts(tab)]
+            found += [f"{page}: {untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
+            found += [f"{page} ({scheme}): {fault}" for fault in accessibility_faults(tab)]
+    return found
+
+
+@pytest.mark.parametrize("page", KINDS)
+def test_a_page_of_each_kind(browser, site_address, page):
+    assert look_at(browser, site_address, page) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_every_page(browser, site, site_address, part):
+    pages = [str(p.relative_to(site)) for p in sorted(site.rglob("*.html"))][part::4]
+    assert len(pages) > 20
+    assert [fault for page in pages for fault in look_at(browser, site_address, page)] == []
+
+
+def test_faults_are_seen(browser, site_address):
+    plant = """() => { const main = document.querySelector("main"); main.insertAdjacentHTML("afterbegin",
+        "<p style='color:#ccc;background:#fff'>pale</p><div style='width:3000px'>wide</div><span class='math inline'>E=mc^2</span><button></button>");
+        console.error("planted"); fetch("http://192.0.2.1/"); }"""
+    with opened(browser, site_address, "404.html", width=390) as (tab, faults):
+        tab.evaluate(plant)
+        tab.wait_for_timeout(100)
+        assert any("planted" in fault for fault in faults) and any("asked for http://192.0.2.1" in fault for fault in faults)
+        assert wide_parts(tab) and untypeset(tab) == 1
+        assert {fault.split(":")[0] for fault in accessibility_faults(tab)} >= {"color-contrast", "button-name"}
+
+
+def test_maths_is_typeset(browser, site_address):
+    with opened(browser, site_address, "attention.html") as (tab, _):
+        assert tab.locator("main .katex").count() > 40
+        assert tab.locator("main .katex-display .katex-tag").count() >= 2  # Eq. (1) and Eq. (2)
+        assert tab.evaluate("() => document.fonts.ready.then(() => [...document.fonts].some(f => f.family.startsWith('KaTeX') && f.status == 'loaded'))")
+
+
+@pytest.mark.parametrize("query, page, text", [("weighted mean", "/attention.html", "weighted mean"), ("softmax over slots", "attention", "softmax"), ("SlotAttention", "slot_attention", "SlotAttention")])
+def test_search_finds_and_leads_there(browser, site_address, query, page, text):
+    with opened(browser, site_address, "solutions/notation_solutions.html") as (tab, faults):
+        tab.keyboard.press("/")
+        tab.keyboard.type(query)
+        tab.locator("#found a").first.wait_for()
+        tab.keyboard.press("Enter")
+        tab.wait_for_url(f"**{page}*")
+        assert text.lower() in tab.locator("main").inner_text().lower() and faults == []
+
+
+def test_search_works_from_a_folder(browser, site):
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto((site / "index.html").as_uri())
+    tab.fill("#search", "weighted mean")
+    assert "weighted mean" in tab.locator("#found a").first.inner_text().lower()
+    context.close()
+
+
+def brightness(tab) -> float:
+    "How bright the page's paper is, 0 to 255."
+    return sum(int(v) for v in re.findall(r"\d+", tab.evaluate("() => getComputedStyle(document.body).backgroundColor"))[:3]) / 3
+
+
+def test_dark_colours_follow_the_system_and_the_reader(browser, site_address):
+    with opened(browser, site_address, "attention.html", scheme="dark") as (tab, _):
+        assert brightness(tab) < 60
+        tab.click(".scheme")
+        assert brightness(tab) > 200
+        tab.reload()
+        assert brightness(tab) > 200, "the reader's choice was forgotten"
+
+
+def test_the_course_opens_as_a_drawer_on_a_telephone(browser, site_address):
+    with opened(browser, site_address, "attention.html", width=390) as (tab, _):
+        assert not tab.locator("#course").is_visible()
+        tab.click(".menu")
+        tab.locator("#course a", has_text="The symmetry of Slot Attention").click()
+        tab.wait_for_url("**/symmetry.html")
+
+
+# ---------------------------------------------------------------- notebooks in JupyterLab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab over a copy of the notebooks: its address and its token. Cells for a GPU or for an hour are left out of the copy."
+    program = Path(sys.executable).with_name("jupyter-lab")
+    if not program.exists():
+        skip_or_fail("JupyterLab is not installed")
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints", "katex", "_quarto.yml", "solutions"))
+    for name in ("results", "tests/assets", "settings.ini"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    for path in (folder / "nbs").glob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        notebook["cells"] = [c for c in notebook["cells"] if not re.search(r"^#\|\s*(slow|gpu|notest)\b", "".join(c["source"]), re.M)]
+        path.write_text(json.dumps(notebook))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token, log = secrets.token_hex(8), open(folder / "log", "w")
+    command = [program, "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **{f"JUPYTER_{kind}": str(folder / kind.lower()) for kind in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")}, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    environment.pop("MPLBACKEND", None)
+    server = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env=environment)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/api?token={token}", timeout=1)
+            break
+        assert server.poll() is None, (folder / "log").read_text()
+        time.sleep(0.25)
+    yield address, token
+    server.terminate()
+    server.wait(timeout=20)
+
+
+def has_sliders(notebook: Path) -> bool:
+    "Whether a notebook shows live figures."
+    return "jupyter.widget-view" in notebook.read_text() or "ipywidgets" in notebook.read_text()
+
+
+OPEN_AND_RUN_ALL = """async (path) => {
+    const panel = await jupyterapp.commands.execute("docmanager:open", {path, factory: "Notebook"});
+    await panel.context.ready; await panel.sessionContext.ready;
+    jupyterapp.shell.activateById(panel.id);
+    await jupyterapp.commands.execute("notebook:run-all-cells");
+    const cells = panel.content.model.sharedModel.cells.filter(c => c.cell_type == "code");
+    return {run: cells.filter(c => c.execution_count).length, filled: cells.filter(c => c.source.trim()).length,
+        errors: cells.flatMap(c => c.outputs.filter(o => o.output_type == "error").map(o => `${o.ename}: ${o.evalue}`))};
+}"""
+CLOSE = """async () => {
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.sessionContext.shutdown(); await panel.context.revert(); panel.dispose();
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab_tab(browser, lab):
+    "JupyterLab, open in a tab."
+    address, token = lab
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    tab = context.new_page()
+    tab.goto(f"{address}/lab?reset&token={token}")
+    tab.wait_for_function("() => window.jupyterapp", timeout=60_000)
+    tab.evaluate("() => jupyterapp.restored.then(() => true)")
+    yield tab
+    context.close()
+
+
+def moved_sliders(tab) -> tuple[int, int]:
+    "Move one slider of every live figure; how many figures there are, and how many changed."
+    figures = changed = 0
+    for cell in range(tab.evaluate("() => jupyterapp.shell.currentWidget.content.widgets.length")):
+        box = tab.evaluate_handle(f"() => jupyterapp.shell.currentWidget.content.widgets[{cell}].node").as_element()
+        if not tab.evaluate(f"""() => jupyterapp.shell.currentWidget.content.widgets[{cell}].model.type == "code" && jupyterapp.shell.currentWidget.content.widgets[{cell}].model.sharedModel.outputs.some(o => o.data && "application/vnd.jupyter.widget-view+json" in o.data)"""):
+            continue
+        tab.evaluate(f"() => jupyterapp.shell.currentWidget.content.scrollToItem({cell}, 'center')")
+        with contextlib.suppress(Exception):
+            box.wait_for_selector(".widget-slider .noUi-handle", timeout=10_000)
+        handle = box.query_selector(".widget-slider .noUi-handle")
+        if handle is None:
+            continue
+        figures += 1
+        state = "e => e.querySelector('img')?.src ?? e.querySelector('canvas')?.toDataURL() ?? e.querySelector('.widget-output, .jp-OutputArea-output')?.innerHTML"
+        before = tab.evaluate(state, box)
+        for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
+            handle.focus()
+            tab.keyboard.press(key)
+            with contextlib.suppress(Exception):
+                tab.wait_for_function(f"([e, before]) => ({state})(e) !== before", arg=[box, before], timeout=4_000)
+            if tab.evaluate(state, box) != before:
+                changed += 1
+                break
+    return figures, changed
+
+
+@pytest.mark.parametrize("notebook", [pytest.param(n, marks=[] if has_sliders(n) or n.stem == "10_attention" else pytest.mark.slow, id=n.stem) for n in NOTEBOOKS])
+def test_run_all_in_jupyterlab(lab_tab, notebook):
+    done = lab_tab.evaluate(OPEN_AND_RUN_ALL, f"nbs/{notebook.name}")
+    assert done["errors"] == [] and done["run"] == done["filled"] > 0
+    if has_sliders(notebook):
+        figures, changed = moved_sliders(lab_tab)
+        assert figures == changed > 0, f"{changed} of {figures} live figures changed when a slider moved"
+    lab_tab.evaluate(CLOSE)
