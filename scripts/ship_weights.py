@@ -12,7 +12,7 @@ from slot_attention_nbdev.core import atomic_write
 from slot_attention_nbdev.runs import load_record, load_weights
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "slot_attention_nbdev" / "weights"
-LIMIT = 1_000_000  # bytes; every clone and every install pays for them
+LIMIT = 2_000_000  # bytes; every clone and every install pays for them
 
 CARD = """# {name}
 
