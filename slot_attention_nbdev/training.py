@@ -206,32 +206,33 @@ def train(
     device, out = pick_device(device), Path(out)
     state = open_run(out, identity(recipe, seed), resume, load_last)
     here = open_accelerator(device)
-    stream, held_out = build_data(recipe, seed, here.device, here.process_index, here.num_processes)
-    run = Run(recipe, seed, device, budget, tuple(held_out["image"].shape[1:3]))
-    check_scenes(run.model, held_out)
-    if state:
-        run.restore(state)
-    run.accelerator.wait_for_everyone()  # nobody writes into the folder before everybody has looked at it
-    run.save(out)  # so that a run killed in its first step can go on, too
-    try:
-        stopped = _loop(run, stream, held_out, out, progress)
-        run.save(out)
-    except NotFinite as error:
-        raise TrainingError(f"{error}; {run.blame(stream, error.step)}; the checkpoint in {out} is from before it") from None
-    except OSError as error:
-        raise FileError(f"{out}: cannot be written: {error.strerror or error}") from error
-    if stopped:
-        raise Interrupted(f"stopped after step {run.step}, nothing is lost; go on with --resume (resume=True) and the same settings and folder, {out}", stopped)
-    return _finish(run, held_out, out)
+    with catch_signals(patient=here.num_processes > 1) as signals:
+        stream, held_out = build_data(recipe, seed, here.device, here.process_index, here.num_processes)
+        run = Run(recipe, seed, device, budget, tuple(held_out["image"].shape[1:3]))
+        check_scenes(run.model, held_out)
+        if state:
+            run.restore(state)
+        run.accelerator.wait_for_everyone()  # nobody writes into the folder before everybody has looked at it
+        run.save(out)  # so that a run killed in its first step can go on, too
+        try:
+            stopped = _loop(run, stream, held_out, out, progress, signals)
+            run.save(out)
+        except NotFinite as error:
+            raise TrainingError(f"{error}; {run.blame(stream, error.step)}; the checkpoint in {out} is from before it") from None
+        except OSError as error:
+            raise FileError(f"{out}: cannot be written: {error.strerror or error}") from error
+        if stopped:
+            raise Interrupted(f"stopped after step {run.step}, nothing is lost; go on with --resume (resume=True) and the same settings and folder, {out}", stopped)
+        return _finish(run, held_out, out)
 
 
-def _loop(run, stream, held_out, out, progress):
+def _loop(run, stream, held_out, out, progress, signals):
     "Update, look, save, until the schedule ends or a signal comes; says which one came, 0 for none."
     recipe, started, main, stopped = run.recipe, time.perf_counter() - run.seconds, run.accelerator.is_main_process, 0
     board = SummaryWriter(out / "tensorboard", purge_step=run.step) if main else nullcontext()
     bar = tqdm(total=recipe.steps, initial=int(run.position), disable=not (progress and main), unit="step")
     run.remember()
-    with catch_signals(patient=run.world > 1) as signals, board as board, bar:
+    with board as board, bar:
         while run.position < recipe.steps and not stopped:
             run.update(stream.batch(run.step))
             stopped, run.seconds = agree(run.accelerator, signals[0] if signals else 0, time.perf_counter() - started)
