@@ -9,7 +9,7 @@ __all__ = ['keep_checkpoint', 'load_last', 'merit', 'NotFinite', 'watch']
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ def keep_checkpoint(
 def load_last(
     path: str | Path,  # File that `keep_checkpoint` wrote
 ) -> dict:  # The newest checkpoint that is whole
-    "Read a checkpoint or, if it is damaged, the one before it; that is said on the standard error."
+    "Read a checkpoint or, if it is damaged, the one before it; that is said on the standard error, and the damaged one put aside."
     previous = Path(path).with_name("previous.pt")
     try:
         return load_checkpoint(path)
@@ -48,6 +48,8 @@ def load_last(
         if not previous.exists():
             raise
         state = load_checkpoint(previous)
+        with suppress(FileNotFoundError):  # or it would take the place of the good one when the next is written
+            os.replace(path, Path(path).with_name("damaged.pt"))
         logging.getLogger("slot_attention_nbdev").warning("%s; going on from %s, which is whole (step %s)", damage, previous, state.get("step"))
         return state
 

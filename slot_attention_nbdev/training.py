@@ -46,7 +46,7 @@ class Run:
         self.recipe, self.seed, self.budget, self.accelerator = recipe, seed, budget, open_accelerator(device, precision)
         device, self.world = self.accelerator.device, self.accelerator.num_processes
         if recipe.batch_size < self.world * recipe.accumulate:
-            raise InputError(f"accumulate: {recipe.batch_size} images are too few for {self.world} processes with {recipe.accumulate} pieces each")
+            raise InputError(f"accumulate: expected an integer ≤ {recipe.batch_size // self.world}, the images of each process, got {recipe.accumulate}")
         self.model = place(build_model(recipe, resolution, seed), device)
         self.average = deepcopy(self.model) if recipe.average_decay else self.model
         speed_up(self.model, pick_switch(recipe.compile, device.type == "cuda" and recipe.steps >= 5_000), recipe.checkpoint_activations == "on")
