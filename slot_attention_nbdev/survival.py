@@ -41,17 +41,20 @@ def load_last(
     path: str | Path,  # File that `keep_checkpoint` wrote
 ) -> dict:  # The newest checkpoint that is whole
     "Read a checkpoint or, if it is damaged, the one before it; that is said on the standard error, and the damaged one put aside."
-    previous = Path(path).with_name("previous.pt")
+    path = Path(path)
     try:
         return load_checkpoint(path)
     except FileError as damage:
-        if not previous.exists():
-            raise
-        state = load_checkpoint(previous)
-        with suppress(FileNotFoundError):  # or it would take the place of the good one when the next is written
-            os.replace(path, Path(path).with_name("damaged.pt"))
-        logging.getLogger("slot_attention_nbdev").warning("%s; going on from %s, which is whole (step %s)", damage, previous, state.get("step"))
-        return state
+        for other in (path.with_name("next.pt"), path.with_name("previous.pt")):  # the first is there if a save was cut off at its end
+            with suppress(FileError):
+                state = load_checkpoint(other)
+                logging.getLogger("slot_attention_nbdev").warning("%s; going on from %s, which is whole (step %s)", damage, other, state.get("step"))
+                with suppress(FileNotFoundError):  # another process may have been quicker
+                    os.replace(path, path.with_name("damaged.pt"))  # or it would take the place of the good one in the next save
+                with suppress(FileNotFoundError):
+                    os.replace(other, path.with_name("previous.pt"))
+                return state
+        raise
 
 # %% ../nbs/48_survival.ipynb #1a72e86e
 def merit(
