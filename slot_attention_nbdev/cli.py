@@ -142,7 +142,7 @@ ABOUT, FIRST = "Find objects in images without labels (Locatello et al. 2020, ar
 EXAMPLES = {
     "": "slot-attention train tetrominoes_fast --budget 5m\nslot-attention evaluate runs/tetrominoes_fast-seed0 --data tetrominoes",
     "recipes": "slot-attention recipes\nslot-attention recipes tetrominoes_fast --json", "evaluate": "slot-attention evaluate runs/demo --data tetrominoes\nslot-attention evaluate model.safetensors --data pack.npz --n 1000 --json",
-    "train": "slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume\naccelerate launch --num_processes 2 -m slot_attention_nbdev.cli train tiny data=photos/ resolution=64",
+    "train": "slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume\nslot-attention train tiny data=photos/ resolution=64 --device cuda",
     "segment": "slot-attention segment runs/demo photo.png --out segments", "predict": "slot-attention predict sprites_properties a.png --out found", "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
     "convert": "slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz\nslot-attention convert photos/ --resolution 64 --out photos.npz",
 }
