@@ -286,6 +286,8 @@ def run_bench(
 ) -> dict:  # Everything measured, and where
     "Race modules and training steps, and fit the growth."
     device = torch.device(device)
+    if peers and peer_slot_attention(8, 1, 1) is None:
+        raise InputError("peers: expected the package slot-attention to be installed: pip install slot-attention")
     gpu = device.type == "cuda"
     cases, rounds = (((2, 64, 3),), 1) if quick else (MODULE_CASES + ((64, 16384, 7),) * gpu, 9)
     modules = [bench_module(*case, device=device, rounds=rounds, peers=peers, half=half) for case in cases for half in {False, gpu}]

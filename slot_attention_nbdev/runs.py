@@ -19,6 +19,7 @@ import platform
 import re
 import subprocess
 import zipfile
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -182,13 +183,14 @@ def run_facts(
     }
 
 # %% ../nbs/45_runs.ipynb #8a6d4aa4
-RUN_FILES = ("checkpoint.pt", "model.safetensors", "record.json")
+RUN_FILES = ("checkpoint.pt", "previous.pt", "model.safetensors", "record.json")
 
 
 def open_run(
     out: str | Path,  # The run's folder
     identity: dict,  # Settings and seed: what makes it this run and no other
     resume: bool,  # Go on from the checkpoint in it
+    load: Callable[[Path], dict] = load_checkpoint,  # Reads it; another one may know what to do if it is damaged
 ) -> dict | None:  # The checkpoint to go on from; None for a new run
     "Open a folder for a run; `InputError` if it belongs to another one."
     out = Path(out)
@@ -199,15 +201,15 @@ def open_run(
         raise InputError(f"out: {out} already holds a run ({', '.join(held)}); name another folder, or resume it with --resume (resume=True)")
     if not resume:
         return None
-    if "checkpoint.pt" not in held:
+    if not {"checkpoint.pt", "previous.pt"} & set(held):
         raise InputError(f"resume: there is no checkpoint in {out}; start a run there without resume")
-    state = load_checkpoint(out / "checkpoint.pt")
+    state = load(out / "checkpoint.pt")
     before = state.get("identity", {})
     changed = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
     if changed:
         text = ", ".join(f"{key} was {before.get(key)!r} and is now {identity.get(key)!r}" for key in changed)
         raise InputError(f"resume: {out} holds another run: {text}")
-    for leftover in out.glob(".*.part*"):  # what a process killed while it was saving left behind
+    for leftover in (*out.glob(".*.part*"), out / "next.pt"):  # what a process killed while it was saving left behind
         leftover.unlink(missing_ok=True)
     return state
 

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
-from slot_attention_nbdev import training
+from slot_attention_nbdev import objective
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator, pick_device
 from slot_attention_nbdev.data.files import load_pack, save_pack
@@ -144,7 +144,7 @@ CALLS = [
 def train_to_nan(place):
     "Train with a loss that is not a number."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.F, "mse_loss", lambda x, y: (x - y).square().mean() * nan)
+        patch.setattr(objective.F, "mse_loss", lambda x, y: (x - y).square().mean() * nan)
         return train(get_recipe("tiny", steps=5, eval_images=4), place.parent / "nan", device="cpu", progress=False)
 
 

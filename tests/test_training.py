@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from slot_attention_nbdev import training
+from slot_attention_nbdev import objective, training
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
@@ -69,7 +69,7 @@ def test_bad_budget(text):
 
 
 def test_run_folder(run):
-    assert {p.name for p in run.iterdir()} == {"checkpoint.pt", "model.safetensors", "record.json", "curve.png", "slots.png", "tensorboard"}
+    assert {p.name for p in run.iterdir()} == {"checkpoint.pt", "previous.pt", "model.safetensors", "best.safetensors", "record.json", "curve.png", "slots.png", "tensorboard"}
     record = load_record(run / "record.json")
     assert record["finished"] and record["step"] == 12 and record["seed"] == 0 and record["recipe"]["name"] == "tiny"
     assert {"commit", "versions", "hardware", "threads", "device", "seconds", "budget"} <= record.keys()
@@ -195,8 +195,8 @@ def test_nan_is_an_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, by
             return loss * math.nan if by == "loss" else loss + (reconstruction - reconstruction.detach()).sum() * math.inf
         return loss
 
-    monkeypatch.setattr(training, "F", SimpleNamespace(mse_loss=spoilt))
-    with pytest.raises(TrainingError, match="not finite in step 7"):
+    monkeypatch.setattr(objective, "F", SimpleNamespace(mse_loss=spoilt))
+    with pytest.raises(TrainingError, match="not finite in step 7.*did not come again"):
         go(tmp_path, tiny(log_every=100))
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["step"] == 5 and all(value.isfinite().all() for value in state["model"].values())
@@ -214,8 +214,9 @@ def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(Run, "update", interrupted)
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped after step 7.*--resume"):
+    with pytest.raises(Interrupted, match="stopped after step 7.*--resume") as stopped:
         go(tmp_path)
+    assert stopped.value.code == (0 if number == signal.SIGTERM else 1)
     assert signal.getsignal(number) == before
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
     assert load_record(tmp_path / "record.json")["finished"] is False
@@ -267,7 +268,7 @@ def test_tensorboard_cannot_be_written(tmp_path):
 
 
 def test_no_space(tmp_path, monkeypatch):
-    save = training.save_checkpoint
+    save = training.keep_checkpoint
 
     def full(path, state):
         if state["step"] < 10:
@@ -275,7 +276,7 @@ def test_no_space(tmp_path, monkeypatch):
         monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
         save(path, state)
 
-    monkeypatch.setattr(training, "save_checkpoint", full)
+    monkeypatch.setattr(training, "keep_checkpoint", full)
     with pytest.raises(FileError, match="No space left on device"):
         go(tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5

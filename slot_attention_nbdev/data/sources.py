@@ -27,7 +27,7 @@ from .files import open_pack
 from .image_folder import ImageFolder, resize_scenes
 from .sprites import BLOCK, SPRITES, SpriteSet
 from .sprites import SPLITS as SIZES
-from .tfrecord_stream import SPLITS, TFRecordScenes
+from .tfrecord_stream import SPLITS, TFRecordScenes, share
 from .tfrecords import read_tfrecords
 
 # %% ../../nbs/39_sources.ipynb #4077a58b
@@ -57,8 +57,8 @@ class GeneratedScenes(Dataset):
     ):
         if split not in SIZES:
             raise InputError(f"split: unknown {split!r}; {suggest(split, SIZES)}")
-        self.name, self.split, self.seed, self.spec = name, split, seed, generated_set(name)
-        self.resolution, self.block = self.spec.resolution, (None, {})
+        self.name, self.split, self.seed, self.spec, self.block = name, split, seed, generated_set(name), (None, {})
+        self.resolution = self.spec.resolution
 
     def __len__(self) -> int:
         return SIZES[self.split]
@@ -168,39 +168,48 @@ class EpochSampler(Sampler[int]):
 
 # %% ../../nbs/39_sources.ipynb #25f77a6e
 class Batches:
-    "An endless stream of batches; batch `step` depends on the seed and the step alone, whatever was drawn before."
+    "An endless stream of batches, or of a rank's share of them; batch `step` depends on the seed and the step alone, whatever was drawn before."
 
     def __init__(
         self,
         source: Dataset,  # What `open_source` gave
-        batch_size: int,  # Scenes in a batch
+        batch_size: int,  # Scenes in a whole batch
         seed: int = 0,  # The run's seed; records have their own
         device: str | torch.device = "cpu",  # Where the batch shall lie
         resolution: int = 0,  # Scale to this height and width; 0 leaves images as they are
         n: int | None = None,  # Use only the first n scenes of a source that can be indexed; None for all
+        rank: int = 0,  # Number of this process
+        world: int = 1,  # How many processes share each batch
     ):
         self.source, self.device, self.resolution, self.n = source, torch.device(device), resolution, n
         self.batch_size, self.seed = check_int("batch_size", batch_size), check_int("seed", seed, minimum=0)
-        self.orders, self.next, self.walk = {}, None, iter(())
+        self.rows, self.orders, self.next, self.walk = share(batch_size, rank, world), {}, None, iter(())
 
     def batch(
         self,
         step: int,  # Number of the batch, from 0
-    ) -> dict[str, Tensor]:  # batch_size scenes
+    ) -> dict[str, Tensor]:  # This process's share of the scenes: all of them if it is the only one
         "Draw batch number `step`."
         if isinstance(self.source, GeneratedScenes):
-            random = seeded(self.seed, self.source.name, "stream", step, device=self.device)
-            scenes = self.source.spec.draw(self.batch_size, generator=random, device=self.device)
+            scenes = self._draw(step)
         elif isinstance(self.source, IterableDataset):
             scenes = self._walk_on(step)
         else:
             scenes = gather(self.source, self._rows(step))
         return resize_scenes({key: value.to(self.device) for key, value in scenes.items()}, self.resolution)
 
+    def _draw(self, step: int) -> dict[str, Tensor]:
+        "Fresh scenes: the blocks that this rank's rows lie in, each with a seed of its own."
+        size = self.source.spec.block * (1 if self.device.type == "cpu" else 4)
+        numbers = range(self.rows.start // size, (self.rows.stop - 1) // size + 1)
+        random = lambda number: seeded(self.seed, self.source.name, "stream", step, *[number] * (number > 0), device=self.device)
+        blocks = [self.source.spec.draw(min(size, self.batch_size - size * i), generator=random(i), device=self.device) for i in numbers]
+        return {key: torch.cat([block[key] for block in blocks])[self.rows.start - size * numbers[0] :][: self.rows.stop - self.rows.start] for key in blocks[0]}
+
     def _rows(self, step: int) -> list[int]:
-        "Places step · B … of the epochs' orders laid end to end."
+        "Places step · B … of the epochs' orders laid end to end, as far as they are this rank's."
         n, rows = self.n or len(self.source), []
-        for place in range(step * self.batch_size, (step + 1) * self.batch_size):
+        for place in range(step * self.batch_size, (step + 1) * self.batch_size)[self.rows]:
             epoch, at = divmod(place, n)
             if epoch not in self.orders:
                 self.orders = {epoch: list(EpochSampler(n, self.seed, epoch))}
@@ -212,7 +221,7 @@ class Batches:
         if step != self.next:
             self.walk = self._from(step * self.batch_size)
         self.next = step + 1
-        return default_collate(list(islice(self.walk, self.batch_size)))
+        return default_collate(list(islice(self.walk, self.batch_size))[self.rows])
 
     def _from(self, place: int) -> Iterator[dict[str, Tensor]]:
         "All scenes from a place on in the epochs laid end to end."

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""What training costs beside the model: loop, logging and checkpoints; a save; the start; and what a second process is worth.
+
+    OMP_NUM_THREADS=1 python benchmarks/training_overhead.py           # prints a table; about a minute on two idle cores
+    OMP_NUM_THREADS=1 python benchmarks/training_overhead.py --record  # and writes results/benchmarks/training_overhead.json
+
+The bare loop does the same work on the same batches in plain PyTorch. Both are timed in turn, and the medians compared.
+"""
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from copy import deepcopy
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from slot_attention_nbdev import training
+from slot_attention_nbdev.data.sprites import to_model
+from slot_attention_nbdev.objective import mask_variance
+from slot_attention_nbdev.recipes import build_data, build_model, get_recipe
+from slot_attention_nbdev.runs import run_facts
+
+AIMS = {"overhead": "≤ 10 %", "checkpoint_seconds": "≤ 1", "start_seconds": "≤ 10", "speedup": "≥ 1.6"}
+STEPS = 100
+START = """
+import os, time
+from slot_attention_nbdev import training
+from slot_attention_nbdev.cli import main
+update = training.Run.update
+def first(self, scenes):
+    update(self, scenes)
+    print(time.time(), flush=True)
+    os._exit(0)
+training.Run.update = first
+main(["train", "tetrominoes_fast", "--device", "cpu", "--out", os.environ["OUT"]])
+"""
+TOGETHER = """
+import time, torch
+torch.set_num_threads(1)
+from slot_attention_nbdev.processes import agree, leave, open_accelerator
+from slot_attention_nbdev.recipes import build_data, get_recipe
+from slot_attention_nbdev.training import Run
+here, recipe, steps = open_accelerator("cpu"), get_recipe("tetrominoes_fast"), 60
+stream, _ = build_data(recipe, 0, "cpu", here.process_index, here.num_processes)
+run = Run(recipe)
+for step in range(10 + steps):
+    if step == 10:
+        started = time.perf_counter()
+    run.update(stream.batch(step))
+    agree(here, 0, 0.0)
+if here.is_main_process:
+    print(recipe.batch_size * steps / (time.perf_counter() - started), flush=True)
+leave()
+"""
+
+
+def bare(recipe, stream) -> float:
+    "Seconds of a step of the plainest loop that does the same work."
+    model = build_model(recipe)
+    average, optimizer, started = deepcopy(model), torch.optim.Adam(model.parameters(), eps=1e-8), time.perf_counter()
+    for step in range(STEPS):
+        image = to_model(stream.batch(step)["image"])
+        output = model(image)
+        loss = F.mse_loss(output.reconstruction, image) + recipe.variance_weight * step / recipe.variance_steps * mask_variance(output)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        with torch.no_grad():
+            for mean, weight in zip(average.parameters(), model.parameters()):
+                mean.lerp_(weight, 1 - recipe.average_decay)
+    return (time.perf_counter() - started) / STEPS
+
+
+def ours(recipe, stream, held_out) -> float:
+    "Seconds of a step of the real loop, logging and checkpoints included; a look at held-out images is no overhead, so there is one of two images."
+    run = training.Run(recipe)
+    with tempfile.TemporaryDirectory() as out:
+        started = time.perf_counter()
+        training._loop(run, stream, held_out, Path(out), False, [])
+        return (time.perf_counter() - started) / STEPS
+
+
+def save_seconds(recipe) -> float:
+    run = training.Run(recipe)
+    run.update(build_data(recipe)[0].batch(0))
+    spans = []
+    with tempfile.TemporaryDirectory() as out:
+        for _ in range(5):
+            started = time.perf_counter()
+            run.save(Path(out))
+            spans.append(time.perf_counter() - started)
+    return median(spans)
+
+
+def start_seconds() -> float:
+    "From the command to the end of the first update."
+    spans = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as out:
+            started = time.time()
+            done = subprocess.run([sys.executable, "-c", START], env=os.environ | {"OUT": f"{out}/run"}, capture_output=True, text=True)
+            spans.append(float(done.stdout.split()[-1]) - started)
+    return median(spans)
+
+
+def images_per_second(world: int) -> float:
+    "Of that many processes, one thread each."
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000), "OMP_NUM_THREADS": "1"}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)} for rank in range(world)] if world > 1 else [{}]
+    copies = [subprocess.Popen([sys.executable, "-c", TOGETHER], env=os.environ | meet | place, stdout=subprocess.PIPE, text=True) for place in places]
+    return float([copy.communicate()[0] for copy in copies][0].split()[-1])
+
+
+def measure(rounds: int) -> dict:
+    recipe = get_recipe("tetrominoes_fast", steps=STEPS, log_every=50, checkpoint_every=50, eval_every=10_000, eval_images=2, warmup_steps=10)
+    stream, held_out = build_data(recipe)
+    bare(recipe, stream), ours(recipe, stream, held_out)  # the first of each loads what is loaded late
+    pairs = [(bare(recipe, stream), ours(recipe, stream, held_out)) for _ in range(rounds)]
+    rates = [(images_per_second(1), images_per_second(2)) for _ in range(rounds)]
+    plain, full = (median(column) for column in zip(*pairs))
+    one, two = (median(column) for column in zip(*rates))
+    return {
+        "bare_step_ms": 1e3 * plain, "step_ms": 1e3 * full, "overhead": median(b / a for a, b in pairs) - 1, "checkpoint_seconds": save_seconds(recipe),
+        "start_seconds": start_seconds(), "images_per_second_1": one, "images_per_second_2": two, "speedup": median(b / a for a, b in rates),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="write results/benchmarks/training_overhead.json")
+    arguments = parser.parse_args()
+    figures = measure(arguments.rounds)
+    for name, value in figures.items():
+        print(f"{name:22} {value:10.3f}  {AIMS.get(name, '')}")
+    if arguments.record:
+        record = {"recipe": "tetrominoes_fast", "rounds": arguments.rounds, "steps": STEPS, "log_every": 50, "checkpoint_every": 50, "aims": AIMS, **figures, **run_facts(torch.device("cpu"))}
+        assert all(math.isfinite(value) for value in figures.values())
+        Path(__file__).parent.parent.joinpath("results/benchmarks/training_overhead.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Several processes train as one: same gradients, same weights, one end; and they go on with each other's checkpoints."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from slot_attention_nbdev.core import InputError
+from slot_attention_nbdev.data.files import save_pack
+from slot_attention_nbdev.data.sprites import sprite_scenes
+from slot_attention_nbdev.data.tfrecord_stream import share
+from slot_attention_nbdev.processes import open_accelerator
+from slot_attention_nbdev.recipes import build_data, get_recipe
+from slot_attention_nbdev.runs import load_checkpoint, load_record
+from slot_attention_nbdev.training import Run, train
+
+SHORT = dict(eval_images=4, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=2, clip_norm=0.1)
+RECIPES = {  # drawn slots; seeded slots with an average and the variance term, uneven shares; sets; a pack in pieces
+    "drawn": lambda place: get_recipe("tetrominoes_paper", steps=2, batch_size=2, **SHORT),
+    "seeded": lambda place: get_recipe("tetrominoes_fast", steps=6, batch_size=5, **SHORT),
+    "sets": lambda place: get_recipe("sprites_properties", steps=3, batch_size=4, **SHORT),
+    "pack": lambda place: get_recipe("tiny", steps=6, batch_size=7, accumulate=2, data=f"{place}/pack.npz", **SHORT),
+}
+PROGRAM = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_processes import RECIPES, gradients
+from slot_attention_nbdev.processes import leave
+from slot_attention_nbdev.training import train
+place = Path(sys.argv[2])
+for name, make in RECIPES.items():
+    found = gradients(make(place))
+    record = train(make(place), place / "two" / name, device="cpu", progress=False)
+    rank = record["processes"] == 2 and int(__import__("os").environ["RANK"])
+    torch.save(found, place / f"{name}-{rank}.pt")
+leave()
+"""
+
+
+def launch(command, world=2, **options):
+    "Start the same command `world` times, as a launcher does."
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    environments = [{**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    return [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) for environment in environments]
+
+
+def finish(processes, code=0):
+    answers = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), answers
+    return answers
+
+
+def gradients(recipe):
+    "Loss and gradients of the first update, clipping aside."
+    place = open_accelerator("cpu")
+    run = Run(recipe)
+    run.update(build_data(recipe, 0, "cpu", place.process_index, place.num_processes)[0].batch(0))
+    figures = run.measure()
+    scale = max(1.0, figures["grad_norm"] / recipe.clip_norm)
+    return figures, [p.grad * scale for p in run.model.parameters() if p.grad is not None]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "Where two processes have trained every recipe."
+    place = tmp_path_factory.mktemp("processes")
+    save_pack(place / "pack.npz", sprite_scenes("tetrominoes", 40))
+    finish(launch([sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(place)]))
+    return place
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_are_one(place, name):
+    recipe = RECIPES[name](place)
+    figures, ours = gradients(recipe)
+    for rank in range(2):
+        theirs_figures, theirs = torch.load(place / f"{name}-{rank}.pt", weights_only=True)
+        assert theirs_figures == pytest.approx(figures, rel=1e-4)
+        size = max(g.abs().max() for g in ours)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * size)
+    train(recipe, place / "one" / name, device="cpu", progress=False)
+    one, two = (load_checkpoint(place / each / name / "checkpoint.pt") for each in ("one", "two"))
+    assert one["step"] == two["step"] == recipe.steps
+    for part in ("model", "average"):  # Adam makes steps of full length of gradients that are nothing but rounding
+        gap = max((one[part][key] - two[part][key]).abs().max().item() for key in one[part])
+        assert gap < 0.1 * recipe.learning_rate * recipe.steps, gap
+    for a, b in zip(one["curve"], two["curve"], strict=True):
+        assert {**b, "seconds": 0} == pytest.approx({**a, "seconds": 0}, rel=1e-3, abs=5e-3)
+    assert load_record(place / "two" / name / "record.json")["processes"] == 2
+    assert (place / "two" / name / "model.safetensors").exists() and (place / "two" / name / "slots.png").exists()
+
+
+def command(out, *words):
+    return [sys.executable, "-m", "slot_attention_nbdev.cli", "train", "tiny", "batch_size=4", "eval_images=4", "log_every=5", "eval_every=20", "checkpoint_every=1000", *words, "--device", "cpu", "--out", str(out)]
+
+
+def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
+    steps = "steps=60"
+    processes = launch(command(tmp_path / "run", steps))
+    record, end = tmp_path / "run" / "record.json", time.monotonic() + 100
+    while not record.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    processes[1].send_signal(signal.SIGTERM)  # not to the one that writes
+    answers = finish(processes, code=0)
+    assert "stopped after step" in answers[0][1] and "Traceback" not in answers[0][1] + answers[1][1] and answers[1] == ("", "")
+    stopped = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
+    assert 0 < stopped < 60, "it was too quick, or too slow"
+    recipe = get_recipe("tiny", batch_size=4, eval_images=4, log_every=5, eval_every=20, checkpoint_every=1000, steps=60)
+    ended = train(recipe, tmp_path / "run", device="cpu", resume=True, progress=False)
+    whole = train(recipe, tmp_path / "whole", device="cpu", progress=False)
+    assert ended["step"] == whole["step"] == 60 and ended["processes"] == 1
+    for a, b in zip(whole["curve"], ended["curve"], strict=True):
+        assert {**b, "seconds": 0} == pytest.approx({**a, "seconds": 0}, rel=5e-3, abs=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node=2"], ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], ["accelerate.commands.launch", "--num_processes", "2", "--cpu"]])
+def test_launchers(tmp_path, launcher):
+    words = command(tmp_path, "steps=40")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = lambda *more: subprocess.Popen([sys.executable, "-m", *launcher, *words[1:], *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, end = start(), time.monotonic() + 100
+    while not (tmp_path / "record.json").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert load_record(tmp_path / "record.json")["step"] == load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    out, errors = (process := start("--resume")).communicate(timeout=200)
+    assert process.returncode == 0 and out.count("fg_ari") == 1, errors
+    record = load_record(tmp_path / "record.json")
+    assert record["finished"] and record["processes"] == (1 if "--cpu" in launcher else 2)
+
+
+@pytest.mark.parametrize(("n", "world"), [(1, 1), (7, 3), (64, 8), (65, 64)])
+def test_shares(n, world):
+    rows = [range(n)[share(n, rank, world)] for rank in range(world)]
+    assert [i for part in rows for i in part] == list(range(n))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+def test_too_many_pieces():
+    with pytest.raises(InputError, match="accumulate: expected an integer ≤ 4, the images of each process, got 5"):
+        Run(get_recipe("tiny", accumulate=5))
+    with pytest.raises(InputError, match="batch_size: expected at least 8, one scene for each process, got 4"):
+        build_data(get_recipe("tiny"), rank=0, world=8)
+    with pytest.raises(InputError, match="precision: fp16 needs a GPU"):
+        Run(get_recipe("tiny", precision="fp16"))
