@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Average precision of 15,000 images with 10 statements each, against the rules written as a plain loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/average_precision.py
+    OMP_NUM_THREADS=1 python benchmarks/average_precision.py --json results/benchmarks/average_precision.json
 
 Times the processor, on one core: best of several runs of ours, one run of the loop. The two must agree to 1e-9.
 """
+import argparse
 import math
 import time
+from pathlib import Path
 
 import torch
 
 from slot_attention_nbdev.core import generator
+from slot_attention_nbdev.runs import run_facts, save_record
 from slot_attention_nbdev.set_metrics import THRESHOLDS, average_precision
 from slot_attention_nbdev.set_prediction import CLEVR
 
@@ -54,6 +57,9 @@ def loop(predictions: list, targets: list, threshold: float) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write a record")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     predictions, targets = scenes()
     took = []
@@ -72,6 +78,9 @@ def main() -> None:
         print(f"| {name} | {seconds:.2f} | {', '.join(f'{v:.4f}' for v in values)} |")
     print(f"\nThe loop takes {slow / min(took):.0f} times as long; the largest difference is {worst:.1e}.")
     assert worst < 1e-9
+    if arguments.json:
+        figures = {"seconds": min(took), "loop_seconds": slow, "ratio": slow / min(took), "largest_difference": worst}
+        save_record(arguments.json, {"recipe": "benchmarks/average_precision.py", "seed": 0, **run_facts(torch.device("cpu")), "figures": figures})
 
 
 if __name__ == "__main__":

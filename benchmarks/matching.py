@@ -3,6 +3,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/matching.py
     python benchmarks/matching.py --device cuda
+    python benchmarks/matching.py --json results/benchmarks/matching.json
 
 On a CPU it times the processor, on one core, and takes a training step of fewer images times as many as are missing to 512;
 on a GPU it times the clock, with the device waited for, and the whole batch. Median of several runs.
@@ -11,11 +12,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from slot_attention_nbdev.core import generator, pick_device
 from slot_attention_nbdev.matching import auction, chamfer, greedy, huber_cost, hungarian, matched_cost, set_loss, sinkhorn
+from slot_attention_nbdev.runs import run_facts, save_record
 from slot_attention_nbdev.set_prediction import paper_set_predictor
 
 SETS, OBJECTS, WIDTH, REPEATS = 512, 10, 19, 7
@@ -48,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, help="images of the timed training step (16 on a CPU, 512 else)")
+    parser.add_argument("--json", type=Path, help="write a record")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     if device.type == "cpu":
@@ -72,11 +76,15 @@ def main() -> None:
     predictions = torch.rand(targets.shape, generator=generator(0, "predictions")).to(device)
     cost = huber_cost(predictions, targets)
     best = matched_cost(cost, hungarian(cost))
+    figures = {"rest_of_step_ms": 1e3 * rest, "images_timed": images}
     for name, solver in SOLVERS.items():
         took = seconds(lambda: solver(cost), device)
         excess = (matched_cost(cost, solver(cost)) / best - 1).mean().item()
+        figures[name] = {"ms": 1e3 * took, "share": took / (took + rest), "excess": excess}
         print(f"| {name} | {1e3 * took:.2f} | {took / (took + rest):.3%} | {excess:+.3%} |")
     print(f"\nThe cost alone: {1e3 * seconds(lambda: huber_cost(predictions, targets), device):.2f} ms.")
+    if arguments.json:
+        save_record(arguments.json, {"recipe": "benchmarks/matching.py", "seed": 0, **run_facts(device), "figures": figures})
 
 
 if __name__ == "__main__":
