@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,7 +34,8 @@ def open_accelerator(
     if device.index is not None and world_size() == 1:
         torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=world_size() == 1)  # it would hold on to the settings of the run before
-    settings = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
+    settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)  # our buffers never change; one copy of the gradients
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate does not know its new name yet
     return Accelerator(cpu=device.type == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision), kwargs_handlers=[settings])
 
 
