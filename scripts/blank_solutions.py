@@ -87,7 +87,7 @@ def worksheet(solutions: Path) -> dict:
             started = started or bool(LABEL.search(text))
             continue
         cell = {**cell, "outputs": [], "execution_count": None}
-        tree = ast.parse(text)
+        tree = ast.parse(re.sub(r"^[%!].*$", "pass", text, flags=re.M))  # IPython's own commands
         if any(check_call(node) for node in tree.body):
             label = ast.literal_eval(next(check_call(n) for n in tree.body if check_call(n)).args[0])
             lost |= {name for node in tree.body for name in made(node)}

@@ -58,7 +58,8 @@ def module_of(notebook: Path) -> str | None:
 def export_bar(module: str, source: str) -> str:
     "The line above an exported cell: what it defines, linked to the reference, and the module it goes to."
     names, page = exported_names(source), f"/api/{module.rpartition('.')[2]}.qmd"
-    links = " ".join(f"`{name}`" if name.startswith("_") else f"[`{name}`]({page}#{name})" for name in names)
+    operators = {node.name for node in ast.parse(source).body if any("custom_op" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))}  # no entry of their own
+    links = " ".join(f"`{name}`" if name.startswith("_") else f"[`{name}`]({page}{'' if name in operators else '#' + name})" for name in names)
     return f"::: {{.export-bar}}\n{links} [in `{PACKAGE}.{module}`]({page}){{.module}}\n:::\n"
 
 
