@@ -150,6 +150,13 @@ class SeededSetPredictor(SetPredictor):
         pairs = hungarian(self.cost(predictions.detach(), targets, names=False))
         return matched_cost(self.cost(predictions, targets), pairs).mean()
 
+    def confidence(
+        self,
+        predictions: Tensor,  # [B, K, width]
+    ) -> Tensor:  # [B, K], 0…1
+        "How sure each statement is: that there is an object, and that its shape is the one named."
+        return predictions[..., -1] * predictions[..., 6:9].amax(-1)
+
 # %% ../nbs/46_properties.ipynb #220c78e3
 def check_scenes(
     model: nn.Module,  # Any model; only a set predictor needs more than images
@@ -186,7 +193,8 @@ def evaluate_properties(
     images = scenes["image"].split(check_int("batch_size", batch_size))
     said = torch.cat([model(to_model(some.to(device)), generator=random, num_slots=num_slots).predictions.cpu() for some in images])
     limits = THRESHOLDS[model.description.name]
-    precision = average_precision(said, target.cpu(), limits, model.description).tolist()
+    ranked = torch.cat([said[..., :-1], model.confidence(said)[..., None]], -1)
+    precision = average_precision(ranked, target.cpu(), limits, model.description).tolist()
     return {**{f"ap_{limit:g}": value for limit, value in zip(limits, precision)}, **property_scores(said, target.cpu(), model.description), "n": n}
 
 # %% ../nbs/46_properties.ipynb #e48713e6

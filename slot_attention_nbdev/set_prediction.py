@@ -286,6 +286,13 @@ class SetPredictor(nn.Module):
         slots, attention = found if return_attention else (found, None)
         return SetPredictorOutput(self.head(slots), slots, attention)
 
+    def confidence(
+        self,
+        predictions: Tensor,  # [B, K, width]
+    ) -> Tensor:  # [B, K], 0…1
+        "How sure each statement is, by which average precision ranks them: here that there is an object, as in the original."
+        return predictions[..., -1]
+
 
 def paper_set_predictor(
     description: ObjectDescription = CLEVR,  # What a slot has to say
