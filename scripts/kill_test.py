@@ -21,6 +21,7 @@ import threading
 import time
 from pathlib import Path
 
+PATIENCE = 300  # seconds that a run left alone may take
 KINDS = ("SIGKILL", "SIGTERM", "full disk", "truncated")
 RECIPE = dict(batch_size=2, eval_images=4, log_every=7, eval_every=10, checkpoint_every=1)
 
@@ -96,6 +97,12 @@ def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Rand
     return {"kind": kind, "step": found, "lost": lost, "exit": code, "said": runs.said(), "good": good}
 
 
+def finish(process) -> None:
+    "Wait for a run that is left alone, but not for ever."
+    process.join(PATIENCE)
+    process.kill()
+
+
 def same(a: Path, b: Path) -> bool:
     "Whether two runs ended with the same bytes, in the last and in the best weights."
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in ("model.safetensors", "best.safetensors"))
@@ -112,14 +119,14 @@ def kill_test(kills: int, seed: int = 0) -> dict:
         home = Path(name)
         runs = Runs(home, steps=12 * kills)
         whole, broken, events = runs.start("whole", False), home / "broken", []
-        whole.join()
+        finish(whole)
         for kind in kinds:
             if step_of(broken) > 0.9 * runs.steps:
                 break  # it would end before it is killed
             events.append(accident(runs, broken, kind, bool(events), chance))
             print(f"{len(events):3} {kind:9} exit {events[-1]['exit']:3} goes on from step {events[-1]['step']:4}, lost {events[-1]['lost']}  {'' if events[-1]['good'] else 'BAD ' + events[-1]['said']}", file=sys.stderr, flush=True)
         last = runs.start("broken", True)
-        last.join()
+        finish(last)
         record, equal = load_record(broken / "record.json"), (whole.exitcode, last.exitcode) == (0, 0) and same(home / "whole", broken)
         counts = {kind: sum(event["kind"] == kind for event in events) for kind in KINDS}
         return {

@@ -17,4 +17,4 @@ python scripts/check_notebooks.py --timings "$timings"
 echo "== reading order"
 python scripts/check_reading_order.py
 echo "== tests"
-python -m pytest -q -n "$workers" tests
+python -m pytest -q --timeout 400 -n "$workers" tests

@@ -344,7 +344,7 @@ def test_killed_midway_and_resumed(tmp_path, kind):
     process = start(out)
     while len(before) == parts(out) and process.poll() is None:
         time.sleep(0.005)
-    assert process.wait() == 0 and start(whole).wait() == 0
+    assert process.wait(200) == 0 and start(whole).wait(200) == 0
     assert out.read_bytes() == whole.read_bytes() and not Path(f"{out}.parts").exists()
     assert len(load_pack(out)["image"]) == 4000
 
