@@ -310,7 +310,7 @@ def explore_light(
         scene = {name: value[number : number + 1] for name, value in scenes.items()}
         pixels = look(light_scene(scene, lamp, lamp_height, camera, camera_height, None if material == "as drawn" else material))
         large = PIL.Image.fromarray(pixels.numpy()).resize((4 * pixels.shape[1], 4 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC)
-        return encode(large), f"Lamp at {lamp}° and {lamp_height:.1f} high, material {material}, camera at {camera}° and {camera_height:.1f} high; mean brightness {pixels.float().mean():.0f} of 255."
+        return encode(large), f"Scene {number}: lamp at {lamp}° and {lamp_height:.1f} high, material {material}, camera at {camera}° and {camera_height:.1f} high; mean brightness {pixels.float().mean():.0f} of 255."
 
     kind = ipywidgets.ToggleButtons(options=("as drawn", *WORDS["material"]), description="material", style={"description_width": "110px", "button_width": "80px"})
     controls = {"lamp": slider("lamp", 20, -180, 180), "lamp_height": slider("lamp's height", 4.3, 1.0, 9.0, 0.2), "material": kind,
