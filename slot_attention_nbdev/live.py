@@ -266,8 +266,8 @@ class CompetitionPicture:
             for line, data in zip(lines, (path[:, k].T, path[:1, k].T, path[-1:, k].T, (range(len(path)), shares[:, k])) if k < K else [([], [])] * 4):
                 line.set_data(*data)
         dead = [f"slot {k + 1}" for k in range(K) if shares[-1, k] < 0.01]
-        split = ", ".join(f"slot {k + 1} {float(share):.0%}" for k, share in enumerate(shares[-1]))
-        return self.stage.png(), f"Round {len(path) - 1}; the votes are divided: {split}." + (f" Nearly dead: {', '.join(dead)}." if dead else "")
+        split = ", ".join(f"slot {k + 1} at ({x:.1f}, {y:.1f}) has {share:.0%}" for k, ((x, y), share) in enumerate(zip(path[-1].tolist(), shares[-1].tolist())))
+        return self.stage.png(), f"Round {len(path) - 1}: {split} of the votes." + (f" Nearly dead: {', '.join(dead)}." if dead else "")
 
 
 def explore_competition(
@@ -288,7 +288,7 @@ def explore_competition(
         "temperature": slider("temperature", 0.5, -2, 1.1, 0.1, log=True),
         "eps": slider("ε", 1e-8, -8, 0, 0.5, log=True),
         "seed": slider("other starts", 0, 0, 20),
-        "across": slider("slot 1 to the right", 0.0, -6, 6, 0.2),
+        "across": slider("slot 1 across", 0.0, -6, 6, 0.2),
         "up": slider("slot 1 upwards", 0.0, -6, 6, 0.2),
     }
     still = {"where they start": {"num_iterations": 0}, "five rounds": {}, "five rounds, hot (temperature 8)": {"temperature": 8.0}, "five rounds, six slots": {"num_slots": 6}}

@@ -123,7 +123,7 @@ class PieceBoard(ipywidgets.VBox):
         owner = {cell: number for number, piece in enumerate(self.value) for cell in cells(piece)}
         for cell, button in self.buttons.items():
             color = self.value[owner[cell]][3] if cell in owner else None
-            button.description = "" if color is None else str(owner[cell] + 1)
+            button.description = "\u00a0" if color is None else str(owner[cell] + 1)  # front ends leave the old text where the new one is empty
             button.style.button_color = "#dddddd" if color is None else "#" + "".join(f"{80 + 175 * x:02x}" for x in COLORS[color])  # light, so that numbers can be read
             button.tooltip = f"row {cell[0] + 1}, column {cell[1] + 1}: " + ("empty" if color is None else f"piece {owner[cell] + 1}, {COLOR_NAMES[color]}")
 
@@ -312,8 +312,8 @@ def explore_light(
         large = PIL.Image.fromarray(pixels.numpy()).resize((4 * pixels.shape[1], 4 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC)
         return encode(large), f"Scene {number}: lamp at {lamp}° and {lamp_height:.1f} high, material {material}, camera at {camera}° and {camera_height:.1f} high; mean brightness {pixels.float().mean():.0f} of 255."
 
-    kind = ipywidgets.ToggleButtons(options=("as drawn", *WORDS["material"]), description="material", style={"description_width": "110px", "button_width": "80px"})
-    controls = {"lamp": slider("lamp", 20, -180, 180), "lamp_height": slider("lamp's height", 4.3, 1.0, 9.0, 0.2), "material": kind,
-                "camera": slider("camera", 0, -60, 60), "camera_height": slider("camera's height", 5.3, 1.0, 9.0, 0.2), "number": slider("other scene", 0, 0, len(scenes["x"]) - 1)}  # fmt: skip
+    kind = ipywidgets.ToggleButtons(options=("as drawn", *WORDS["material"]), description="material", style={"description_width": "110px", "button_width": "80px"}, layout={"width": "400px"})
+    controls = {"lamp": slider("lamp", 20, -180, 180), "lamp_height": slider("lamp's height", 4.3, 1.0, 9.0, 0.1), "material": kind,
+                "camera": slider("camera", 0, -60, 60), "camera_height": slider("camera's height", 5.3, 1.0, 9.0, 0.1), "number": slider("other scene", 0, 0, len(scenes["x"]) - 1)}  # fmt: skip
     still = {"as drawn": {}, "lamp behind": {"lamp": 160}, "lamp low": {"lamp": 90, "lamp_height": 1.6}, "metal": {"material": "metal"}, "camera to the right": {"camera": 45}, "camera low": {"camera_height": 1.6}}
     return LiveFigure(draw, controls, still, columns=3, photo=True)

@@ -170,7 +170,7 @@ def test_clicks_set_and_take_away(figures):
     for row, column in ((2, 2), (1, 1), (6, 6), (5, 5)):  # the second would lie over the first, the third leave the board
         board.buttons[row, column].click()
     assert board.value == ((2, 2, 0, 3), (5, 5, 0, 3))
-    assert "yellow" in board.buttons[6, 6].tooltip and board.buttons[2, 2].description == "1" and board.buttons[4, 4].description == ""
+    assert "yellow" in board.buttons[6, 6].tooltip and board.buttons[2, 2].description == "1" and board.buttons[4, 4].description == "\u00a0"
     board.buttons[3, 3].click()
     assert board.value == ((5, 5, 0, 3),) and "empty" in board.buttons[2, 2].tooltip
     figure = live_scenes.explore_attention()
