@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,8 @@ KINDS = ["index.html", "attention.html", "train_on_cpu.html", "notation.html", "
 
 
 @contextlib.contextmanager
-def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light"):
-    "A page, and a list that fills with whatever it should not do."
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def watched(context, address: str, page: str):
+    "A page in a window, and a list that fills with whatever it should not do."
     tab, faults = context.new_page(), []
     tab.on("console", lambda message: faults.append(f"{page}: {message.text}") if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
@@ -40,6 +40,17 @@ def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "l
     try:
         tab.goto(f"{address}/{page}", wait_until="load")
         yield tab, faults
+    finally:
+        tab.close()
+
+
+@contextlib.contextmanager
+def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light"):
+    "A page in a window of its own, and a list of its faults."
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    try:
+        with watched(context, address, page) as found:
+            yield found
     finally:
         context.close()
 
@@ -55,22 +66,31 @@ def untypeset(tab) -> int:
     return tab.evaluate("""() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex")).length + document.querySelectorAll(".katex-error").length""")
 
 
+@cache
+def axe() -> str:
+    "axe's program."
+    return (npm_package.fetch("axe-core") / "axe.min.js").read_text(encoding="utf-8")
+
+
 def accessibility_faults(tab) -> list[str]:
     "Serious faults that axe finds."
-    tab.evaluate((npm_package.fetch("axe-core") / "axe.min.js").read_text(encoding="utf-8"))
+    tab.evaluate(axe())
     found = tab.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
     return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found["violations"] if v["impact"] in ("serious", "critical")]
 
 
-def look_at(browser, address: str, page: str) -> list[str]:
-    "Everything wrong with a page: on a desk by day, on a telephone by night."
+def look_at(browser, address: str, *pages: str) -> list[str]:
+    "Everything wrong with some pages: on a desk by day, on a telephone by night."
     found = []
     for width, scheme in ((1280, "light"), (390, "dark")):
-        with opened(browser, address, page, width, scheme) as (tab, faults):
-            tab.wait_for_timeout(50)
-            found += faults + [f"{page}: too wide at {width}: {part}" for part in wide_parts(tab)]
-            found += [f"{page}: {untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
-            found += [f"{page} ({scheme}): {fault}" for fault in accessibility_faults(tab)]
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # one for all: what pages share is fetched once
+        for page in pages:
+            with watched(context, address, page) as (tab, faults):
+                tab.evaluate("() => document.fonts.ready.then(() => new Promise(requestIdleCallback)).then(() => true)")
+                found += faults + [f"{page}: too wide at {width}: {part}" for part in wide_parts(tab)]
+                found += [f"{page}: {untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
+                found += [f"{page} ({scheme}): {fault}" for fault in accessibility_faults(tab)]
+        context.close()
     return found
 
 
@@ -84,7 +104,7 @@ def test_a_page_of_each_kind(browser, site_address, page):
 def test_every_page(browser, site, site_address, part):
     pages = [str(p.relative_to(site)) for p in sorted(site.rglob("*.html"))][part::4]
     assert len(pages) > 20
-    assert [fault for page in pages for fault in look_at(browser, site_address, page)] == []
+    assert look_at(browser, site_address, *pages) == []
 
 
 def test_faults_are_seen(browser, site_address):
