@@ -30,27 +30,17 @@ KINDS = ["index.html", "attention.html", "train_on_cpu.html", "notation.html", "
 
 
 @contextlib.contextmanager
-def watched(context, address: str, page: str):
-    "A page in a window, and a list that fills with whatever it should not do."
+def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light"):
+    "A page in a window of its own, and a list that fills with whatever it should not do."
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab, faults = context.new_page(), []
-    tab.on("console", lambda message: faults.append(f"{page}: {message.text}") if message.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: faults.append(f"{page}: {error}"))
-    tab.on("request", lambda request: faults.append(f"{page}: asked for {request.url}") if not request.url.startswith((address, "data:")) else None)
-    tab.on("response", lambda response: faults.append(f"{page}: {response.status} for {response.url}") if response.status >= 400 else None)
+    tab.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("request", lambda request: faults.append(f"asked for {request.url}") if not request.url.startswith((address, "data:")) else None)
+    tab.on("response", lambda response: faults.append(f"{response.status} for {response.url}") if response.status >= 400 else None)
     try:
         tab.goto(f"{address}/{page}", wait_until="load")
         yield tab, faults
-    finally:
-        tab.close()
-
-
-@contextlib.contextmanager
-def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light"):
-    "A page in a window of its own, and a list of its faults."
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    try:
-        with watched(context, address, page) as found:
-            yield found
     finally:
         context.close()
 
@@ -83,14 +73,15 @@ def look_at(browser, address: str, *pages: str) -> list[str]:
     "Everything wrong with some pages: on a desk by day, on a telephone by night."
     found = []
     for width, scheme in ((1280, "light"), (390, "dark")):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # one for all: what pages share is fetched once
-        for page in pages:
-            with watched(context, address, page) as (tab, faults):
+        with opened(browser, address, pages[0], width, scheme) as (tab, faults):  # one window for all: opening one takes longer than looking at a page
+            for number, page in enumerate(pages):
+                if number:
+                    tab.goto(f"{address}/{page}", wait_until="load")
                 tab.evaluate("() => document.fonts.ready.then(() => new Promise(requestIdleCallback)).then(() => true)")
-                found += faults + [f"{page}: too wide at {width}: {part}" for part in wide_parts(tab)]
-                found += [f"{page}: {untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
-                found += [f"{page} ({scheme}): {fault}" for fault in accessibility_faults(tab)]
-        context.close()
+                wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)] + accessibility_faults(tab)
+                wrong += [f"{untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
+                found += [f"{page} ({width}, {scheme}): {fault}" for fault in wrong]
+                faults.clear()
     return found
 
 
