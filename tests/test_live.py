@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
-pytest.importorskip("ipywidgets")
+ipywidgets = pytest.importorskip("ipywidgets")
 
 from slot_attention_nbdev import live, live_scenes  # noqa: E402
 from slot_attention_nbdev.core import InputError, generator  # noqa: E402
@@ -52,6 +52,8 @@ def another_value(name: str, control):
         return control.value[1:]
     if hasattr(control, "options"):
         return next(option for option in control.options[1:] if option != control.value)
+    if isinstance(control, ipywidgets.FloatLogSlider):
+        return 10**control.max
     if name == "number" or control.value + 3 <= control.max:
         return min(control.value + 3, control.max)
     return control.min
@@ -60,11 +62,11 @@ def another_value(name: str, control):
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_every_control_moves_the_picture_and_the_words(figures, name):
     figure = figures[name]
+    if name == "competition":
+        figure.controls["num_iterations"].value = 1  # later, other starts have led to the same end
     for key, control in figure.controls.items():
-        if (name, key) == ("surgery", "slot"):
-            continue  # below: an exchange of another slot
         old, (pixels, alt) = control.value, shown(figure)
-        control.value = another_value(key, control) if key != "eps" else 1.0
+        control.value = another_value(key, control)
         now, now_alt = shown(figure)
         assert pixels.shape != now.shape or (pixels != now).any(), f"{key} changes no pixel"
         if name != "attention" or key == "pieces":  # there the words only name owners, which may stay
