@@ -6,6 +6,7 @@
     python scripts/execute_notebooks.py --slow nbs/70_*.ipynb  # cells marked `#| slow` too
 
 Cells marked slow, gpu or notest keep the outputs they have. A notebook that fails is left as it was.
+Live figures are saved as the picture that stands in for them: a saved notebook has no kernel that could move them.
 """
 import argparse
 import re
@@ -27,6 +28,12 @@ def skipped(source: str, flags: set[str]) -> bool:
     return bool(set(re.findall(r"^#\|\s*(slow|gpu|notest)\b", source, re.M)) & flags)
 
 
+def without_widgets(cell: dict) -> None:
+    "Drop from a cell's outputs what only a running kernel can show."
+    for output in cell.get("outputs", []):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+
+
 def execute(path: Path, flags: set[str]) -> float:
     "Run one notebook in its own folder and save it; returns the seconds it took."
     notebook = nbformat.read(path, as_version=4)
@@ -36,6 +43,8 @@ def execute(path: Path, flags: set[str]) -> float:
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type == "code" and not skipped(cell.source, flags):
                 client.execute_cell(cell, index)
+                without_widgets(cell)
+    notebook.metadata.pop("widgets", None)
     with atomic_write(path) as temporary:
         nbformat.write(notebook, temporary)
     return time.time() - start

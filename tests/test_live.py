@@ -1,0 +1,206 @@
+"""Live figures: they follow every control at once, say what they show, and show what fails."""
+import base64
+import io
+import re
+import statistics
+import sys
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+ipywidgets = pytest.importorskip("ipywidgets")
+
+from slot_attention_nbdev import live, live_scenes  # noqa: E402
+from slot_attention_nbdev.core import InputError, generator  # noqa: E402
+from slot_attention_nbdev.data.clevr_scenes import draw_scenes, to_srgb, trace  # noqa: E402
+from slot_attention_nbdev.data.sprites import PIECES, sprite_scenes, to_model  # noqa: E402
+from slot_attention_nbdev.recipes import load_model  # noqa: E402
+
+EXPLORERS = {
+    "softmax": live.explore_softmax,
+    "competition": live.explore_competition,
+    "attention": live_scenes.explore_attention,
+    "surgery": live_scenes.explore_surgery,
+    "light": live_scenes.explore_light,
+}
+
+
+@pytest.fixture(scope="module")
+def figures():
+    "Every live figure, made once."
+    return {name: explore() for name, explore in EXPLORERS.items()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("tetrominoes_fast")[0]
+
+
+def shown(figure) -> tuple[np.ndarray, str]:
+    "What a figure's HTML shows: pixels and alt text."
+    alt, data = re.search(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"', figure.picture.value).groups()
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data)))), alt
+
+
+def another_value(name: str, control):
+    "A value that a control does not have."
+    if isinstance(control, live_scenes.PieceBoard):
+        return control.value[1:]
+    if hasattr(control, "options"):
+        return next(option for option in control.options[1:] if option != control.value)
+    if isinstance(control, ipywidgets.FloatLogSlider):
+        return 10**control.max
+    if name == "number" or control.value + 3 <= control.max:
+        return min(control.value + 3, control.max)
+    return control.min
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_control_moves_the_picture_and_the_words(figures, name):
+    figure = figures[name]
+    if name == "competition":
+        figure.controls["num_iterations"].value = 1  # later, other starts have led to the same end
+    for key, control in figure.controls.items():
+        old, (pixels, alt) = control.value, shown(figure)
+        control.value = another_value(key, control)
+        now, now_alt = shown(figure)
+        assert pixels.shape != now.shape or (pixels != now).any(), f"{key} changes no pixel"
+        if name != "attention" or key == "pieces":  # there the words only name owners, which may stay
+            assert alt != now_alt, f"{key} changes no word"
+        control.value = old
+        assert shown(figure)[1] == alt and (shown(figure)[0] == pixels).all(), f"{key} does not come back"
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_each_answers_in_under_a_tenth_of_a_second(figures, name):
+    "From the value of a control to the bytes that are sent, on one core, by the processor's clock; the fastest of a few, since others may share the core."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rounds = []
+        for _ in range(3):
+            times = []
+            for _ in range(5):
+                start = time.process_time()
+                figures[name].redraw()
+                times.append(time.process_time() - start)
+            rounds.append(statistics.median(times))
+        assert min(rounds) < 0.1, f"{1000 * min(rounds):.0f} ms"
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_a_page_without_a_kernel_finds_small_multiples(figures, name, monkeypatch):
+    bundle = figures[name]._repr_mimebundle_()
+    (kind,) = {"image/png", "image/jpeg"} & set(bundle)
+    data = base64.b64decode(bundle[kind])
+    sheet = PIL.Image.open(io.BytesIO(data))
+    assert len(data) <= 100_000 and sheet.width >= 700 and sheet.height >= 500
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    assert not {"image/png", "image/jpeg"} & set(figures[name]._repr_mimebundle_())
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_controls_have_names(figures, name):
+    for key, control in figures[name].controls.items():
+        assert getattr(control, "description", "board") or isinstance(control, live_scenes.PieceBoard), key
+    assert plt.get_fignums() == []
+
+
+def test_what_fails_is_shown():
+    def draw(x):
+        if x > 1:
+            raise InputError("x: too large")
+        return live.encode(np.zeros((2, 2, 3), np.uint8)), "small"
+
+    figure = live.LiveFigure(draw, {"x": live.slider("x", 0, 0, 2)}, {})
+    figure.controls["x"].value = 2
+    assert "InputError: x: too large" in figure.picture.value and "<img" not in figure.picture.value
+    figure.controls["x"].value = 1
+    assert "<img" in figure.picture.value
+
+
+def test_softmax_picture_against_numpy():
+    scores = torch.randn(5, 4, generator=generator(0, "test"))
+    picture = live.SoftmaxPicture(5, 4)
+    picture(scores, 0.7)
+    e = np.exp(scores.double().numpy() / 0.7)
+    for side, axis in ((0, 1), (1, 0)):
+        corners = np.stack([path.vertices[:4] for path in picture.bars[side].get_paths()])
+        np.testing.assert_allclose((corners[:, 1, 0] - corners[:, 0, 0]).reshape(5, 4), e / e.sum(axis, keepdims=True), atol=1e-6)
+
+
+def test_competition_is_soft_k_means():
+    from sklearn.cluster import KMeans
+
+    points = live.clumps(3)
+    starts = torch.tensor([[-1.0, 0.0], [0.5, 0.3], [2.0, 1.0]])
+    path, votes = live.compete(points, starts, 30, temperature=0.01)  # cold: votes are nearly whole
+    hard = KMeans(3, init=starts.numpy(), n_init=1).fit(points.numpy())
+    np.testing.assert_allclose(path[-1].numpy(), hard.cluster_centers_, atol=0.02)
+    assert (votes[-1].argmax(1).numpy() == hard.labels_).mean() > 0.98
+
+
+def test_a_stage_draws_what_matplotlib_draws(model):
+    grid = live_scenes.GridPicture(["a", "b"], ["c"], (35, 35))
+    panel = sprite_scenes("tetrominoes", 1)["image"][0]
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(grid([[panel, None]]))))
+    large = panel.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy()
+    found = [(y, x) for y in range(pixels.shape[0] - 104) for x in range(0, 60) if (pixels[y, x : x + 105] == large[0]).all()]
+    assert any((pixels[y : y + 105, x : x + 105] == large).all() for y, x in found)  # each pixel three times as large, nothing blurred
+    assert (pixels[30:, -100:] == 255).all()  # the hole
+
+
+@pytest.mark.parametrize("shape", range(len(PIECES)))
+def test_a_board_draws_its_cells(shape):
+    piece = (1, 2, shape, 4)
+    image, label = live_scenes.draw_board([piece])
+    lit = {(r, c) for r in range(7) for c in range(7) if label[0, 5 * r + 2, 5 * c + 2]}
+    assert lit == live_scenes.cells(piece) and int(label.sum()) == 100
+    assert image[0][label[0] == 1][:, 1].max() == 0 and image[0][label[0] == 1][:, 0].max() == 255  # magenta has no green
+
+
+def test_clicks_set_and_take_away(figures):
+    board = live_scenes.PieceBoard()
+    board.shape.value, board.color.value = PIECES.index("11/11"), 3
+    for row, column in ((2, 2), (1, 1), (6, 6), (5, 5)):  # the second would lie over the first, the third leave the board
+        board.buttons[row, column].click()
+    assert board.value == ((2, 2, 0, 3), (5, 5, 0, 3))
+    assert "yellow" in board.buttons[6, 6].tooltip and board.buttons[2, 2].description == "1" and board.buttons[4, 4].description == "\u00a0"
+    board.buttons[3, 3].click()
+    assert board.value == ((5, 5, 0, 3),) and "empty" in board.buttons[2, 2].tooltip
+    figure = live_scenes.explore_attention()
+    figure.controls["pieces"].value = ()
+    assert "expected one or more" in figure.picture.value
+
+
+def test_surgery_changes_one_slot_alone(model):
+    images = to_model(sprite_scenes("tetrominoes", 12)["image"])
+    slots, centre = live_scenes.find_slots(model, images)
+    with torch.inference_mode():
+        torch.testing.assert_close(live_scenes.paint_slots(model, slots, centre)[0], model(images).reconstruction)
+    patient, donor = ((slots[i : i + 1], centre[i : i + 1]) for i in (2, 5))
+    for operation in live_scenes.OPERATIONS[2:]:
+        what, where = live_scenes.operate(patient, donor, 2, operation)
+        others = [0, 1, 3]
+        assert torch.equal(what[:, others], patient[0][:, others]) and torch.equal(where[:, others], patient[1][:, others])
+        assert torch.equal(what[:, 2], donor[0][:, 2]) == (operation != "exchange only where it is")
+        assert torch.equal(where[:, 2], donor[1][:, 2]) == (operation != "exchange only what it is")
+    removed = live_scenes.paint_slots(model, *live_scenes.operate(patient, donor, 2, "remove it"))
+    torch.testing.assert_close(removed[2].sum(1), torch.ones(1, 35, 35))
+    with pytest.raises(InputError, match="slot: expected an integer ≥ 0 and ≤ 3"):
+        live_scenes.operate(patient, donor, 4, "leave it")
+
+
+def test_a_quick_look_shows_the_scene():
+    scene = draw_scenes(1, (4, 4), generator=generator(8, "scenes"))
+    quick = live_scenes.look(scene).float()
+    slow = to_srgb(trace(scene, "full", (84, 112), samples=32, bounces=1, generator=generator(0, "noise"))[0][0]).float()
+    assert quick.shape == (84, 112, 3) and (quick - slow).abs().mean() < 8 and (quick - slow).abs().median() < 6
+    assert torch.equal(quick, live_scenes.look(scene).float())
