@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -20,21 +21,20 @@ from torch import Tensor
 from .core import FileError, InputError, check_int, derive_seed, pick_device, suggest
 from .data.convert import gather
 from .data.sources import Batches, hold_out, open_source, recognise_data
-from .fast_model import fast_autoencoder
-from .object_discovery import SlotAttentionAutoEncoder, paper_autoencoder
-from .properties import SeededSetPredictor, properties_clevr
+from .object_discovery import SlotAttentionAutoEncoder
+from .objective import Shortcuts
 from .runs import find_weights, load_checkpoint, load_record, load_weights
 from .set_prediction import SetPredictor
 
 # %% ../nbs/50_recipes.ipynb #3bccbb08
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Shortcuts):
     "Every setting of an experiment (Locatello et al. 2020, Supplement E.3)."
 
     name: str  # What it is called
     about: str  # What it is for, in a line
     data: str = "tetrominoes"  # Name of a generated set, path of a pack, of TFRecords, of CLEVR v1.0 or of a folder; or NAME:PATH
-    model: str = "paper"  # A key of `MODELS`: "paper", "fast" (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites" (ours)
+    model: str = "paper"  # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "fast" (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites" (ours)
     num_slots: int = 4  # K
     num_iterations: int = 3  # T
     batch_size: int = 64  # Images in a step
@@ -66,12 +66,13 @@ class Recipe:
             raise InputError("variance_weight: expected 0, since a set predictor paints no masks")
 
 
-MODELS = {"paper": paper_autoencoder, "fast": fast_autoencoder, "properties_clevr": properties_clevr, "properties_sprites": SeededSetPredictor}
-CHOICES = {"model": tuple(MODELS), "schedule": ("paper", "cosine"), "precision": ("auto", "fp32", "bf16", "fp16"), "checkpoint_activations": ("on", "off"), **dict.fromkeys(("compile", "fused"), ("auto", "on", "off"))}
+MODELS = {"paper": "object_discovery:paper_autoencoder", "paper_mlp": "variants:pixel_autoencoder", "fast": "fast_model:fast_autoencoder",
+          "properties_clevr": "properties:properties_clevr", "properties_sprites": "properties:SeededSetPredictor"}  # modules are read when a model is built
+CHOICES = {"model": tuple(MODELS), "schedule": ("paper", "cosine"), "gradient": ("all", "last"), "precision": ("auto", "fp32", "bf16", "fp16"), "checkpoint_activations": ("on", "off"), **dict.fromkeys(("compile", "fused"), ("auto", "on", "off"))}
 LIMITS = {  # smallest and largest; the other floats lie in [0, 1], the other integers are counts from 1 up
-    "resolution": (0, 1024), "num_slots": (1, 64), "num_iterations": (1, 32), "batch_size": (1, 65_536), "warmup_steps": (0, None),
-    "variance_weight": (0.0, 100.0), "variance_steps": (0, None), "clip_norm": (0.0, math.inf)}
-LATER = {"resolution": 0, "precision": "auto"}  # settings that came later, and what they were before
+    "resolution": (0, 1024), "num_slots": (1, 64), "num_iterations": (1, 32), "batch_size": (1, 65_536), "variance_weight": (0.0, 100.0),
+    "clip_norm": (0.0, math.inf), **dict.fromkeys(("warmup_steps", "variance_steps", "pixels", "first_iterations", "iteration_steps"), (0, None))}
+LATER = {"resolution": 0, "precision": "auto"} | asdict(Shortcuts())  # settings that came later, and what they were before
 HOW = ("about", "accumulate", "compile", "fused", "checkpoint_activations")  # say how a run is described and computed, not which run it is
 TYPES = {field.name: field.type for field in fields(Recipe)}
 
@@ -85,8 +86,7 @@ def check_setting(
     if TYPES[key] is int:
         check_int(key, value, minimum=low, maximum=high)
     elif TYPES[key] is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high or math.isinf(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
             raise InputError(f"{key}: expected a number in [{low:g}, {high:g}], got {value!r}")
     elif not isinstance(value, str):
         raise InputError(f"{key}: expected text, got {value!r}")
@@ -152,9 +152,8 @@ def parse_overrides(
 def _check_keys(keys):
     "Only settings may be changed, and only those there are."
     settings = TYPES.keys() - {"name", "about"}
-    for key in keys:
-        if key not in settings:
-            raise InputError(f"{key}: there is no such setting; {suggest(key, settings)}")
+    for key in (key for key in keys if key not in settings):
+        raise InputError(f"{key}: there is no such setting; {suggest(key, settings)}")
 
 # %% ../nbs/50_recipes.ipynb #d31c0337
 def to_dict(
@@ -204,7 +203,8 @@ def build_model(
     "Build a recipe's model."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "init"))
-        return MODELS[recipe.model](tuple(resolution or resolution_of(recipe)), recipe.num_slots, recipe.num_iterations)
+        model = resolve_name(f"slot_attention_nbdev.{MODELS[recipe.model]}")(tuple(resolution or resolution_of(recipe)), recipe.num_slots, recipe.num_iterations)
+    return model if recipe.gradient == "all" else resolve_name("slot_attention_nbdev.variants:learn_from_last_step")(model)
 
 # %% ../nbs/50_recipes.ipynb #62c11acf
 def load_model(

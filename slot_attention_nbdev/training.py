@@ -21,7 +21,7 @@ from .core import FileError, InputError, TrainingError, generator, pick_device
 from .data.sources import Batches
 from .data.sprites import to_model
 from .data.tfrecord_stream import share
-from .objective import Objective, backward, draw_noise, evaluate, glance, pick_precision, pick_switch, place, speed_up
+from .objective import Objective, backward, draw_noise, draw_pixels, evaluate, glance, pick_precision, pick_switch, place, speed_up
 from .processes import Interrupted, agree, catch_signals, open_accelerator
 from .properties import check_scenes, plot_answer
 from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
@@ -75,12 +75,12 @@ class Run:
         scenes: dict[str, Tensor],  # This process's share of a batch; an autoencoder looks at its images alone
     ) -> None:
         "Update the weights once."
-        r, n = self.recipe, len(scenes["image"])
-        whole = n if self.world == 1 else r.batch_size
-        noise = draw_noise(self.model, whole, self.seed, self.step, share(whole, self.accelerator.process_index, self.world))
+        r, whole = self.recipe, len(scenes["image"]) if self.world == 1 else self.recipe.batch_size
+        drawn = whole, self.seed, self.step, share(whole, self.accelerator.process_index, self.world)
+        noise, scenes = draw_noise(self.model, *drawn), scenes | draw_pixels(self.model, r.pixels, *drawn)
         weight = r.variance_weight and r.variance_weight * ramp(self.position, r.variance_steps)
         self.optimizer.zero_grad()
-        loss = backward(self.accelerator, self.objective, scenes, noise, weight, r.accumulate, whole)
+        loss = backward(self.accelerator, self.objective, scenes, noise, weight, r.accumulate, whole, r.iterations_at(self.position, r.num_iterations))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), r.clip_norm or math.inf)
         self.optimizer.param_groups[0]["lr"] = self.rate
         self.optimizer.step()

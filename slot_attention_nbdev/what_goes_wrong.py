@@ -228,15 +228,15 @@ class Detached(SlotAttention):
         return_attention: bool = False,  # Also return every iteration's attention
     ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D], and on request attention, [B, T, N, K]
         "T - 1 iterations without gradient, then one with."
-        T = num_iterations or self.num_iterations
         start = self.initial_slots(len(inputs), num_slots, generator) if slots is None else slots
-        early, attention = start, []
+        T, early, attention = num_iterations or self.num_iterations, start, []
         if T > 1:
             with torch.no_grad():
-                early, *attention = super().forward(inputs, slots=start, num_iterations=T - 1, return_attention=True)
+                found = super().forward(inputs, slots=start, num_iterations=T - 1, return_attention=return_attention)
+            early, *attention = found if return_attention else (found,)
             early = self.reconnect(early, start)
-        slots, last = super().forward(inputs, slots=early, num_iterations=1, return_attention=True)
-        return (slots, torch.cat([*attention, last], dim=1)) if return_attention else slots
+        found = super().forward(inputs, slots=early, num_iterations=1, return_attention=return_attention)
+        return (found[0], torch.cat([*attention, found[1]], dim=1)) if return_attention else found
 
 
 class Implicit(Detached):
