@@ -25,8 +25,8 @@ from .objective import Objective, backward, draw_noise, evaluate, glance, pick_p
 from .processes import Interrupted, agree, catch_signals, open_accelerator
 from .properties import check_scenes, plot_answer
 from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
-from .runs import open_run, parse_budget, plot_curve, run_facts, save_record, save_weights
-from .schedule import cosine_rate, learning_rate, ramp
+from .runs import open_run, plot_curve, run_facts, save_record, save_weights
+from .schedule import cosine_rate, learning_rate, parse_budget, ramp
 from .survival import NotFinite, keep_checkpoint, load_last, merit, watch
 from .viz import save_figure
 
@@ -208,7 +208,7 @@ def train(
     here = open_accelerator(device)
     with catch_signals(patient=here.num_processes > 1) as signals:
         stream, held_out = build_data(recipe, seed, here.device, here.process_index, here.num_processes)
-        run = Run(recipe, seed, device, budget, tuple(held_out["image"].shape[1:3]))
+        run = Run(recipe, seed, device, budget or (None if state else recipe.budget or None), tuple(held_out["image"].shape[1:3]))
         check_scenes(run.model, held_out)
         if state:
             run.restore(state)

@@ -38,7 +38,8 @@ def test_paper_settings(name, data, slots):
 def test_every_recipe_builds_and_runs(recipe):
     model = build_model(recipe)
     stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
-    assert model.resolution == GENERATED[recipe.data].resolution == stream.batch(0)["image"].shape[1:3]
+    size = (recipe.resolution, recipe.resolution) if recipe.resolution else GENERATED[recipe.data].resolution
+    assert model.resolution == size == stream.batch(0)["image"].shape[1:3]
     assert len(held_out["image"]) == 2
     assert f"slot-attention train {recipe.name}" in recipe_head(recipe)
     assert from_dict(to_dict(recipe)) == recipe
