@@ -1,8 +1,8 @@
 """Ask trained models for more than they were trained on: the records behind 63_generalisation, in results/generalisation.
 
-    python scripts/generalisation.py                       # everything that has no record yet; a quarter of an hour of one core
+    python scripts/generalisation.py                       # everything that has no record yet; some minutes of one core
     python scripts/generalisation.py --only tetrominoes sprites
-    python scripts/generalisation.py --only sum --steps 600
+    python scripts/generalisation.py --only sum --steps 1000
 
 `tetrominoes` and `sprites` ask the weights that ship; `mean`, `sum` and `scaled_sum` train the small model with what Equation 2 divides by
 exchanged, and `pairs` without a third of all pairs of shape and colour. A record that exists is kept.
@@ -68,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = ("tetrominoes", "sprites", "mean", "sum", "scaled_sum", "pairs")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--steps", type=int, default=600, help="updates of the models that are trained here")
-    parser.add_argument("--n", type=int, default=320, help="scenes for each question")
+    parser.add_argument("--steps", type=int, default=300, help="updates of the models that are trained here")
+    parser.add_argument("--n", type=int, default=96, help="scenes for each question")
     parser.add_argument("--seed", type=int, default=0, help="of the models that are trained here")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     options = parser.parse_args(arguments)
