@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = ("tetrominoes", "sprites", "mean", "sum", "scaled_sum", "pairs")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--steps", type=int, default=300, help="updates of the models that are trained here")
+    parser.add_argument("--steps", type=int, default=500, help="updates of the models that are trained here")
     parser.add_argument("--n", type=int, default=96, help="scenes for each question")
     parser.add_argument("--seed", type=int, default=0, help="of the models that are trained here")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
