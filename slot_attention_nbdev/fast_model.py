@@ -310,7 +310,7 @@ class SeededAutoEncoder(FastAutoEncoder):
     ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
         "Paint each slot; its mask is its attention's Gaussian and whatever the decoder adds to that."
         color, logit = self.decoder(slots + self.where(centre / 16)).split((3, 1), dim=2)
-        logit = logit + gaussian_logits(weights, centre, self.places, self.pixels).unflatten(2, self.resolution)[:, :, None]
+        logit = logit + gaussian_logits(weights, centre, self.places, self.pixels).unflatten(2, self.resolution)[:, :, None]  # [B, K, H * W] -> [B, K, 1, H, W]
         return torch.cat([color, logit], dim=2)
 
 
