@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'check_finite',
-           'suggest', 'derive_seed', 'generator', 'pick_device', 'atomic_write', 'by_layout', 'check_exercise']
+           'suggest', 'derive_seed', 'generator', 'pick_device', 'atomic_write', 'by_layout', 'table', 'check_exercise']
 
 # %% ../nbs/01_core.ipynb #8dc47e6a
 import difflib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -201,6 +201,15 @@ def by_layout(
         return {name: value.astype(value.dtype.type) for name, value in values.items()}
 
     return quick
+
+# %% ../nbs/01_core.ipynb #44bd3b47
+def table(
+    rows: Sequence[Sequence[object]],  # One sequence for each row, the names of the columns first
+) -> str:  # Lines with aligned columns
+    "Rows as plain text."
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 # %% ../nbs/01_core.ipynb #2de8472a
 def check_exercise(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'RUN_FILES', 'save_checkpoint', 'load_checkpoint', 'weights_digest', 'save_weights',
-           'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'parse_budget',
-           'find_weights', 'records_folder', 'plot_curve']
+           'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'find_weights',
+           'records_folder', 'tell_runs', 'plot_curve']
 
 # %% ../nbs/45_runs.ipynb #79f38b3a
 import hashlib
@@ -16,7 +16,6 @@ import math
 import os
 import pickle
 import platform
-import re
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -213,17 +212,6 @@ def open_run(
         leftover.unlink(missing_ok=True)
     return state
 
-# %% ../nbs/45_runs.ipynb #70445416
-def parse_budget(
-    text: str,  # Such as "90s", "5m", "1.5h"
-) -> float:  # Seconds
-    "Turn a time into seconds."
-    match = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?)([smh])", text.strip())
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise InputError(f"budget: expected a time such as 90s, 5m or 1h, got {text!r}")
-    return seconds
-
 # %% ../nbs/45_runs.ipynb #0c6500c7
 def find_weights(
     name: str | Path,  # A file, a run's folder, or the name of shipped weights
@@ -249,6 +237,19 @@ def records_folder() -> Path:  # The folder `results`, of this checkout or as it
     "Find the records that the notebooks quote."
     packed = Path(str(files("slot_attention_nbdev"))) / "results"
     return packed if packed.exists() else packed.parent.parent / "results"
+
+# %% ../nbs/45_runs.ipynb #670b3d74
+def tell_runs(
+    records: list[dict],  # Of one recipe, one for each seed; at least one
+) -> dict[str, str]:  # hardware, time, result
+    "What the records of some seeds say, in three lines."
+    hardware, finals = records[0]["hardware"], [record["final"] or {} for record in records]
+    name, key = ("AP", "ap_inf") if any("ap_inf" in final for final in finals) else ("FG-ARI", "fg_ari")
+    scores = ["failed" if final.get(key) is None else f"{final[key]:.3f}" for final in finals]
+    seeds, n = ", ".join(str(record["seed"]) for record in records), max(final.get("n", 0) for final in finals)
+    where = f"{hardware.get('gpu', hardware['cpu'])}, {records[0]['threads']} CPU thread{'s' * (records[0]['threads'] > 1)}"
+    seconds = "about " * (len(records) > 1) + f"{sum(record['seconds'] for record in records) / len(records):.0f} s"
+    return {"hardware": where, "time": seconds, "result": f"{name} {', '.join(scores)} on {n} held-out images (seed{'s' * (len(records) > 1)} {seeds})"}
 
 # %% ../nbs/45_runs.ipynb #e9952c9d
 def plot_curve(

@@ -21,12 +21,12 @@ from .core import FileError, InputError, TrainingError, generator, pick_device
 from .data.sources import Batches
 from .data.sprites import to_model
 from .data.tfrecord_stream import share
-from .objective import Objective, backward, draw_noise, draw_pixels, evaluate, glance, pick_precision, pick_switch, place, speed_up
+from .objective import Objective, backward, draw_noise, draw_pixels, evaluate, glance, pick_precision, pick_switch, place, show_slots, speed_up
 from .processes import Interrupted, agree, catch_signals, open_accelerator
 from .properties import check_scenes, plot_answer
 from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
-from .runs import open_run, parse_budget, plot_curve, run_facts, save_record, save_weights
-from .schedule import cosine_rate, learning_rate, ramp
+from .runs import open_run, plot_curve, run_facts, save_record, save_weights
+from .schedule import cosine_rate, learning_rate, parse_budget, ramp
 from .survival import NotFinite, keep_checkpoint, load_last, merit, watch
 from .viz import save_figure
 
@@ -59,8 +59,7 @@ class Run:
     @property
     def position(self) -> float:  # In [0, recipe.steps]; at the upper end the run is over
         "Where the run stands on its schedule: the steps done or, if it has a budget, the share of it that is spent."
-        done = self.recipe.steps * self.seconds / self.budget if self.budget else self.step
-        return min(done, self.recipe.steps)
+        return min(self.recipe.steps * self.seconds / self.budget if self.budget else self.step, self.recipe.steps)
 
     @property
     def rate(self) -> float:  # The learning rate of the next update
@@ -111,18 +110,21 @@ class Run:
     def log(
         self,
         board: SummaryWriter | None,  # TensorBoard's file; None in processes that write none
+        picture: Tensor | None = None,  # What the slots look like, uint8 [3, H, W]
         **values: float,  # What was measured, such as loss=0.1
     ) -> None:
         "Add a point to the curve and to TensorBoard."
         self.curve.append({"step": self.step, "seconds": round(self.seconds, 2), **values})
         for name, value in values.items() if board else ():
             board.add_scalar(name, value, self.step)
+        if board and picture is not None:
+            board.add_image("slots", picture, self.step)
         self.latest |= {name: f"{values[name]:.4f}" for name in ("loss", "fg_ari", "ap_inf") if name in values}
 
     def info(self) -> dict:  # recipe, resolution, seed, step, version
         "What is said about the weights, wherever they go."
-        origin = {"seed": self.seed, "step": self.step, "version": self.facts["versions"]["slot_attention_nbdev"]}
-        return {"recipe": to_dict(self.recipe), "resolution": list(self.model.resolution), **origin}
+        version = self.facts["versions"]["slot_attention_nbdev"]
+        return {"recipe": to_dict(self.recipe), "resolution": list(self.model.resolution), "seed": self.seed, "step": self.step, "version": version}
 
     def parts(self) -> dict:  # model, average, optimizer, scaler (of fp16, else empty), step, seconds, best
         "What the next update depends on."
@@ -208,7 +210,7 @@ def train(
     here = open_accelerator(device)
     with catch_signals(patient=here.num_processes > 1) as signals:
         stream, held_out = build_data(recipe, seed, here.device, here.process_index, here.num_processes)
-        run = Run(recipe, seed, device, budget, tuple(held_out["image"].shape[1:3]))
+        run = Run(recipe, seed, device, budget or (None if state else recipe.budget or None), tuple(held_out["image"].shape[1:3]))
         check_scenes(run.model, held_out)
         if state:
             run.restore(state)
@@ -243,8 +245,8 @@ def _loop(run, stream, held_out, out, progress, signals):
                 run.remember()
             if over or run.step % recipe.eval_every == 0:
                 run.measure()
-                figures = glance(run.average, held_out, run.seed)
-                run.log(board, **figures)
+                figures, (slots, picture) = glance(run.average, held_out, run.seed), show_slots(run.average, held_out, run.seed)
+                run.log(board, picture, **figures, **slots)
                 run.keep_best(out, figures)
             if run.step % recipe.checkpoint_every == 0:
                 run.save(out)
@@ -260,6 +262,5 @@ def _finish(run, held_out, out):
         save_weights(out / "model.safetensors", run.average.state_dict(), run.info())
         save_figure(plot_curve(run.curve), out / "curve.png")
         image, random = to_model(held_out["image"][:4]), generator(run.seed, "evaluate")
-        label = held_out["label"][:4] if "label" in held_out else None
-        save_figure(plot_answer(run.average, image, label, random), out / "slots.png")
+        save_figure(plot_answer(run.average, image, held_out["label"][:4] if "label" in held_out else None, random), out / "slots.png")
     return run.save(out, final=evaluate(run.average, held_out, seed=run.seed, labelled="label" in held_out))

@@ -8,8 +8,18 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.data.sprites import tetrominoes, to_model
-from slot_attention_nbdev.fast_model import FastAutoEncoder, ShapeReadout, StampDecoder, choose_seeds, farthest_first, fast_autoencoder, token_grid
+from slot_attention_nbdev.data.sprites import multi_dsprites, tetrominoes, to_model
+from slot_attention_nbdev.fast_model import (
+    FastAutoEncoder,
+    ShapeReadout,
+    StampDecoder,
+    choose_seeds,
+    farthest_first,
+    fast_autoencoder,
+    gaussian_logits,
+    seeded_autoencoder,
+    token_grid,
+)
 from slot_attention_nbdev.slot_attention import SlotAttention
 
 
@@ -156,3 +166,41 @@ def test_seeds_find_the_pieces():
     at = (grid[choose_seeds(to_model(scenes["image"]), grid, 3)] + 17).long().clamp(0, 34)
     hit = scenes["label"][torch.arange(200)[:, None], at[..., 0], at[..., 1]]
     assert (hit.sort(1).values == torch.tensor([1, 2, 3])).all(1).float().mean() > 0.9
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_gaussian_against_pytorch(seed):
+    places, pixels = token_grid((12, 10)), token_grid((12, 10), 1)
+    weights = draw(2, len(places), 3, seed=seed).softmax(1)
+    centre = weights.mT @ places
+    away = places - centre[:, :, None]  # [2, 3, N, 2]
+    covariance = torch.einsum("bnk,bkni,bknj->bkij", weights, away, away) + 1.5 * torch.eye(2)
+    expected = torch.distributions.MultivariateNormal(centre[:, :, None], covariance[:, :, None]).log_prob(pixels)
+    ours = gaussian_logits(weights, centre, places, pixels, floor=1.5)
+    assert_close(ours - ours.mean(), expected - expected.mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_narrow_slot_wins_its_surroundings_and_a_wide_one_the_rest():
+    places = token_grid((32, 32))
+    narrow = torch.exp(-(places - torch.tensor([6.0, -4.0])).square().sum(-1) / 8)
+    weights = torch.stack([narrow, torch.ones(len(places))], dim=1)[None]
+    weights = weights / weights.sum(1, keepdim=True)
+    wins = gaussian_logits(weights, weights.mT @ places, places, token_grid((32, 32), 1)).argmax(1).view(32, 32)
+    assert wins[21, 11] == 0 and wins[0, 0] == wins[31, 31] == wins[0, 31] == 1
+    assert 20 < (wins == 0).sum() < 300
+
+
+def test_seeded_model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = seeded_autoencoder((64, 64), 6, 2)
+    image = to_model(multi_dsprites(2, generator=generator(0, "seeded"))["image"])
+    output = model(image)
+    assert_close(output.masks.sum(1), torch.ones(2, 64, 64))
+    assert_close(output.reconstruction, (output.masks[:, :, None] * output.slot_reconstructions).sum(1))
+    output.reconstruction.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert model(image, num_slots=9).masks.shape == (2, 9, 64, 64)
+    with pytest.raises(InputError, match="image: expected shape"):
+        model(image[..., :32])

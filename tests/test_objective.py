@@ -1,9 +1,11 @@
 """The switches that make training quicker or smaller: what they change, and that they change nothing else."""
+import math
+
 import pytest
 import torch
-from slot_attention_nbdev.core import InputError
+from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.objective import Objective, draw_noise, pick_precision
+from slot_attention_nbdev.objective import Objective, draw_noise, evaluate, pick_precision, show_slots
 from slot_attention_nbdev.recipes import build_data, build_model, get_recipe, identity
 from slot_attention_nbdev.runs import load_checkpoint
 from slot_attention_nbdev.training import Run, train
@@ -96,3 +98,36 @@ def test_objective_looks_at_images_alone():
     model, scenes = build_model(get_recipe("tiny")), sprite_scenes("tetrominoes", 2)
     loss = Objective(model)({"image": scenes["image"]}, None)
     assert loss.item() == pytest.approx((model(to_model(scenes["image"])).reconstruction - to_model(scenes["image"])).square().mean().item())
+
+
+@pytest.mark.parametrize("name", ["tetrominoes_fast", "tetrominoes_paper", "sprites_properties"])
+def test_slots_shown_against_plain_loops(name):
+    recipe = get_recipe(name)
+    scenes, model = sprite_scenes(recipe.data, 5), build_model(recipe)
+    figures, sheet = show_slots(model, scenes, seed=3, most=3, shown=2)
+    image = to_model(scenes["image"][:3])
+    with torch.no_grad():
+        output = model(image, generator=generator(3, "evaluate"), return_attention=True)
+    masks = output.masks if hasattr(output, "masks") else output.attention[:, -1].mT.unflatten(-1, (32, 32))  # [B, K, h, w]
+    entropies, dead, K = [], [], masks.shape[1]
+    for mask in masks:
+        pixels = mask.flatten(1).T.tolist()
+        entropies.append(sum(-p * math.log(p) for pixel in pixels for p in pixel if p > 0) / len(pixels) / math.log(K))
+        winners = [pixel.index(max(pixel)) for pixel in pixels]
+        dead.append(sum(winners.count(k) < 0.001 * len(pixels) for k in range(K)))
+    assert figures["slot_entropy"] == pytest.approx(sum(entropies) / 3, abs=1e-4)
+    assert figures["dead_slots"] == pytest.approx(sum(dead) / 3)
+    height, width = image.shape[-2:]
+    columns = K + (3 if hasattr(output, "masks") else 2)
+    assert sheet.dtype == torch.uint8 and sheet.shape == (3, 2 * (height + 2), columns * (width + 2))
+    assert torch.equal(sheet[:, 1 : height + 1, 1 : width + 1], scenes["image"][0].permute(2, 0, 1))
+    assert (sheet[:, 0] == 255).all()  # a white frame
+
+
+def test_slots_are_shown_without_labels_and_change_nothing():
+    model, scenes = build_model(get_recipe("tiny")), sprite_scenes("tetrominoes", 4)
+    before, state = evaluate(model, scenes), torch.get_rng_state()
+    show_slots(model, {"image": scenes["image"]})
+    assert torch.equal(torch.get_rng_state(), state) and evaluate(model, scenes) == before
+    with pytest.raises(InputError, match="most"):
+        show_slots(model, scenes, most=0)

@@ -38,7 +38,8 @@ def test_paper_settings(name, data, slots):
 def test_every_recipe_builds_and_runs(recipe):
     model = build_model(recipe)
     stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
-    assert model.resolution == GENERATED[recipe.data].resolution == stream.batch(0)["image"].shape[1:3]
+    size = (recipe.resolution, recipe.resolution) if recipe.resolution else GENERATED[recipe.data].resolution
+    assert model.resolution == size == stream.batch(0)["image"].shape[1:3]
     assert len(held_out["image"]) == 2
     assert f"slot-attention train {recipe.name}" in recipe_head(recipe)
     assert from_dict(to_dict(recipe)) == recipe
@@ -151,3 +152,46 @@ def test_pack(tmp_path):
     assert not torch.equal(stream.batch(9)["image"], stream.batch(10)["image"])
     with pytest.raises(FileError, match="no such file"):
         build_model(get_recipe("tiny", data="absent.npz"))
+
+
+def test_set_prediction_of_the_paper():
+    r = RECIPES["clevr10_properties_paper"]
+    assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size, r.steps) == ("clevr10_full", "properties_clevr", 10, 3, 512, 150_000)
+    assert (r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps, r.schedule, r.clip_norm) == (4e-4, 1_000, 0.5, 50_000, "paper", 0)
+    assert get_recipe("clevr10_properties") == r  # what it was called before
+
+
+@pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites", "clevr6", "clevr10_properties"])
+def test_short_recipes_keep_the_model_and_fit_ten_minutes(name):
+    short, paper = RECIPES[f"{name}_short"], RECIPES[f"{name}_paper"]
+    assert (short.model, short.data, short.num_slots, short.num_iterations) == (paper.model, paper.data, paper.num_slots, paper.num_iterations)
+    assert short.budget == 600 and short.schedule == "cosine" and short.warmup_steps < short.steps / 10 and short.steps < paper.steps
+
+
+def test_head_tells_every_seed(tmp_path, monkeypatch):
+    from slot_attention_nbdev import recipes
+    from slot_attention_nbdev.runs import save_record
+
+    monkeypatch.setattr(recipes, "records_folder", lambda: tmp_path)
+    assert recipe_head(RECIPES["tiny"]).count("not run yet") == 3
+    record = {"recipe": to_dict(RECIPES["tiny"]), "hardware": {"cpu": "a CPU"}, "threads": 2, "seconds": 10.0}
+    for seed, final in enumerate([{"fg_ari": 0.5, "n": 16}, None, {"fg_ari": 0.25, "n": 16}]):
+        save_record(tmp_path / "tiny" / f"seed{seed}.json", record | {"seed": seed, "final": final})
+    head = recipe_head(RECIPES["tiny"])
+    assert "FG-ARI 0.500, failed, 0.250 on 16 held-out images (seeds 0, 1, 2)" in head and "a CPU, 2 CPU threads" in head and "about 10 s" in head
+    assert "0.500" in recipe_head(replace(RECIPES["tiny"], about="other words"))
+    assert "not run yet" in recipe_head(replace(RECIPES["tiny"], steps=41))
+
+
+def test_scenes_and_budget_are_settings():
+    recipe = get_recipe("tiny", **parse_overrides(["scenes=6", "budget=30"]))
+    assert (recipe.scenes, recipe.budget) == (6, 30.0)
+    assert identity(RECIPES["tiny"], 0).keys().isdisjoint({"scenes", "budget"}) and identity(recipe, 0)["scenes"] == 6
+    stream, _ = build_data(recipe)
+    seen = {image.numpy().tobytes() for step in range(6) for image in stream.batch(step)["image"]}
+    assert len(seen) == 6
+    again, _ = build_data(recipe)
+    assert torch.equal(again.batch(5)["image"], stream.batch(5)["image"])  # whatever was drawn before
+    for bad in ("scenes=-1", "budget=-3", "budget=inf"):
+        with pytest.raises(InputError, match=bad.split("=")[0]):
+            parse_overrides([bad])

@@ -83,7 +83,11 @@ def test_tensorboard_curves(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "grad_norm", "learning_rate", "fg_ari"}
+    assert set(events.Tags()["scalars"]) == {"loss", "grad_norm", "learning_rate", "fg_ari", "slot_entropy", "dead_slots"}
+    assert [event.step for event in events.Images("slots")] == [8, 12]
+    assert (events.Images("slots")[0].width, events.Images("slots")[0].height) == (7 * 37, 4 * 37)
+    looks = [p for p in load_record(run / "record.json")["curve"] if "fg_ari" in p]
+    assert all(0 <= p["slot_entropy"] <= 1 and 0 <= p["dead_slots"] <= 4 for p in looks)
     losses = {p["step"]: p["loss"] for p in load_record(run / "record.json")["curve"] if "loss" in p}
     assert {e.step: e.value for e in events.Scalars("loss")} == pytest.approx(losses)
 
@@ -162,6 +166,12 @@ def test_labels_have_no_say():
     a.update(scenes)
     b.update({"image": scenes["image"]})
     assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def test_a_recipe_may_have_a_budget_and_the_caller_the_last_word(tmp_path):
+    recipe = tiny(steps=100_000, budget=1.0, log_every=100_000, eval_every=100_000, checkpoint_every=100_000)
+    assert go(tmp_path / "own", recipe)["budget"] == 1.0
+    assert go(tmp_path / "told", recipe, budget=0.5)["budget"] == 0.5
 
 
 def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):

@@ -37,13 +37,16 @@ GENERATED = ChainMap(SPRITES, CLEVR)  # every set that can be drawn, by name
 def generated_set(
     name: str,  # A key of GENERATED
     denoised: bool = False,  # Take the noise out of traced scenes
+    resolution: int = 0,  # Trace scenes at this height and width; 0 for their own, 128; sprites have one size
 ) -> SpriteSet:  # How it is drawn
     "Look a generated set up."
     if name not in GENERATED:
         raise InputError(f"data: unknown {name!r}; {suggest(name, GENERATED)}")
     if denoised and name not in CLEVR:
         raise InputError(f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR)}")
-    return GENERATED[name]._replace(draw=partial(GENERATED[name].draw, denoised=True)) if denoised else GENERATED[name]
+    spec, size = GENERATED[name], (resolution, resolution)
+    spec = spec._replace(resolution=size, draw=partial(spec.draw, size=size)) if resolution and name in CLEVR else spec
+    return spec._replace(draw=partial(spec.draw, denoised=True)) if denoised else spec
 
 
 class GeneratedScenes(Dataset):
@@ -54,10 +57,12 @@ class GeneratedScenes(Dataset):
         name: str,  # A key of GENERATED
         split: str = "train",  # "train" (60,000 scenes) or "test" (320)
         seed: int = 0,  # Another seed gives another data set
+        resolution: int = 0,  # As for `generated_set`
+        keep: bool = False,  # Whether to keep all that was drawn, not the last block alone
     ):
         if split not in SIZES:
             raise InputError(f"split: unknown {split!r}; {suggest(split, SIZES)}")
-        self.name, self.split, self.seed, self.spec, self.block = name, split, seed, generated_set(name), (None, {})
+        self.name, self.split, self.seed, self.keep, self.blocks, self.spec = name, split, seed, keep, {}, generated_set(name, resolution=resolution)
         self.resolution = self.spec.resolution
 
     def __len__(self) -> int:
@@ -66,9 +71,10 @@ class GeneratedScenes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         size = self.spec.block
         number, row = divmod(range(len(self))[index], size)
-        if self.block[0] != number:
-            self.block = number, self.spec.draw(size, generator=seeded(self.seed, self.name, self.split, number))
-        return {key: value[row] for key, value in self.block[1].items()}
+        if number not in self.blocks:
+            drawn = {number: self.spec.draw(size, generator=seeded(self.seed, self.name, self.split, number))}
+            self.blocks = self.blocks | drawn if self.keep else drawn
+        return {key: value[row] for key, value in self.blocks[number].items()}
 
 # %% ../../nbs/39_sources.ipynb #3b68ecf2
 class Origin(NamedTuple):
@@ -114,7 +120,7 @@ def recognise_data(
 def open_source(
     data: str,  # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR v1.0 or of a folder; or NAME:PATH
     split: str | None = None,  # Which split, for data that have some; None for the first
-    resolution: int = 0,  # Height and width for folders and CLEVR; 0 for 128
+    resolution: int = 0,  # Height and width for folders, CLEVR and traced scenes; 0 for 128
     on_error: str = "raise",  # "skip" leaves out what cannot be read
     start: int = 0,  # First record of TFRecords without a name
     shuffle: int = 1,  # Scenes in the shuffle buffer of TFRecords; 1 keeps their order
@@ -126,7 +132,7 @@ def open_source(
         raise InputError(f"split: {data} has " + (f"no {split!r}; {suggest(split, splits)}" if splits else f"no splits, so there is no {split!r}"))
     split = split or next(iter(splits), None)
     if kind == "generated":
-        return GeneratedScenes(name, split)
+        return GeneratedScenes(name, split, resolution=resolution)
     if kind == "pack":
         return open_pack(path, checked=True)
     if kind == "folder":
@@ -134,8 +140,7 @@ def open_source(
     if kind == "clevr":
         most = max(each.get("max_objects", 10) for each in SPLITS[name].values()) if name else 10
         return ClevrFiles(path, split, most, resolution=resolution or 128, on_error=on_error)
-    settings = dict(SPLITS[name][split]) if name else {"start": start}
-    settings |= {"schema": name or None, "shuffle": shuffle, "seed": seed, "on_error": on_error}
+    settings = (SPLITS[name][split] if name else {"start": start}) | {"schema": name or None, "shuffle": shuffle, "seed": seed, "on_error": on_error}
     if name.startswith("clevr"):
         settings |= {"schema": "clevr_with_masks", "transform": partial(crop_scene, resolution=resolution or 128)}
     scenes = TFRecordScenes(path, **settings)
@@ -157,8 +162,7 @@ class EpochSampler(Sampler[int]):
         check_int("n", n)
         check_int("rank", rank, minimum=0, maximum=check_int("world", world) - 1)
         check_int("start", start, minimum=0)
-        order = torch.randperm(n, generator=seeded(seed, "order", check_int("epoch", epoch, minimum=0)))
-        self.order = order[rank::world][start:]
+        self.order = torch.randperm(n, generator=seeded(seed, "order", check_int("epoch", epoch, minimum=0)))[rank::world][start:]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -190,7 +194,7 @@ class Batches:
         step: int,  # Number of the batch, from 0
     ) -> dict[str, Tensor]:  # This process's share of the scenes: all of them if it is the only one
         "Draw batch number `step`."
-        if isinstance(self.source, GeneratedScenes):
+        if isinstance(self.source, GeneratedScenes) and not self.source.keep:
             scenes = self._draw(step)
         elif isinstance(self.source, IterableDataset):
             scenes = self._walk_on(step)
@@ -245,13 +249,14 @@ def hold_out(
     k: int,  # How many scenes to hold out, at most
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
     seed: int = 0,  # Decides the order of records
+    scenes: int = 0,  # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in every step
 ) -> tuple[Dataset, int | None, dict[str, Tensor]]:  # What to train on, how many of its first scenes (None: all), what is held out
     "Divide data into scenes to train on and scenes to measure on."
-    origin, n, start = recognise_data(data), None, 0
+    origin, n = recognise_data(data), None
     if origin.kind == "generated" or origin.name and origin.kind == "records":
         aside = open_source(data, origin.held_out, resolution)
         source = open_source(data, origin.splits[0], resolution, shuffle=BUFFER, seed=seed)
-        rows = range(min(k, len(aside)) if origin.kind == "generated" else k)
+        rows, source.keep = range(min(k, len(aside)) if origin.kind == "generated" else k), scenes > 0
     elif origin.kind == "records":
         aside = open_source(data)
         counted = islice(chain.from_iterable(read_tfrecords(file, lambda number: False) for file in aside.files), 5 * k)
@@ -263,6 +268,7 @@ def hold_out(
         rows = range(n, len(source))
     if not rows:
         raise InputError(f"data: {data}: at least 5 scenes are needed to hold one out")
+    n = check_int("scenes", scenes, minimum=0, maximum=n or (0 if isinstance(source, IterableDataset) else len(source))) or n
     return source, n, resize_scenes(gather(aside, rows), resolution)
 
 
@@ -272,12 +278,10 @@ def evaluation_scenes(
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
 ) -> dict[str, Tensor]:  # image, label, properties
     "Labelled scenes to measure a model on: of the split that is held out or, where there are no splits, the first ones."
-    origin = recognise_data(data)
-    check_int("n", n)
+    origin, n = recognise_data(data), check_int("n", n)
     source = open_source(data, origin.held_out, resolution)
-    many = check_int("n", n, maximum=len(source) if origin.kind == "generated" else None)
-    rows = range(many if isinstance(source, IterableDataset) else min(many, len(source)))
-    scenes = resize_scenes(gather(source, rows), resolution)
+    check_int("n", n, maximum=len(source) if origin.kind == "generated" else None)
+    scenes = resize_scenes(gather(source, range(n if isinstance(source, IterableDataset) else min(n, len(source)))), resolution)
     if "label" not in scenes:
         raise FileError(f"{data}: no array 'label': nobody has said where the objects are, so there is nothing to compare with")
     return scenes

@@ -1,0 +1,117 @@
+"""More objects, more slots, another line 8: scenes, scores and the exchange of what Equation 2 divides by."""
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.data.sprites import COLORS, to_model
+from slot_attention_nbdev.fast_model import fast_autoencoder
+from slot_attention_nbdev.generalisation import NORMALISATIONS, draw_crowd, draw_pieces, held_out_pairs, mask_scores, normalise_by
+from slot_attention_nbdev.slot_attention import SlotAttention
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fast_autoencoder()
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_pieces_are_whole_and_as_many_as_asked(count):
+    scenes = draw_pieces(8, count, generator(0, "pieces", count))
+    for label in scenes["label"]:
+        values, sizes = label.unique(return_counts=True)
+        assert values.tolist() == list(range(count + 1)) and set(sizes[1:].tolist()) == {100}
+    again = draw_pieces(8, count, generator(0, "pieces", count))
+    assert torch.equal(scenes["image"], again["image"])
+
+
+def test_only_allowed_pairs_appear_and_their_colours_are_on_the_picture():
+    allowed = held_out_pairs()
+    scenes = draw_pieces(40, 3, generator(0, "allowed"), allowed)
+    assert allowed[scenes["shape"], scenes["hue"]].all()
+    assert 0.25 < allowed.float().mean() < 0.4
+    for b, k in ((0, 0), (7, 2)):
+        seen = scenes["image"][b][scenes["label"][b] == k + 1].float().amax(0) > 0
+        assert seen.tolist() == [bool(c) for c in COLORS[scenes["hue"][b, k]]]
+
+
+def test_pairs_are_drawn_evenly():
+    scenes = draw_pieces(600, 3, generator(1, "even"))
+    counts = torch.zeros(19, 6).index_put_((scenes["shape"].flatten(), scenes["hue"].flatten()), torch.ones(1800), accumulate=True)
+    expected = 1800 / 114
+    assert ((counts - expected).square() / expected).sum() < 180  # chi squared, 113 degrees of freedom: one in ten thousand
+
+
+def test_crowds():
+    scenes = draw_crowd(5, 8, generator(0, "crowd"))
+    assert scenes["image"].shape == (5, 64, 64, 3) and scenes["label"].max() <= 8 and scenes["visibility"].sum(1).tolist() == [8] * 5
+
+
+def test_both_scores_against_scikit_learn(model):
+    scenes = draw_pieces(6, 4, generator(0, "scores"))
+    ours = mask_scores(model, scenes, num_slots=5, num_iterations=3, batch_size=4)
+    with torch.no_grad():
+        output = model(to_model(scenes["image"]), num_slots=5, num_iterations=3, return_attention=True)
+    maps = torch.nn.functional.interpolate(output.attention[:, -1].mT.unflatten(-1, (18, 18)), (35, 35), mode="bilinear")
+    for key, masks in (("fg_ari", output.masks), ("attention", maps)):
+        each = [adjusted_rand_score(truth[truth > 0], mask.argmax(0)[truth > 0]) for truth, mask in zip(scenes["label"], masks)]
+        assert ours[key] == pytest.approx(sum(each) / 6, abs=1e-6)
+    assert ours["n"] == 6 and ours["mse"] == pytest.approx((output.reconstruction - to_model(scenes["image"])).square().mean().item(), rel=1e-5)
+
+
+def tokens_and_slots():
+    return torch.randn(2, 30, 16, generator=generator(0, "tokens")), torch.randn(2, 4, 16, generator=generator(0, "slots"))
+
+
+def module(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        holder = torch.nn.Module()
+        holder.slot_attention = SlotAttention(16, 16, 4, 2)
+    return (normalise_by(holder, name) if name else holder).slot_attention
+
+
+def test_the_mean_is_the_module_itself():
+    tokens, slots = tokens_and_slots()
+    torch.testing.assert_close(module("mean")(tokens, slots=slots), module(None)(tokens, slots=slots), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sum", "scaled sum"])
+def test_sums_against_a_loop(name):
+    tokens, slots = tokens_and_slots()
+    ours, x = module(name), tokens[0].double()
+    double = module(name).double()
+    with torch.no_grad():
+        x, s = double.norm_inputs(x), slots[0].double()
+        for _ in range(2):
+            q = double.project_q(double.norm_slots(s))
+            updates = torch.zeros(4, 16, dtype=torch.float64)
+            for i in range(30):
+                score = torch.stack([(double.project_k(x[i]) * q[j]).sum() / 4 for j in range(4)]).softmax(0)
+                for j in range(4):
+                    updates[j] += score[j] * double.project_v(x[i])
+            s = double.gru(updates / (1 if name == "sum" else 30 / 4), s)
+            s = s + double.mlp(double.norm_mlp(s))
+        torch.testing.assert_close(ours(tokens, slots=slots)[0].double(), s, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_stay_when_the_program_is_exchanged(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for name in NORMALISATIONS:
+        normalise_by(model, name)
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    normalise_by(model, "mean")
+    assert not model.slot_attention.slots_mu.requires_grad  # seeded slots are still not drawn
+
+
+def test_bad_input(model):
+    for call, words in [
+        (lambda: draw_pieces(0, 3), "n: expected an integer ≥ 1"),
+        (lambda: draw_pieces(1, 7), "count: expected an integer"),
+        (lambda: draw_pieces(1, 1, allowed=torch.zeros(19, 6, dtype=torch.bool)), "allowed: no pair"),
+        (lambda: normalise_by(model, "median"), "name: unknown 'median'"),
+        (lambda: draw_crowd(1, 11), "count: expected an integer"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            call()
