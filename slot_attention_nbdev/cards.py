@@ -14,6 +14,7 @@ SAYS = "`ap_R`: average precision, where a hit lies nearer than R and names what
 KINDS = {
     "paper": "The paper's autoencoder",
     "fast": "Our own small autoencoder for CPUs, not the paper's",
+    "seeded": "Our own seeded autoencoder for larger pictures, not the paper's",
     "small": "The paper's autoencoder, made small",
     "properties_clevr": "The paper's set predictor, with the original's first values",
     "properties_sprites": "Our own small set predictor for CPUs, not the paper's",

@@ -142,19 +142,20 @@ def why_not(
     "Say why the hub gave nothing."
     from huggingface_hub import errors
 
-    cause = error.__cause__ or error
-    if isinstance(cause, errors.OfflineModeIsEnabled):
+    chain = (error, error.__cause__)
+    if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
         return "was not asked, since HF_HUB_OFFLINE is set"
     for kind, text in {
         errors.GatedRepoError: "wants you to accept its terms first",
         errors.RepositoryNotFoundError: "knows no such model, or hides it from you: `hf auth login`",
         errors.RevisionNotFoundError: "has the model, but not this revision",
         errors.HfHubHTTPError: "refused",
-        errors.LocalEntryNotFoundError: "was not asked (local_files_only)",
     }.items():
-        if isinstance(cause, kind):
-            return text + (f" ({str(cause).splitlines()[0]})" if kind is errors.HfHubHTTPError else "")
-    return f"cannot be reached ({str(cause).splitlines()[0] if str(cause) else type(cause).__name__})"
+        if any(isinstance(each, kind) for each in chain):
+            return text
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is None:
+        return "was not asked (local_files_only)"
+    return f"cannot be reached ({(str(error.__cause__ or error) or type(error).__name__).splitlines()[0]})"
 
 
 def fetch(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .compare import NAMES, Story, curves_of, describe_curves, differences, draw_curves, duration, experiments, find_runs, lags, number, run_rows, spread, summary
+from .compare import NAMES, Story, curves_of, describe_curves, differences, draw_curves, duration, experiments, find_runs, lags, number, run_rows, settings_of, spread, summary
 
 # %% ../nbs/56_report.ipynb #515d059c
 SIGNS = {"finished": "✓", "running": "▶", "stopped": "■", "failed": "✕"}
@@ -172,7 +172,7 @@ def html_page(
     slots = "".join(html_figure(story.picture.read_bytes(), "png", slots_text(story), story.label) for story in stories if story.picture)
     differ = differences(stories)
     settings = html_table([("setting", *(story.name for story in stories)), *differ], cards=False) if len(stories) > 1 and differ else "<p>Nothing: the same settings and the same seed.</p>"
-    same = [(key, str(value)) for key, value in stories[0].record["recipe"].items() if key not in ("about", "name", *(row[0] for row in differ))]
+    same = [(key, str(value)) for key, value in settings_of(stories[0]).items() if key not in ("name", *(row[0] for row in differ))]
     parts = {
         "What was done": html_table(facts(stories), marks=marks),
         "Figures on held-out images": "".join(map(html_table, figures(stories))) or "<p>None yet: no run has finished.</p>",
