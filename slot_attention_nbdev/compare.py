@@ -125,20 +125,28 @@ def run_rows(
         rows.append((story.name, story.record["recipe"]["name"], str(story.record["seed"]), story.state, steps, f"{NAMES.get(name, name)} {number(value)}", duration(story.record.get("seconds"))))
     return rows
 
-# %% ../nbs/55_compare.ipynb #d9281466
+# %% ../nbs/55_compare.ipynb #9814ed5c
 def settings_of(
     story: Story,  # A run
-) -> str:  # The same text for the same settings
-    "What makes runs seeds of one experiment."
-    return json.dumps({key: value for key, value in story.record["recipe"].items() if key != "about"}, sort_keys=True)
+) -> dict[str, str | int | float]:  # By name; without its description, and without how it was computed
+    "What makes runs seeds of one experiment; a setting that came after a run has its default."
+    from slot_attention_nbdev.core import InputError
+    from slot_attention_nbdev.recipes import from_dict, identity
+
+    recipe = story.record["recipe"]
+    try:
+        settings = identity(from_dict(recipe), 0)
+    except (InputError, TypeError):  # not one of our recipes, or one of a later version
+        settings = recipe
+    return {key: value for key, value in settings.items() if key not in ("about", "seed")}
 
 
 def differences(
     stories: Sequence[Story],  # Runs
 ) -> list[tuple[str, ...]]:  # A setting and its value in each run; only settings that differ
     "What is not the same in all runs."
-    recipes = [story.record["recipe"] | {"seed": story.record["seed"]} for story in stories]
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "about")
+    recipes = [settings_of(story) | {"seed": story.record["seed"]} for story in stories]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = [(key, *(str(recipe.get(key, "–")) for recipe in recipes)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
@@ -149,7 +157,7 @@ def experiments(
     "Group runs into experiments."
     groups: dict[str, list[Story]] = {}
     for story in stories:
-        groups.setdefault(settings_of(story), []).append(story)
+        groups.setdefault(json.dumps(settings_of(story), sort_keys=True), []).append(story)
     return list(groups.values())
 
 
@@ -159,8 +167,9 @@ def lags(
 ) -> bool:  # Whether it ended far below the best of its experiment
     "A rule of thumb for a seed that failed without an error: more than 0.1 below the best of the same settings."
     name, value = story.merit
-    best = max((other.merit[1] or 0 for other in stories if settings_of(other) == settings_of(story)), default=0)
-    return name in ("fg_ari", "ap_inf") and story.state == "finished" and (value or 0) < best - 0.1
+    if name not in ("fg_ari", "ap_inf") or story.state != "finished":
+        return False
+    return (value or 0) < max(other.merit[1] or 0 for other in stories if other.merit[0] == name and settings_of(other) == settings_of(story)) - 0.1
 
 
 def summary(
@@ -173,7 +182,7 @@ def summary(
         recipe += f" ({group[0].name})" if sum(recipe == other[0].record["recipe"]["name"] for other in groups) > 1 else ""
         done = [story for story in group if story.state == "finished"]
         states = [f"{sum(story.state == state for story in group)} {state}" for state in ("finished", "running", "stopped", "failed") if any(story.state == state for story in group)]
-        name = group[0].merit[0]
+        name = (done or group)[0].merit[0]
         told = f"{NAMES.get(name, name)} {spread([story.merit[1] for story in done])}" + (f", mean ± standard deviation of {len(done)} seeds" if len(done) > 1 else "") if done else "No final figure"
         behind = [str(story.record["seed"]) for story in group if lags(story, stories)]
         said.append(f"{recipe}: {', '.join(states)}. {told}." + (f" Far below the best: seed {', '.join(behind)}." if behind else ""))
@@ -236,8 +245,8 @@ def draw_curves(
         axes.grid(color="#888888", alpha=0.25, linewidth=0.6)
         drawing.savefig(buffer := io.StringIO(), format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue()[buffer.getvalue().index("<svg") :], flags=re.DOTALL)
-    style = "<style>svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e3e6ea}}</style>"
-    return re.sub(r"(<svg[^>]*>)", rf"\1{style}", svg, count=1).replace(INK, "currentColor")
+    style = "<style>.curves{color:#1d2126}@media(prefers-color-scheme:dark){.curves{color:#e3e6ea}}</style>"
+    return re.sub(r"<svg([^>]*>)", rf'<svg class="curves"\1{style}', svg, count=1).replace(INK, "currentColor")
 
 
 def describe_curves(

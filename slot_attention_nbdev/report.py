@@ -25,7 +25,7 @@ def hardware_of(
 ) -> str:  # Such as "AMD EPYC, 1 thread"
     "Where a run computed."
     hardware, threads = record.get("hardware", {}), record.get("threads", 0)
-    return f"{hardware.get('gpu') or hardware.get('cpu') or 'unknown'}, {threads} CPU thread{'s' * (threads != 1)}"
+    return f"{hardware.get('gpu') or hardware.get('cpu') or 'unknown'}, {threads} thread{'s' * (threads != 1)}"
 
 
 def state_text(
@@ -43,7 +43,7 @@ def facts(
     rows = [("run", "recipe", "seed", "state", "steps", "time", "hardware", "commit")]
     for story in stories:
         record = story.record
-        commit = (record.get("commit") or "unknown")[:10] + ("-dirty" if str(record.get("commit")).endswith("-dirty") else "")
+        commit = (record.get("commit") or "unknown")[:8] + ("-dirty" if str(record.get("commit")).endswith("-dirty") else "")
         rows.append((story.name, record["recipe"]["name"], str(record["seed"]), state_text(story, stories), f"{record.get('step', 0):,}", duration(record.get("seconds")), hardware_of(record), commit))
     return rows
 
@@ -113,16 +113,16 @@ def title_of(
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2126;--soft:#566070;--page:#fff;--card:#f5f7f9;--line:#d8dde3;--good:#00674a;--bad:#a8320a;--warn:#7a5600}
 @media(prefers-color-scheme:dark){:root{--ink:#e3e6ea;--soft:#a3adb9;--page:#14171a;--card:#1e2328;--line:#363d45;--good:#4fc9a2;--bad:#ff9a6b;--warn:#f0c250}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:72rem;padding:1.5rem 1.1rem 4rem;background:var(--page);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
+*{box-sizing:border-box}body{margin:0 auto;max-width:76rem;padding:1.5rem 1.1rem 4rem;background:var(--page);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.6rem 0 1rem}h2{font-size:1.2rem;margin:2.4rem 0 .8rem}p,li{max-width:46rem}.soft,figcaption{color:var(--soft);font-size:.92rem}
 ul.first{list-style:none;padding:0;font-size:1.08rem}ul.first li{border-left:4px solid var(--good);padding:.2rem .9rem;margin:.6rem 0}ul.first li.bad{border-color:var(--bad)}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin-bottom:1rem}th,td{text-align:left;white-space:nowrap;padding:.45rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
+table{border-collapse:collapse;width:100%;font-size:.95rem;font-variant-numeric:tabular-nums;margin-bottom:1rem}th,td{text-align:left;white-space:nowrap;padding:.45rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{color:var(--soft);font-weight:600;font-size:.88rem}tr.mean{font-weight:600}.finished{color:var(--good)}.failed{color:var(--bad);font-weight:600}.stopped,.low{color:var(--warn)}
-.wide{overflow-x:auto}tbody th,td[class],td[data-label=hardware]{white-space:normal;overflow-wrap:break-word}tbody th{min-width:9rem}td[class]{min-width:8rem}td.failed{min-width:14rem}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:1.2rem}.grid.two{grid-template-columns:repeat(auto-fill,minmax(min(32rem,100%),1fr))}
+.wide{overflow-x:auto}tbody th,td[class],td[data-label=hardware]{white-space:normal;overflow-wrap:break-word}tbody th{min-width:9rem}td[class],td[data-label=hardware]{min-width:8rem}td.failed{min-width:14rem}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:1.2rem}.grid.two{grid-template-columns:repeat(auto-fill,minmax(min(32rem,100%),1fr))}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem}figure img{width:100%;height:auto;display:block;border-radius:.3rem}figure.slots img{background:#fff;padding:.3rem}
 figcaption{margin-top:.5rem}.key{display:flex;flex-wrap:wrap;gap:.3rem 1.4rem;list-style:none;padding:0}.key li{display:flex;align-items:center;gap:.5rem}.key svg{flex:none}summary{cursor:pointer;font-weight:600}
 @media(max-width:44rem){table.cards thead{position:absolute;clip-path:inset(50%)}table.cards,table.cards tbody,table.cards tr,table.cards th,table.cards td{display:block}table.cards tr{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.5rem .8rem;margin:.8rem 0}
-table.cards td,table.cards th{border:0;padding:.15rem 0;display:flex;gap:.8rem;justify-content:space-between;text-align:right;white-space:normal;min-width:0;overflow-wrap:anywhere}table.cards td[class]{min-width:0}table.cards th{font-size:1.05rem;text-align:left}table.cards td::before{content:attr(data-label);color:var(--soft);text-align:left;white-space:nowrap}}
+table.cards td,table.cards th{border:0;padding:.15rem 0;display:flex;gap:.8rem;justify-content:space-between;text-align:right;white-space:normal;min-width:0;overflow-wrap:anywhere}table.cards td{min-width:0!important}table.cards th{font-size:1.05rem;text-align:left}table.cards td::before{content:attr(data-label);color:var(--soft);text-align:left;white-space:nowrap}}
 """
 
 
