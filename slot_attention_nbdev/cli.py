@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 # %% ../nbs/52_cli.ipynb #bb2bf382
@@ -179,8 +180,8 @@ def build_parser() -> argparse.ArgumentParser:  # Understands every verb
     add["train"]("--budget", metavar="TIME", help="train for so long, such as 90s, 5m or 2h; the schedule fits itself to it")
     add["train"]("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-seedN)")
     add["train"]("--resume", action="store_true", help="go on with the run in that folder")
-    for name in ("evaluate", "segment", "predict"):
-        add[name]("checkpoint", metavar="CHECKPOINT", help="a file, a run's folder, or the name of weights in the package")
+    for name in ("evaluate", "segment", "predict"): add[name]("checkpoint", metavar="CHECKPOINT", help="a file, a run's folder, or the name of weights in the package")
+    import_module("slot_attention_nbdev.report").add_verbs(verbs, shared)  # runs and report, which come later in the course
     add["evaluate"]("--data", required=True, metavar="DATA", help="a data set that `data` can draw, a pack (.npz), TFRecords, or a folder")
     add["evaluate"]("--n", type=int, default=320, metavar="N", help="how many scenes at most (default: 320)")
     for name in ("segment", "predict"):
@@ -210,7 +211,7 @@ def parse(
     "Parse a command line; exits with 2 if it makes no sense."
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv, argparse.Namespace(json=False, debug=False))
-    many = {"train": "overrides", "segment": "images", "predict": "images"}.get(arguments.command)
+    many = {"train": "overrides", "segment": "images", "predict": "images", "report": "runs"}.get(arguments.command)
     if rest and (many is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # positionals that came after an option

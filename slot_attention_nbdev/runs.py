@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'RUN_FILES', 'save_checkpoint', 'load_checkpoint', 'weights_digest', 'save_weights',
-           'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'find_weights',
-           'records_folder', 'tell_runs', 'plot_curve']
+           'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'shipped_weights',
+           'find_weights', 'records_folder', 'tell_runs', 'plot_curve']
 
 # %% ../nbs/45_runs.ipynb #79f38b3a
 import hashlib
@@ -213,6 +213,11 @@ def open_run(
     return state
 
 # %% ../nbs/45_runs.ipynb #0c6500c7
+def shipped_weights() -> dict[str, Path]:  # Name -> file
+    "The weights that come with the package."
+    return {each.stem: each for each in Path(str(files("slot_attention_nbdev"))).glob("weights/*.safetensors")}
+
+
 def find_weights(
     name: str | Path,  # A file, a run's folder, or the name of shipped weights
 ) -> Path:  # The file that holds the weights
@@ -227,7 +232,7 @@ def find_weights(
         return path
     if path.suffix or len(path.parts) != 1:
         raise FileError(f"{path}: there is no such file or folder")
-    shipped = {each.stem: each for each in Path(str(files("slot_attention_nbdev"))).glob("weights/*.safetensors")}
+    shipped = shipped_weights()
     if path.name not in shipped:
         raise InputError(f"checkpoint: {path.name!r} is no file, no run's folder and no shipped weights; {suggest(path.name, shipped)}")
     return shipped[path.name]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .core import InputError, check_finite, check_int, check_shape, suggest
 from .encoder import ConvEncoder
 from .matching import CostPart
-from .object_discovery import SlotAttentionAutoEncoder
+from .object_discovery import Pretrained, SlotAttentionAutoEncoder
 from .slot_attention import SlotAttention
 
 # %% ../nbs/25_set_prediction.ipynb #e85ca451
@@ -251,7 +251,7 @@ class SetPredictorOutput(NamedTuple):
     attention: Tensor | None = None  # [B, T, N, K], if asked for
 
 
-class SetPredictor(nn.Module):
+class SetPredictor(Pretrained, nn.Module):
     "Image, tokens, slots, one object per slot (Locatello et al. 2020, Section 2.3, arXiv:2006.15055)."
     check_image = SlotAttentionAutoEncoder.check_image  # what an autoencoder cannot read, this cannot read either
 

@@ -27,7 +27,7 @@ from .properties import check_scenes, plot_answer
 from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
 from .runs import open_run, plot_curve, run_facts, save_record, save_weights
 from .schedule import cosine_rate, learning_rate, parse_budget, ramp
-from .survival import NotFinite, keep_checkpoint, load_last, merit, watch
+from .survival import NotFinite, keep_checkpoint, load_last, merit, note_state, watch
 from .viz import save_figure
 
 # %% ../nbs/51_training.ipynb #d8a20b6d
@@ -234,7 +234,7 @@ def _loop(run, stream, held_out, out, progress, signals):
     board = SummaryWriter(out / "tensorboard", purge_step=run.step) if main else nullcontext()
     bar = tqdm(total=recipe.steps, initial=int(run.position), disable=not (progress and main), unit="step")
     run.remember()
-    with board as board, bar:
+    with board as board, bar, note_state(out, main):
         while run.position < recipe.steps and not stopped:
             run.update(stream.batch(run.step))
             stopped, run.seconds = agree(run.accelerator, signals[0] if signals else 0, time.perf_counter() - started)

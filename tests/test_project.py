@@ -89,7 +89,7 @@ def wheel(tmp_path_factory):
 ALLOW_TORCH_ONLY = """
 import sys, importlib.abc
 class Refuse(importlib.abc.MetaPathFinder):
-    refused = {"numpy", "scipy", "matplotlib", "PIL", "tqdm", "tensorboard", "safetensors", "fastcore", "nbdev", "IPython", "ipywidgets", "sklearn", "pandas", "accelerate", "huggingface_hub"}
+    refused = {"numpy", "scipy", "matplotlib", "PIL", "tqdm", "tensorboard", "safetensors", "fastcore", "nbdev", "IPython", "ipywidgets", "sklearn", "pandas", "accelerate", "huggingface_hub", "psutil"}
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.refused: raise ModuleNotFoundError(name + " is not there")
 sys.meta_path.insert(0, Refuse())
