@@ -14,6 +14,7 @@ SAYS = "`ap_R`: average precision, where a hit lies nearer than R and names what
 KINDS = {
     "paper": "The paper's autoencoder",
     "fast": "Our own small autoencoder for CPUs, not the paper's",
+    "paper_mlp": "The paper's encoder and Slot Attention, with a decoder of ours that paints each pixel by itself",
     "seeded": "Our own seeded autoencoder for larger pictures, not the paper's",
     "small": "The paper's autoencoder, made small",
     "properties_clevr": "The paper's set predictor, with the original's first values",

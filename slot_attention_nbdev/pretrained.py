@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cards import model_card
 from .core import FileError, InputError, atomic_write, check_int, generator, pick_device, suggest
@@ -27,7 +28,7 @@ from .set_prediction import CLEVR, MULTI_DSPRITES, paper_set_predictor, small_se
 
 # %% ../nbs/54_pretrained.ipynb #64f47a1f
 LARGEST = 1024  # pixels; a description may not ask for more
-BUILDERS: dict[str, Callable[..., Pretrained]] = MODELS | {
+BUILDERS: dict[str, Callable[..., Pretrained]] = {key: lambda *sizes, path=path: resolve_name(f"slot_attention_nbdev.{path}")(*sizes) for key, path in MODELS.items()} | {
     "small": small_autoencoder,
     "set_paper": lambda *sizes: paper_set_predictor(CLEVR, *sizes),
     "set_small": lambda *sizes: small_set_predictor(MULTI_DSPRITES, *sizes),

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import ModelCard, constants
-from slot_attention_nbdev.cards import model_card
+from slot_attention_nbdev.cards import KINDS, model_card
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.fast_model import fast_autoencoder
 from slot_attention_nbdev.object_discovery import SlotAttentionAutoEncoder, paper_autoencoder
@@ -24,7 +24,7 @@ from slot_attention_nbdev.runs import load_record, load_weights, save_record, sa
 from slot_attention_nbdev.set_prediction import SetPredictor
 from slot_attention_nbdev.training import train
 
-SIZES = {"properties_sprites": (64, 64), "set_small": (64, 64), "set_paper": (32, 32), "properties_clevr": (32, 32)}
+SIZES = {"seeded": (64, 64), "properties_sprites": (64, 64), "set_small": (64, 64), "set_paper": (32, 32), "properties_clevr": (32, 32)}
 
 
 def built(key: str) -> torch.nn.Module:
@@ -63,7 +63,7 @@ def test_every_kind_of_model_comes_back_the_same(key, tmp_path):
 
 
 def test_builders_hold_every_model_that_recipes_train():
-    assert MODELS.items() <= BUILDERS.items()
+    assert MODELS.keys() <= BUILDERS.keys() and BUILDERS.keys() <= KINDS.keys()
 
 
 def test_a_run_is_loaded_kept_and_told(run, tmp_path):
