@@ -312,7 +312,7 @@ def explore_light(
         large = PIL.Image.fromarray(pixels.numpy()).resize((4 * pixels.shape[1], 4 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC)
         return encode(large), f"Scene {number}: lamp at {lamp}° and {lamp_height:.1f} high, material {material}, camera at {camera}° and {camera_height:.1f} high; mean brightness {pixels.float().mean():.0f} of 255."
 
-    kind = ipywidgets.ToggleButtons(options=("as drawn", *WORDS["material"]), description="material", style={"description_width": "110px", "button_width": "80px"}, layout={"width": "400px"})
+    kind = ipywidgets.Dropdown(options=("as drawn", *WORDS["material"]), description="material", style={"description_width": "110px"}, layout={"width": "290px"})
     controls = {"lamp": slider("lamp", 20, -180, 180), "lamp_height": slider("lamp's height", 4.3, 1.0, 9.0, 0.1), "material": kind,
                 "camera": slider("camera", 0, -60, 60), "camera_height": slider("camera's height", 5.3, 1.0, 9.0, 0.1), "number": slider("other scene", 0, 0, len(scenes["x"]) - 1)}  # fmt: skip
     still = {"as drawn": {}, "lamp behind": {"lamp": 160}, "lamp low": {"lamp": 90, "lamp_height": 1.6}, "metal": {"material": "metal"}, "camera to the right": {"camera": 45}, "camera low": {"camera_height": 1.6}}

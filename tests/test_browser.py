@@ -272,7 +272,7 @@ def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
 
         if not follows(tab, cell, press):
             still.append(f"cell {number}: its first slider")
-        button = cell.query_selector("button[title*='piece'], .widget-toggle-button:not(.mod-active)")
+        button = cell.query_selector("button[title*='piece']")
         if button and not follows(tab, cell, button.click):
             still.append(f"cell {number}: its button")
         if folder:
