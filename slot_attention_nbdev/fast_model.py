@@ -284,7 +284,8 @@ class SeededAutoEncoder(FastAutoEncoder):
         hidden_dim: int = 16,  # Channels of the decoder
     ):
         super().__init__(resolution, num_slots, num_iterations, slot_dim)
-        self.encoder, self.decoder = TwoScaleEncoder(slot_dim, slot_dim // 2), EnlargingDecoder(slot_dim, resolution, hidden_dim)
+        self.encoder = TwoScaleEncoder(slot_dim, slot_dim // 2, color_gain=24.0)  # an untrained token is its pixel's colour above all
+        self.decoder = EnlargingDecoder(slot_dim, resolution, hidden_dim)
         self.where = nn.Linear(2, slot_dim, bias=False)  # tells a slot where it is
         self.register_buffer("pixels", token_grid(resolution, 1), persistent=False)  # [H * W, 2]
         with torch.no_grad():
@@ -297,8 +298,8 @@ class SeededAutoEncoder(FastAutoEncoder):
         tokens: Tensor,  # [B, N, D]
         num_slots: int,  # K
     ) -> Tensor:  # Initial slots, [B, K, D]
-        "One slot from the mean of all tokens; the others from tokens whose pixels lie far apart, in colour above all."
-        chosen = farthest_first(self.encoder.pixels(image) / 1.25, 0.05 * self.places / self.places.abs().max(), num_slots - 1)
+        "One slot from the mean of all tokens; the others from tokens whose pixels lie far apart in colour. Place does not count: a spare seed should go to the ground."
+        chosen = farthest_first(self.encoder.pixels(image), 0 * self.places, num_slots - 1)
         seeds = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))  # [B, K - 1, D]
         return self.seed(torch.cat([tokens.mean(dim=1, keepdim=True), seeds], dim=1))
 

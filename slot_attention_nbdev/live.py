@@ -66,14 +66,15 @@ def tile(
     photo: bool = False,  # Whether they are full of shades
 ) -> bytes:  # One PNG in at most 128 colours, so that it stays small; of photos one JPEG
     "Small multiples: pictures side by side, each below its caption."
-    images, line = [PIL.Image.open(io.BytesIO(png)).convert("RGB") for png in pictures.values()], 26
-    width, heights = max(image.width for image in images), [line + max(image.height for image in images[i : i + columns]) for i in range(0, len(images), columns)]
-    sheet = PIL.Image.new("RGB", (min(columns, len(images)) * width, sum(heights)), "white")
-    draw, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(14)
+    images, across = [PIL.Image.open(io.BytesIO(png)).convert("RGB") for png in pictures.values()], min(columns, len(pictures))
+    letters = max(14, across * images[0].width // 64)  # a page shows a wide sheet smaller
+    width, heights = max(image.width for image in images), [2 * letters - 2 + max(image.height for image in images[i : i + columns]) for i in range(0, len(images), columns)]
+    sheet = PIL.Image.new("RGB", (across * width, sum(heights)), "white")
+    draw, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(letters)
     for number, (caption, image) in enumerate(zip(pictures, images)):
         x, y = number % columns * width, sum(heights[: number // columns])
-        draw.text((x + width // 2, y + line // 2), caption, fill="black", anchor="mm", font=font)
-        sheet.paste(image, (x, y + line))
+        draw.text((x + width // 2, y + letters - 1), caption, fill="black", anchor="mm", font=font)
+        sheet.paste(image, (x, y + 2 * letters - 2))
     buffer = io.BytesIO()
     (sheet if photo else sheet.quantize(128, dither=PIL.Image.Dither.NONE)).save(buffer, format="jpeg" if photo else "png", quality=88, optimize=True)
     return buffer.getvalue()
@@ -291,5 +292,4 @@ def explore_competition(
         "across": slider("slot 1 across", 0.0, -6, 6, 0.2),
         "up": slider("slot 1 upwards", 0.0, -6, 6, 0.2),
     }
-    still = {"where they start": {"num_iterations": 0}, "five rounds": {}, "five rounds, hot (temperature 8)": {"temperature": 8.0}, "five rounds, six slots": {"num_slots": 6}}
-    return LiveFigure(draw, controls, still)
+    return LiveFigure(draw, controls, {"where they start": {"num_iterations": 0}, "five rounds": {}, "five rounds, hot (temperature 8)": {"temperature": 8.0}, "five rounds, six slots": {"num_slots": 6}})
