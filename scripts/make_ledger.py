@@ -49,9 +49,10 @@ def seeds(group: list[Story], judge: bool = True) -> str:
 def name_of(group: list[Story], groups: list[list[Story]]) -> str:
     "A recipe's name, with the records' where it was run with other settings, too."
     recipe = group[0].record["recipe"]["name"]
+    same = [[story.name.split("/")[1] for story in other] for other in groups if other[0].record["recipe"]["name"] == recipe]
     names = [story.name.split("/")[1] for story in group]
-    plain = sum(recipe == other[0].record["recipe"]["name"] for other in groups) == 1 or all(name.startswith("seed") for name in names)
-    return f"`{recipe}`" + ("" if plain else f" ({', '.join(names)})")
+    plain = [each for each in same if all(name.startswith("seed") for name in each)]  # not named after what was special about them
+    return f"`{recipe}`" + ("" if len(same) == 1 or plain == [names] else f" ({', '.join(names)})")
 
 
 def task(about: dict, stories: list[Story], notes: dict[str, str]) -> list[str]:
