@@ -49,9 +49,10 @@ def seeds(group: list[Story], judge: bool = True) -> str:
 def name_of(group: list[Story], groups: list[list[Story]]) -> str:
     "A recipe's name, with the records' where it was run with other settings, too."
     recipe = group[0].record["recipe"]["name"]
+    same = [[story.name.split("/")[1] for story in other] for other in groups if other[0].record["recipe"]["name"] == recipe]
     names = [story.name.split("/")[1] for story in group]
-    plain = sum(recipe == other[0].record["recipe"]["name"] for other in groups) == 1 or all(name.startswith("seed") for name in names)
-    return f"`{recipe}`" + ("" if plain else f" ({', '.join(names)})")
+    plain = [each for each in same if all(name.startswith("seed") for name in each)]  # not named after what was special about them
+    return f"`{recipe}`" + ("" if len(same) == 1 or plain == [names] else f" ({', '.join(names)})")
 
 
 def task(about: dict, stories: list[Story], notes: dict[str, str]) -> list[str]:
@@ -65,14 +66,17 @@ def task(about: dict, stories: list[Story], notes: dict[str, str]) -> list[str]:
         time = spread([story.record["seconds"] for story in done]) if len(done) < 2 else f"{duration(sum(story.record['seconds'] for story in done) / len(done))} on average"
         time = duration(done[0].record["seconds"]) if len(done) == 1 else time
         rows.append((name_of(group, groups), seeds(group), time, *(spread([story.record["final"].get(key) for story in done]) for key in keys)))
+    waiting = []
     for plan in about["planned"]:
         there = {story.record["seed"] for story in stories if story.record["recipe"]["name"] == plan["recipe"] and story.state == "finished" and story.name not in notes}
         missing = plan["seeds"] - len(there)
         if missing > 0:
-            rows.append((f"`{plan['recipe']}`, {plan['what']}", f"{NOT_RUN}: {missing} of {plan['seeds']} seeds, on {plan['where']}", *("–" for _ in range(len(keys) + 1))))
-    text = [about["worth"], "", markdown_table(rows), ""]
+            waiting.append(f"- `{plan['recipe']}`: {missing} of {plan['seeds']} seed{'s' * (plan['seeds'] > 1)}, on {plan['where']}; {plan['what']}")
+    text = [about["worth"], "", markdown_table(rows), ""] if len(rows) > 1 else [about["worth"], ""]
     if about.get("source"):
         text += [f"*Mean ± standard deviation over seeds, on held-out scenes. The paper's figures: {about['source']}; given there in per cent.*", ""]
+    if waiting:
+        text += ["**Not run yet:**", "", *waiting, ""]
     if stories:
         head = ("record", "seed", "state", "steps", "time", "hardware", "commit", *(NAMES.get(key, key) for key in keys), *(f"to {NAMES[keys[0]]} {goal}" for goal in about.get("goals", ())))
         runs = [head]
@@ -95,9 +99,9 @@ def study(about: dict, stories: list[Story]) -> list[str]:
     if stories:
         keys = ("fg_ari", "mse", "background_split")
         rows = [("setting", "seeds", "time of a run", "FG-ARI", "MSE", "slots that share the ground")]
-        for group in sorted(experiments(stories), key=lambda group: -sum(story.record["final"]["fg_ari"] for story in group if story.record.get("final")) / len(group)):
+        for group in sorted(experiments(stories), key=lambda group: -sum(story.latest.get("fg_ari") or 0 for story in group) / len(group)):
             ended = [story.record for story in group if story.record.get("final")]
-            rows.append((f"{group[0].record['recipe']['about']} (`{group[0].record['recipe']['name']}`)", seeds(group, judge=False), duration(sum(record["seconds"] for record in ended) / max(1, len(ended))), *(spread([record["final"].get(key) for record in ended]) for key in keys)))
+            rows.append((f"{group[0].record['recipe'].get('about', '')} (`{group[0].record['recipe']['name']}`)", seeds(group, judge=False), duration(sum(record["seconds"] for record in ended) / max(1, len(ended))), *(spread([record["final"].get(key) for record in ended]) for key in keys)))
         commits = sorted({short(story.record["commit"]) for story in stories})
         return [*text, markdown_table(rows), "", f"*Commit {', '.join(commits)}; {hardware_of(stories[0].record)}.*", ""]
     records = [(file, json.loads(file.read_text(encoding="utf-8"))) for file in files]

@@ -111,7 +111,10 @@ def spread(
 ) -> str:  # Mean ± sample standard deviation; the value alone if there is one
     "How good, and how surely."
     values = [value for value in values if value is not None]
-    return f"{number(mean(values))} ± {number(stdev(values))}" if len(values) > 1 else number(values[0] if values else None)
+    if len(values) < 2:
+        return number(values[0] if values else None)
+    middle = number(mean(values))
+    return f"{middle} ± {stdev(values):.4f}" if re.fullmatch(r"-?[0-9]+[.][0-9]{4}", middle) else f"{middle} ± {number(stdev(values))}"
 
 
 def run_rows(

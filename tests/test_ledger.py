@@ -49,12 +49,12 @@ def test_mean_and_spread_are_those_of_the_records():
 
 
 def test_a_new_record_enters_by_itself(results):
-    assert "`tetrominoes_paper`, the paper's model" in section("Object discovery on Tetrominoes")
+    assert "\n- `tetrominoes_paper`: 5 of 5 seeds, on a GPU" in section("Object discovery on Tetrominoes")
     for seed, score in enumerate((0.99, 0.98, 0.97)):
         put(results, f"tetrominoes_paper/seed{seed}.json", recipe={"model": "paper"}, seed=seed, seconds=7200.0, hardware={"gpu": "Some GPU", "cpu": "x"}, final={"fg_ari": score, "n": 320})
     text = section("Object discovery on Tetrominoes")
     assert row(text, "`tetrominoes_paper` |")[1:4] == ["3 of 3 finished", "2 h 0 min on average", "0.9800 ± 0.0100"]
-    assert "2 of 5 seeds" in row(text, "`tetrominoes_paper`, ")[1]
+    assert "\n- `tetrominoes_paper`: 2 of 5 seeds, on a GPU" in text
     assert "Some GPU" in row(text, "`tetrominoes_paper/seed1.json`")[5]
     assert ledger.readme() != (ROOT / "results" / "README.md").read_text() and not ledger.is_current()
 
@@ -67,7 +67,7 @@ def test_failed_runs_are_named(results):
     assert row(text, "`tetrominoes_paper` |")[1] == "2 of 3 finished; failed: 2; far below the best: 1"
     assert row(text, "`tetrominoes_paper/seed2.json`")[2] == "✕ failed; loss not finite in step 7"
     assert row(text, "`tetrominoes_paper/seed1.json`")[2] == "✓ finished, far below the best"
-    assert "3 of 5 seeds" in row(text, "`tetrominoes_paper`, ")[1]
+    assert "\n- `tetrominoes_paper`: 3 of 5 seeds" in text
 
 
 def test_runs_of_later_versions_are_seeds_of_the_same_experiment(results):
@@ -93,7 +93,7 @@ def test_what_was_not_run_says_so():
     text = ledger.readme()
     for recipe in ("tetrominoes_paper", "multi_dsprites_paper", "clevr6_paper", "clevr10_properties_paper"):
         if not (ROOT / "results" / recipe).exists():
-            assert any(line.startswith(f"| `{recipe}`") and "not run yet" in line for line in text.split("\n")), recipe
+            assert f"\n- `{recipe}`: 5 of 5 seeds" in text and "**Not run yet:**" in text, recipe
 
 
 def test_where_a_goal_was_reached_is_read_from_the_curve(results):
