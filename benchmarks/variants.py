@@ -6,11 +6,13 @@
 
 All runs of a seed stand in memory together and take turns of a few seconds, so that a busy machine is busy for all of them. On a CPU the clock counts the
 process's own seconds (wall seconds are written down beside them), so that other processes cost nothing but patience; on a GPU it counts wall seconds.
-Looking at held-out images is not counted, making the images to learn from is. The record is written after every turn: what was broken off says so.
+Looking at held-out images is not counted, making the images to learn from is. The record is written after every turn: what was broken off says so. Runs of
+other seeds that it holds already are kept, so `--seeds 1` adds a seed.
 
 small: scenes of Tetrominoes at 17x17; the paper's Slot Attention and decoder behind our patch encoder, which is quick to learn and the same for all.
 """
 import argparse
+import json
 import math
 import sys
 import time
@@ -104,6 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = get_recipe("tetrominoes_paper", **COMMON, **SIZES[options.size])
     about = {"size": options.size, "budget": options.seconds, "clock": "wall seconds" if device.type == "cuda" else "seconds of the process on the CPU"}
     record = {"recipe": to_dict(recipe), "seed": options.seeds, **about, **run_facts(device), "finished": False, "runs": []}
+    path = RESULTS / ("variants.json" if options.size == "small" else f"variants_{options.size}.json")
+    if options.record and path.exists():  # runs of other seeds stay, if all else is the same
+        old = json.loads(path.read_text())
+        if all(old[key] == record[key] for key in ("recipe", "budget", "clock", "hardware", "threads")):
+            record["runs"] = [{"commit": old["commit"]} | run for run in old["runs"] if run["seed"] not in options.seeds]
+            record["seed"] = sorted({run["seed"] for run in record["runs"]} | set(options.seeds))
     for seed in options.seeds:
         stream, held_out = build_data(recipe, seed, device)
         racers = [Racer(name, r, seed, options.size, device, options.seconds) for name, r in variants(recipe).items() if name in (options.only or [name])]
@@ -117,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             line = "  ".join(f"{racer.name} {racer.curve[-1]['fg_ari']:.3f}" for racer in racers)
             print(f"seed {seed}, {options.seconds * turn / options.turns:.0f} s of {options.seconds:.0f} ({time.perf_counter() - started:.0f} s by the wall): {line}", flush=True)
             if options.record:
-                save_record(RESULTS / ("variants.json" if options.size == "small" else f"variants_{options.size}.json"), record)
+                save_record(path, record)
     for run in record["runs"]:
         print(f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f}, {run['steps_per_second']:.1f} steps a second  {run['failed'] or ''}")
     return 0

@@ -99,7 +99,7 @@ def check_setting(
 # %% ../nbs/50_recipes.ipynb #9f236131
 CPU = dict(schedule="cosine", batch_size=32, num_iterations=2, average_decay=0.99, log_every=50, eval_every=500, checkpoint_every=500)
 FAST = dict(model="fast", learning_rate=1.5e-3, warmup_steps=100, clip_norm=0.1, **CPU)
-SMALL = dict(model="seeded", learning_rate=1e-3, warmup_steps=200, clip_norm=1.0, **CPU)
+SMALL = dict(model="seeded", learning_rate=1e-3, warmup_steps=200, clip_norm=1.0, variance_weight=0.5, variance_steps=500, **CPU)
 SHORT = dict(schedule="cosine", learning_rate=8e-4, warmup_steps=2_000, clip_norm=1.0, average_decay=0.999, eval_every=2_000, budget=600.0)
 SPRITES, CLEVR6 = dict(data="multi_dsprites_colored_on_grayscale", num_slots=6), dict(data="clevr6", num_slots=7)
 CLEVR10 = dict(data="clevr10_full", num_slots=10, model="properties_clevr")

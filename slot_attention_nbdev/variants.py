@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PixelDecoder', 'PixelAutoEncoder', 'pixel_autoencoder', 'learn_from_last_step', 'variants']
 
-# %% ../nbs/74_fast_variants.ipynb #dd757ae1
+# %% ../nbs/74_fast_variants.ipynb #36b5d7e8
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from .recipes import Recipe, resolution_of
 from .slot_attention import SlotAttention
 from .what_goes_wrong import Implicit
 
-# %% ../nbs/74_fast_variants.ipynb #b18e5632
+# %% ../nbs/74_fast_variants.ipynb #92327d56
 class PixelDecoder(nn.Module):
     "Ours, not the paper's: an MLP paints each pixel by itself, from a slot and the pixel's position."
 
@@ -52,7 +52,7 @@ class PixelDecoder(nn.Module):
         rgba = self.paint(self.from_slot(slots)[:, :, None] + places.view(-1, 1, *places.shape[-2:])).mT  # [B, K, 4, pixels]
         return rgba.unflatten(-1, self.resolution if pixels is None else (1, -1))  # [B, K, 4, H, W] or [B, K, 4, 1, P]
 
-# %% ../nbs/74_fast_variants.ipynb #cb31e338
+# %% ../nbs/74_fast_variants.ipynb #a1f0a0d6
 class PixelAutoEncoder(SlotAttentionAutoEncoder):
     "An autoencoder that can paint some of the pixels."
 
@@ -87,7 +87,7 @@ def pixel_autoencoder(
     module = SlotAttention(channels, slot_dim=64, num_slots=num_slots, num_iterations=num_iterations, mlp_hidden_dim=128)
     return PixelAutoEncoder(ConvEncoder(output_dim=channels, hidden_dim=channels), module, PixelDecoder(64, resolution))
 
-# %% ../nbs/74_fast_variants.ipynb #eaf9e705
+# %% ../nbs/74_fast_variants.ipynb #5199c46e
 def learn_from_last_step(
     model: nn.Module,  # With a `slot_attention`; changed in place, its weights stay the same tensors
 ) -> nn.Module:  # The same model; what it computes forwards is the same, too
@@ -97,7 +97,7 @@ def learn_from_last_step(
     model.slot_attention.__class__ = Implicit
     return model
 
-# %% ../nbs/74_fast_variants.ipynb #e9626a72
+# %% ../nbs/74_fast_variants.ipynb #76a31b91
 def variants(
     recipe: Recipe,  # With the paper's model
     share: float = 1 / 3,  # Of the pixels, where some are painted
