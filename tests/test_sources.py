@@ -438,7 +438,7 @@ def test_traced_scenes_at_any_size_show_the_same_world():
     for key in ("coords", "color", "visibility") if "coords" in small else ("visibility",):
         assert torch.equal(small[key], large[key])
     agree = (small["label"] == large["label"][1::2, 1::2]).float().mean()
-    assert agree > 0.95  # the same objects in the same places, but for outlines
+    assert agree > 0.9  # the same objects in the same places, but for outlines
     assert GeneratedScenes("tetrominoes", resolution=20).resolution == (35, 35)  # pixel art has one size
 
 
