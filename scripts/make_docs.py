@@ -146,6 +146,7 @@ def reference_page(text: str, notebook: Path) -> str:
     "A page of the reference with a short title, readable signatures, and the notebook that teaches the module."
     name = re.search(r'^title: "(.*)"$', text, re.M)[1]
     text = text.replace(f'title: "{name}"', f'title: "{name.rpartition(".")[2]}"', 1)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)  # a default that is a class
     text = "\n".join(map(unfold, text.split("\n")))
     head, front, body = text.split("---\n", 2)
     return f"---\n{front}---\n\n`{name}`, taught in [{notebook.stem}](/{notebook.name}).\n{body}"
