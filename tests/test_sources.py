@@ -14,10 +14,10 @@ from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.clevr_files import ClevrFiles, write_clevr_tree
-from slot_attention_nbdev.data.convert import CARDS, card, convert, draw_pack, gather
+from slot_attention_nbdev.data.convert import CARDS, card, convert, draw_blocks, draw_pack, gather
 from slot_attention_nbdev.data.files import load_pack, open_pack, save_pack
 from slot_attention_nbdev.data.image_folder import ImageFolder, resize_scenes
-from slot_attention_nbdev.data.sources import GENERATED, Batches, EpochSampler, GeneratedScenes, evaluation_scenes, hold_out, open_source
+from slot_attention_nbdev.data.sources import GENERATED, Batches, EpochSampler, GeneratedScenes, evaluation_scenes, generated_set, hold_out, open_source
 from slot_attention_nbdev.data.sprites import SPRITES, SpriteStream, sprite_scenes
 from slot_attention_nbdev.data.tfrecord_scenes import encode_scene
 from slot_attention_nbdev.data.tfrecord_stream import SPLITS
@@ -424,6 +424,14 @@ def test_denoised_packs(tmp_path, capsys):
     assert rough(quiet) < 0.7 * rough(noisy)
     assert main(["data", "tetrominoes", "--n", "2", "--out", str(plain), "--denoise"]) == 2
     assert "denoise: only traced scenes have noise to take out" in capsys.readouterr().err
+
+
+def test_denoised_by_several_processes_after_denoising_here():
+    "The denoiser keeps threads; a worker that is a copy of this process would wait for them for ever."
+    pytest.importorskip("pyoidn")
+    spec = generated_set("clevr6", denoised=True)._replace(block=1)
+    alone, shared = (list(draw_blocks("clevr6", spec, 2, cores=cores)) for cores in (1, 2))
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(alone, shared, strict=True))
 
 
 def test_training_on_traced_scenes(tmp_path):

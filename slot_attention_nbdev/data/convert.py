@@ -96,6 +96,11 @@ def convert(
     return write_parts(out, settings, lambda start: (resize_scenes(part, resolution) for part in scenes_from(start)), n, progress)
 
 
+def _denoises(spec: SpriteSet) -> bool:
+    "Whether a set's scenes are denoised."
+    return bool(getattr(spec.draw, "keywords", {}).get("denoised"))
+
+
 def _draw_block(first: int, name: str, spec: SpriteSet, size: int, seed: int) -> dict[str, Tensor]:
     "The block of fresh scenes that begins with number `first`."
     return spec.draw(size, generator=seeded(seed, name, "pack", first))
@@ -113,8 +118,9 @@ def draw_blocks(
     size = min(spec.block, PART)
     firsts = range(start, n, size)
     draw = partial(_draw_block, name=name, spec=spec, size=size, seed=seed)
-    workers = min(len(firsts), cores) if cores > 1 else 0
-    for first, block in zip(firsts, DataLoader(firsts, batch_size=None, collate_fn=draw, num_workers=workers)):
+    workers = cores if min(len(firsts), cores) > 1 else 0  # a single block is drawn here
+    start_by = "forkserver" if workers and _denoises(spec) else None  # the denoiser's threads would be missing in a copy of this process, and waited for
+    for first, block in zip(firsts, DataLoader(firsts, batch_size=None, collate_fn=draw, num_workers=min(len(firsts), workers), multiprocessing_context=start_by)):
         yield {key: value[: n - first] for key, value in block.items()}
 
 
@@ -142,7 +148,7 @@ def draw_pack(
     cores = cores or (os.cpu_count() if spec.block < PART else 1)  # the scenes are the same for any number
     blocks = lambda start: draw_blocks(name, spec, n, seed, start, cores)
     about = {"data": name, "seed": seed, "n": check_int("n", n)}
-    if getattr(spec.draw, "keywords", {}).get("denoised"):
+    if _denoises(spec):
         about["denoised"] = 1  # or going on could mix both kinds
     return write_parts(out, about, blocks, n, progress)
 
