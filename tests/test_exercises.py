@@ -23,7 +23,11 @@ def by_speed(paths):
 
 @pytest.mark.parametrize("notebook", by_speed(NOTEBOOKS))
 def test_checks_refuse_the_unsolved_and_accept_the_solution(notebook):
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "check_exercises.py", notebook], capture_output=True, text=True)
+    command = [sys.executable, "-X", "faulthandler", ROOT / "scripts" / "check_exercises.py", notebook]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode < 0:  # killed by a signal: not an exercise's answer; seen once in many runs of Triton's interpreter
+        print(done.stderr)
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
