@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,21 +34,21 @@ def fetch(name: str) -> Path:
     if npm is None:
         raise SystemExit(f"npm is needed once, to fetch {name} {version}: install it (on Debian: apt-get install npm) and run this again")
     store.mkdir(parents=True, exist_ok=True)
-    packed = subprocess.run([npm, "pack", "--silent", f"{name}@{version}"], cwd=store, capture_output=True, text=True)
-    if packed.returncode:
-        raise SystemExit(f"npm could not fetch {name} {version}:\n{packed.stderr}")
-    archive = store / packed.stdout.split()[-1]
-    found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-    if found != digest:
-        archive.unlink()
-        raise SystemExit(f"{name} {version} is not what was pinned: its SHA-512 is {found}")
-    unpacked = store / f".{name}"
-    shutil.rmtree(unpacked, ignore_errors=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(unpacked, filter="data")
-    (unpacked / "package").rename(folder)
-    shutil.rmtree(unpacked)
-    archive.unlink()
+    with tempfile.TemporaryDirectory(dir=store) as work:  # two processes may fetch at the same time
+        packed = subprocess.run([npm, "pack", "--silent", f"{name}@{version}"], cwd=work, capture_output=True, text=True)
+        if packed.returncode:
+            raise SystemExit(f"npm could not fetch {name} {version}:\n{packed.stderr}")
+        archive = Path(work) / packed.stdout.split()[-1]
+        found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if found != digest:
+            raise SystemExit(f"{name} {version} is not what was pinned: its SHA-512 is {found}")
+        with tarfile.open(archive) as tar:
+            tar.extractall(work, filter="data")
+        try:
+            (Path(work) / "package").rename(folder)
+        except OSError:
+            if not folder.exists():  # the other one was quicker
+                raise
     return folder
 
 
