@@ -755,7 +755,7 @@ def fuzzed(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "x", sets, (SCHEMAS["tetrominoes"], [encode_scene(pieces, "tetrominoes")])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["payload", "payload", "large payload", "framing", "length", "gzip", "zlib"]))
 def test_fuzz(fuzzed, seed, what):
     "A damaged record gives a FileError with its place, or a scene that is one; nothing else comes out."
