@@ -113,7 +113,7 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("tetrominoes_short", "the paper's model for Tetrominoes; ten minutes on a large GPU", **SHORT, steps=60_000),
     Recipe("multi_dsprites_short", "the paper's model for Multi-dSprites; ten minutes on a large GPU", **SPRITES, **SHORT, steps=40_000),
     Recipe("clevr6_short", "the paper's model for small images, on traced scenes; ten minutes on a large GPU", **CLEVR6, **SHORT, resolution=64, steps=30_000),
-    Recipe("clevr10_properties_short", "the paper's set predictor, on traced scenes; ten minutes on a large GPU", **CLEVR10, **SHORT, batch_size=128, steps=15_000),
+    Recipe("clevr10_properties_short", "the paper's set predictor, on traced scenes; ten minutes on a large GPU", **CLEVR10, **SHORT | dict(warmup_steps=1_000), batch_size=128, steps=15_000),
     Recipe("tetrominoes_fast", "three pieces on black, our small model; minutes on a CPU", **FAST, steps=4_000, variance_weight=0.5, variance_steps=1_000),
     Recipe("multi_dsprites_small", "two to five sprites on grey, our model for larger pictures; a quarter of an hour on a CPU", **SPRITES, **SMALL, steps=4_000),
     Recipe("clevr_small", "traced scenes at 64 x 64, our model for larger pictures; half an hour on a CPU", **CLEVR6, **SMALL, resolution=64, scenes=4_000, steps=6_000),
