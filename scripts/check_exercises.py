@@ -4,10 +4,11 @@
     python scripts/check_exercises.py                      # every notebook
     python scripts/check_exercises.py nbs/10_attention.ipynb
 
-Runs the solutions and keeps their answers; then runs the notebook, and gives each of its own checks what an unsolved notebook holds (nothing, a function
-that returns nothing, one that returns what it was given), which must be refused, and the solution's answer, which must be accepted.
+Runs the solutions and keeps their answers; then runs what the notebook's checks need of it, and gives each of them what an unsolved notebook holds (nothing,
+a function that returns nothing, one that returns what it was given), which must be refused, and the solution's answer, which must be accepted.
 """
 import argparse
+import ast
 import contextlib
 import importlib
 import io
@@ -27,8 +28,41 @@ UNSOLVED = {
 }
 
 
-def run(notebook: Path, check) -> None:
-    "Execute a notebook's cells in its own folder, with `check` in the place of `check_exercise`."
+def code_cells(notebook: Path) -> dict[int, str]:
+    "The source of a notebook's code cells that run anywhere, by their place; without IPython's own commands."
+    cells = enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    sources = {index: "".join(cell["source"]) for index, cell in cells if cell["cell_type"] == "code"}
+    return {index: re.sub(r"^[%!].*$", "pass", source, flags=re.M) for index, source in sources.items() if not re.search(r"^#\|\s*(slow|gpu|notest)\b", source, re.M)}
+
+
+def names_in(source: str) -> tuple[set[str], set[str]]:
+    "Names that a cell uses, and names that it makes or changes."
+    used, made = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            made |= {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}  # x[0] = 1 changes x
+    return used, made
+
+
+def needed_by_checks(cells: dict[int, str]) -> dict[int, str]:
+    "The cells that check an exercise, and those that they stand on."
+    kept, wanted = {}, {"check_exercise"}
+    for index, source in reversed(cells.items()):
+        used, made = names_in(source)
+        if "check_exercise(" in source or made & wanted:
+            kept[index] = source
+            wanted |= used
+    return dict(reversed(kept.items()))
+
+
+def run(notebook: Path, check, whole: bool = True) -> None:
+    "Execute a notebook's cells, or those that its checks need, in its own folder, with `check` in the place of `check_exercise`."
     from IPython.display import display
 
     from slot_attention_nbdev import core
@@ -37,21 +71,19 @@ def run(notebook: Path, check) -> None:
     core.check_exercise = check
     names = {"__name__": "__main__", "display": display}
     exported = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
-    module = importlib.import_module(f"slot_attention_nbdev.{exported[1]}") if exported else None  # what the solutions import, to the very class
+    module = importlib.import_module(f"slot_attention_nbdev.{exported[1]}") if exported else None
+    cells = code_cells(notebook)
     home = Path.cwd()
     os.chdir(notebook.parent)
     try:
-        for index, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
-            source = re.sub(r"^[%!].*$", "pass", "".join(cell["source"]), flags=re.M)  # IPython's own commands
-            if cell["cell_type"] != "code" or re.search(r"^#\|\s*(slow|gpu|notest)\b", source, re.M):
+        for index, source in (cells if whole else needed_by_checks(cells)).items():
+            if re.search(r"^#\|\s*export", source, re.M):  # the solutions have imported these very objects: a second copy would be another class
+                names.update({name: getattr(module, name) for name in names_in(source)[1] if hasattr(module, name)})
                 continue
+            names["check_exercise"] = check  # a notebook that defines or imports it writes over ours
             where = f"{notebook.name}:{index}"
             linecache.cache[where] = len(source), None, source.splitlines(keepends=True), where  # Triton reads the source of its kernels
             exec(compile(source, where, "exec"), names)
-            if re.search(r"^#\|\s*export", source, re.M):
-                names.update({name: value for name, value in vars(module).items() if name in names and not name.startswith("__")})
-            if "check_exercise" in names:
-                names["check_exercise"] = check  # the notebook that defines it has just written over ours
             if "plt" in names:
                 names["plt"].close("all")
     finally:
@@ -91,7 +123,7 @@ def faults_of(notebook: Path) -> list[str]:
 
     with contextlib.redirect_stdout(io.StringIO()):
         run(notebook.parent / "solutions" / f"{notebook.stem}_solutions.ipynb", keep)
-        run(notebook, hold)
+        run(notebook, hold, whole=False)
     if len(seen) < 3:
         faults.append(f"{notebook.name}: {len(seen)} exercises")
     return faults

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -62,24 +63,34 @@ def axe() -> str:
     return (npm_package.fetch("axe-core") / "axe.min.js").read_text(encoding="utf-8")
 
 
+ALIKE_ONCE = """() => {  // thousands of coloured words and formulas: of those of one kind in one sort of place, one is enough
+    const kinds = new Set(), once = (e, kind) => kinds.has(kind) || void kinds.add(kind);
+    const place = e => [e.className, e.parentElement.className, e.closest("figure, table, blockquote, li, details, h1, h2, h3, h4, p, div")?.className, e.closest("a")?.className];
+    for (const e of document.querySelectorAll("main pre span")) if (!e.children.length && once(e, "code " + place(e))) e.replaceWith(e.textContent);
+    for (const e of document.querySelectorAll("main .katex")) if (once(e, "maths " + [e.closest("figure, table, blockquote, li, details, h1, h2, h3, h4, p, a")?.tagName])) e.replaceWith("x");
+}"""
+
+
 def accessibility_faults(tab) -> list[str]:
-    "Serious faults that axe finds."
+    "Serious faults that axe finds. Changes the page: it is done with."
     tab.evaluate(axe())
+    tab.evaluate(ALIKE_ONCE)
     found = tab.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
     return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found["violations"] if v["impact"] in ("serious", "critical")]
 
 
-def look_at(browser, address: str, *pages: str) -> list[str]:
-    "Everything wrong with some pages: on a desk by day, on a telephone by night."
+def look_at(browser, address: str, *pages: str, in_turn: bool = False) -> list[str]:
+    "Everything wrong with some pages: on a desk by day, on a telephone by night. `in_turn` shows axe each page in one of the two only."
     found = []
-    for width, scheme in ((1280, "light"), (390, "dark")):
+    for look, (width, scheme) in enumerate(((1280, "light"), (390, "dark"))):
         with opened(browser, address, pages[0], width, scheme) as (tab, faults):  # one window for all: opening one takes longer than looking at a page
             for number, page in enumerate(pages):
                 if number:
                     tab.goto(f"{address}/{page}", wait_until="load")
                 tab.evaluate("() => document.fonts.ready.then(() => new Promise(requestIdleCallback)).then(() => true)")
-                wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)] + accessibility_faults(tab)
+                wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)]
                 wrong += [f"{untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
+                wrong += accessibility_faults(tab) if not in_turn or number % 2 == look else []
                 found += [f"{page} ({width}, {scheme}): {fault}" for fault in wrong]
                 faults.clear()
     return found
@@ -95,7 +106,7 @@ def test_a_page_of_each_kind(browser, site_address, page):
 def test_every_page(browser, site, site_address, part):
     pages = [str(p.relative_to(site)) for p in sorted(site.rglob("*.html"))][part::4]
     assert len(pages) > 20
-    assert look_at(browser, site_address, *pages) == []
+    assert look_at(browser, site_address, *pages, in_turn=True) == []  # a page of each kind is shown to axe in both
 
 
 def test_faults_are_seen(browser, site_address):
@@ -206,14 +217,21 @@ def live_figures(notebook: Path) -> int:
     return sum(bool(re.search(r"^(explore_\w+\(.*\)|explorer)$", "".join(c["source"]).strip().splitlines()[-1])) for c in cells if c["cell_type"] == "code" and c["source"])
 
 
-OPEN_AND_RUN_ALL = """async (path) => {
-    const panel = await jupyterapp.commands.execute("docmanager:open", {path, factory: "Notebook"});
-    await panel.context.ready; await panel.sessionContext.ready;
-    jupyterapp.shell.activateById(panel.id);
-    await jupyterapp.commands.execute("notebook:run-all-cells");
-    const cells = panel.content.model.sharedModel.cells.filter(c => c.cell_type == "code");
-    return {run: cells.filter(c => c.execution_count).length, filled: cells.filter(c => c.source.trim()).length,
-        errors: cells.flatMap(c => c.outputs.filter(o => o.output_type == "error").map(o => `${o.ename}: ${o.evalue}`))};
+OPEN_AND_RUN_ALL = """async ([path, seconds]) => {
+    let panel, late = new Promise(resolve => setTimeout(resolve, 1000 * seconds, "late"));
+    const cells = () => panel?.content.model.sharedModel.cells.filter(c => c.cell_type == "code") ?? [];
+    const all = async () => {
+        panel = await jupyterapp.commands.execute("docmanager:open", {path, factory: "Notebook"});
+        await panel.context.ready; await panel.sessionContext.ready;
+        jupyterapp.shell.activateById(panel.id);
+        await jupyterapp.commands.execute("notebook:run-all-cells");
+    };
+    if (await Promise.race([all(), late]) == "late") {
+        const kernel = panel?.sessionContext.session?.kernel, running = cells().filter(c => c.executionState == "running");
+        return {late: `the kernel is ${kernel?.status} and ${kernel?.connectionStatus}, running: ` + (running[0]?.source.slice(0, 300) ?? "nothing")};
+    }
+    return {run: cells().filter(c => c.execution_count).length, filled: cells().filter(c => c.source.trim()).length,
+        errors: cells().flatMap(c => c.outputs.filter(o => o.output_type == "error").map(o => `${o.ename}: ${o.evalue}`))};
 }"""
 CLOSE = """async () => {  // nobody waits for the kernel to end
     const panel = jupyterapp.shell.currentWidget;
@@ -283,7 +301,12 @@ def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("notebook", [pytest.param(n, marks=[] if live_figures(n) or n.stem == "10_attention" else pytest.mark.slow, id=n.stem) for n in NOTEBOOKS])
 def test_run_all_in_jupyterlab(lab_tab, notebook):
     try:
-        done = lab_tab.evaluate(OPEN_AND_RUN_ALL, f"nbs/{notebook.name}")
+        done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])
+        if "late" in done:  # the kernel lost a message: seen once in some hundred openings, with a notebook that never hung elsewhere
+            warnings.warn(f"{notebook.stem} was opened once more: {done['late']}")
+            lab_tab.evaluate(CLOSE)
+            done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])
+        assert "late" not in done, done["late"]
         assert done["errors"] == [] and done["run"] == done["filled"] > 0
         if live_figures(notebook):
             screenshots = os.environ.get("SLOT_ATTENTION_SCREENSHOTS")  # a folder, for whoever wants to look
