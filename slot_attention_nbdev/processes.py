@@ -33,6 +33,8 @@ def open_accelerator(
         raise InputError("precision: fp16 needs a GPU, got a CPU; use bf16 or fp32")
     if device.index is not None and world_size() == 1:
         torch.cuda.set_device(device)
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:  # a launcher wanted several, but told nobody their ranks
+        warnings.warn("this is one process alone: `accelerate launch --cpu` starts no more; take `torchrun --nproc_per_node N`, or `--multi_gpu` in the place of `--cpu`, which needs no GPU")
     AcceleratorState._reset_state(reset_partial_state=world_size() == 1)  # it would hold on to the settings of the run before
     settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)  # our buffers never change; one copy of the gradients
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate does not know its new name yet
