@@ -44,6 +44,17 @@ def golden():
     return read
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "The folder of a finished run."
+    from slot_attention_nbdev.recipes import get_recipe
+    from slot_attention_nbdev.training import train
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train(get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False)
+    return out
+
+
 def skip_or_fail(reason: str):
     "Skip a test for want of a program; where SLOT_ATTENTION_NO_SKIP is set, as in CI, fail instead."
     (pytest.fail if os.environ.get("SLOT_ATTENTION_NO_SKIP") else pytest.skip)(reason)

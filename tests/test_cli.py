@@ -23,14 +23,6 @@ VERBS = ("recipes", "train", "evaluate", "segment", "predict", "data", "convert"
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    "The folder of a finished run."
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False)
-    return out
-
-
 @pytest.fixture
 def say(capsys):
     "Run a command line that must succeed; its standard output."

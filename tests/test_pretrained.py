@@ -37,14 +37,6 @@ def built(key: str) -> torch.nn.Module:
     return model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    "The folder of a finished run."
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False)
-    return out
-
-
 @pytest.fixture
 def kept(tmp_path):
     "Shipped weights, saved into a folder."
