@@ -56,6 +56,7 @@ class SeededSetPredictor(SetPredictor):
     "Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a read-out of shape, a second look."
 
     start_as_k_means = FastAutoEncoder.start_as_k_means
+    crisp = True  # its seeds take the soft rim of an averaged picture for one more object
 
     def __init__(
         self,
@@ -279,7 +280,7 @@ def read_images(
     device, names = next(model.parameters()).device, []
     for path in paths:
         names.append(next(name for i in range(len(paths)) if (name := f"{path.stem}_{i + 1}" if i else path.stem) not in names))
-    return [(name, path, read_image(path, model.resolution).to(device)) for name, path in zip(names, paths)]
+    return [(name, path, read_image(path, model.resolution, getattr(model, "crisp", False)).to(device)) for name, path in zip(names, paths)]
 
 
 @torch.inference_mode()

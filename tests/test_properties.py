@@ -7,7 +7,7 @@ from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.properties import SPRITES, THRESHOLDS, SeededSetPredictor, evaluate_properties, find_objects, properties_loss
+from slot_attention_nbdev.properties import SPRITES, THRESHOLDS, SeededSetPredictor, evaluate_properties, find_objects, properties_loss, read_images
 from slot_attention_nbdev.recipes import RECIPES, build_model, get_recipe
 from slot_attention_nbdev.set_metrics import average_precision
 from slot_attention_nbdev.set_prediction import SetPredictor
@@ -120,6 +120,15 @@ def test_predict(run, pictures, tmp_path, capsys):
     text = capsys.readouterr().out.splitlines()
     assert text[0] == str(pictures[0]) and text[1].split() == ["object", "confidence", "x", "y", "scale", "color", "shape"]
     assert len(text) == 2 + len(said[0]["objects"])
+
+
+def test_a_picture_of_another_size_keeps_its_hard_edges(tmp_path):
+    image = sprite_scenes(NAME, 1)["image"][0]
+    Image.fromarray(image.numpy()).resize((300, 300), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    (_, _, seen), = read_images(SeededSetPredictor((64, 64), 6, 3), [tmp_path / "large.png"])
+    assert torch.equal(seen[0], to_model(image[None])[0])  # an averaged rim would be one more colour, and one more object
+    (_, _, averaged), = read_images(build_model(get_recipe("tetrominoes_fast")), [tmp_path / "large.png"])
+    assert len(averaged.unique()) > len(seen.unique())
 
 
 @pytest.mark.parametrize(("verb", "checkpoint", "words"), [

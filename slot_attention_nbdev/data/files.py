@@ -216,6 +216,7 @@ class PackWriter:
 def read_pixels(
     path: str | Path,  # Any image file that Pillow can read
     resolution: tuple[int, int] | None = None,  # Height and width to scale it to; None leaves it as it is
+    crisp: bool = False,  # Scale by taking pixels as they are, instead of averaging neighbours: hard edges stay hard
 ) -> Tensor:  # uint8 [H, W, 3]
     "Read an image, turn it into RGB and scale it (bilinear, averaging)."
     path = Path(path)
@@ -236,7 +237,7 @@ def read_pixels(
         image = Image.fromarray((255 * (pixels / white).clip(0, 1)).round().astype(np.uint8))
     image = image.convert("RGB")
     if image.size != (size or image.size):
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(size, Image.Resampling.NEAREST if crisp else Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image))
 
 
@@ -260,7 +261,8 @@ def readable(
 def read_image(
     path: str | Path,  # Any image file that Pillow can read
     resolution: tuple[int, int],  # Height and width the model wants
+    crisp: bool = False,  # As for `read_pixels`
 ) -> Tensor:  # float32 [1, 3, H, W] in [-1, 1]
     "Read an image as a model takes it."
-    scaled = read_pixels(path, resolution).float() / 127.5 - 1
+    scaled = read_pixels(path, resolution, crisp).float() / 127.5 - 1
     return scaled.permute(2, 0, 1)[None].contiguous()  # [H, W, 3] -> [1, 3, H, W]
