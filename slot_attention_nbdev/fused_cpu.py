@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BLOCK', 'SPAN', 'MAX_SLOTS', 'MAX_WIDTH', 'LEAST', 'loops', 'share', 'suits', 'like', 'mine']
 
-# %% ../nbs/75_cpu_kernel.ipynb #53474bea
+# %% ../nbs/75_cpu_kernel.ipynb #1338b55f
+import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .slot_attention import ONE_PASS, _OnePass
 
-# %% ../nbs/75_cpu_kernel.ipynb #821b4f12
+# %% ../nbs/75_cpu_kernel.ipynb #d93b4364
 try:
     import numba
 except ImportError:
     numba = None
 
-# %% ../nbs/75_cpu_kernel.ipynb #43c3876b
+# %% ../nbs/75_cpu_kernel.ipynb #a6d306ba
 BLOCK, SPAN = 16, 2048  # Tokens in registers; tokens of an image that are added up in one row
 
 
@@ -64,7 +64,7 @@ def _give(out, weights, x, K, C):  # out[k] += Σ weights[k, i] x[i]
                 total += weights[k, i] * x[i, c]
             out[k, c] = total
 
-# %% ../nbs/75_cpu_kernel.ipynb #5be4651c
+# %% ../nbs/75_cpu_kernel.ipynb #d9473e7f
 _F = np.float32
 
 
@@ -93,7 +93,7 @@ def _softmax(a, top, bits, power, K):  # over the first axis, in place; bits and
         for i in range(BLOCK):
             a[k, i] /= top[i]
 
-# %% ../nbs/75_cpu_kernel.ipynb #f123adbf
+# %% ../nbs/75_cpu_kernel.ipynb #1ef717c8
 @lru_cache(maxsize=None)
 def loops(
     K: int,  # Slots
@@ -150,10 +150,12 @@ def loops(
 
     return forward, backward
 
-# %% ../nbs/75_cpu_kernel.ipynb #898808dd
-@lru_cache(maxsize=None)
-def _threads(process: int, number: int) -> ThreadPoolExecutor:  # threads do not survive a fork: each process has its own
-    return ThreadPoolExecutor(number)
+# %% ../nbs/75_cpu_kernel.ipynb #e656100d
+try:
+    _on_threads = ctypes.CDLL("libgomp.so.1").GOMP_parallel  # PyTorch's own, if it has loaded it
+except (OSError, AttributeError):
+    _on_threads = None
+_PROCESS = os.getpid()
 
 
 def share(
@@ -161,16 +163,26 @@ def share(
     parts: int,  # Parts in all
     *arguments: object,  # Tensors are passed on as arrays
 ) -> None:
-    "Run a loop over all parts, on as many threads as PyTorch has; Numba's code does not hold Python's lock."
+    "Run a loop over all parts, on as many threads as PyTorch has."
     arguments = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
-    number = max(1, min(torch.get_num_threads(), parts))
-    cuts = [parts * i // number for i in range(number + 1)]
-    others = [_threads(os.getpid(), number - 1).submit(loop, *cut, *arguments) for cut in zip(cuts[1:], cuts[2:])]
-    loop(0, cuts[1], *arguments)
-    for other in others:
-        other.result()
+    number = min(torch.get_num_threads(), parts) if _on_threads and os.getpid() == _PROCESS else 1
+    if number == 1:
+        return loop(0, parts, *arguments)
+    pieces = min(parts, 4 * number)
+    todo, errors = iter([(parts * i // pieces, parts * (i + 1) // pieces) for i in range(pieces)]), []
 
-# %% ../nbs/75_cpu_kernel.ipynb #bd393b72
+    def work(_):
+        try:
+            for first, last in todo:  # whoever is free takes the next piece
+                loop(first, last, *arguments)
+        except BaseException as error:  # it cannot pass through the library
+            errors.append(error)
+
+    _on_threads(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work), None, number, 0)
+    if errors:
+        raise errors[0]
+
+# %% ../nbs/75_cpu_kernel.ipynb #f379f6a7
 MAX_SLOTS, MAX_WIDTH = 16, 256
 LEAST = 2**20  # Numbers in all tokens from which on the loops pay
 

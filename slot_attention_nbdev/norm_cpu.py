@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['norm_loops', 'layer_norm']
 
-# %% ../nbs/76_cpu_norm.ipynb #0335d649
+# %% ../nbs/76_cpu_norm.ipynb #60a82ae0
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .fused_cpu import SPAN, _compile, _F, like, mine, numba, share, suits
 from .slot_attention import LAYER_NORM
 
-# %% ../nbs/76_cpu_norm.ipynb #51c5d3b4
+# %% ../nbs/76_cpu_norm.ipynb #62d018d8
 @lru_cache(maxsize=None)
 def norm_loops(
     C: int,  # Width of a row
@@ -49,7 +49,7 @@ def norm_loops(
 
     return forward, backward
 
-# %% ../nbs/76_cpu_norm.ipynb #c7c8d473
+# %% ../nbs/76_cpu_norm.ipynb #c271e707
 class _Standardise(torch.autograd.Function):
     @staticmethod
     def forward(inputs, eps):
