@@ -183,8 +183,7 @@ def share(
         raise errors[0]
 
 # %% ../nbs/75_cpu_kernel.ipynb #f379f6a7
-MAX_SLOTS, MAX_WIDTH = 16, 256
-LEAST = 2**20  # Numbers in all tokens from which on the loops pay
+MAX_SLOTS, MAX_WIDTH, LEAST = 16, 256, 2**20  # Numbers in all tokens from which on the loops pay
 
 
 def suits(
