@@ -26,6 +26,7 @@ except ImportError:
 
 # %% ../nbs/75_cpu_kernel.ipynb #a6d306ba
 BLOCK, SPAN = 16, 2048  # Tokens in registers; tokens of an image that are added up in one row
+_F, _PROCESS = np.float32, os.getpid()
 
 
 def _compile(function: Callable) -> Callable:
@@ -65,9 +66,6 @@ def _give(out, weights, x, K, C):  # out[k] += Σ weights[k, i] x[i]
             out[k, c] = total
 
 # %% ../nbs/75_cpu_kernel.ipynb #d9473e7f
-_F = np.float32
-
-
 @_inline
 def _softmax(a, top, bits, power, K):  # over the first axis, in place; bits and power: the same memory, as whole numbers and as floats
     top[:] = a[0]
@@ -155,7 +153,6 @@ try:
     _on_threads = ctypes.CDLL("libgomp.so.1").GOMP_parallel  # PyTorch's own, if it has loaded it
 except (OSError, AttributeError):
     _on_threads = None
-_PROCESS = os.getpid()
 
 
 def share(
@@ -224,13 +221,17 @@ class _Loop(_OnePass):  # `_OnePass` by compiled loops
         return sums.sum(1), mass.sum(1), tokens.view_as(tokens)
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        _OnePass.setup_context(ctx, inputs, output)
+        ctx.quick = suits(*inputs[:3], K=inputs[1].shape[1]) and inputs[0].is_contiguous()
+
+    @staticmethod
     def backward(ctx, grad_sums, grad_mass, grad_tokens):
+        if torch.is_grad_enabled() or not ctx.quick or _get_current_dispatch_mode() is not None:
+            return _OnePass.backward(ctx, grad_sums, grad_mass, grad_tokens)
         tokens, queries, bias = ctx.saved_tensors
         (B, N, C), K = tokens.shape, queries.shape[1]
-        if torch.is_grad_enabled() or not (suits(tokens, queries, bias, K=K) and tokens.is_contiguous()):
-            return _OnePass.backward(ctx, grad_sums, grad_mass, grad_tokens)
-        G = torch.zeros_like(queries) if grad_sums is None else grad_sums
-        g = torch.zeros_like(bias) if grad_mass is None else grad_mass
+        G, g = torch.zeros_like(queries) if grad_sums is None else grad_sums, torch.zeros_like(bias) if grad_mass is None else grad_mass
         dx = like(tokens) if grad_tokens is None else mine(grad_tokens)
         P = -(-N // SPAN)
         dqueries, dbias = tokens.new_zeros(B, P, K, C), tokens.new_zeros(B, P, K)

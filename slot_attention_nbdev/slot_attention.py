@@ -7,6 +7,7 @@ __all__ = ['KERNELS', 'LAYER_NORM', 'ONE_PASS', 'find_kernels', 'one_pass', 'Slo
 
 # %% ../nbs/11_slot_attention.ipynb #0d19d072
 import importlib.util
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ def find_kernels() -> None:
     "Where there is a card and Triton, or Numba, let our kernels for it enter themselves."
     if torch.cuda.is_available() and importlib.util.find_spec("triton") and "cuda" not in KERNELS:
         importlib.import_module("slot_attention_nbdev.fused")
-    if importlib.util.find_spec("numba") and "cpu" not in LAYER_NORM:
-        importlib.import_module("slot_attention_nbdev.norm_cpu")  # and with it fused_cpu
+    if "cpu" not in LAYER_NORM and importlib.util.find_spec("numba"):
+        with suppress(ImportError):  # a Numba that does not go with this NumPy
+            importlib.import_module("slot_attention_nbdev.norm_cpu")  # and with it fused_cpu
 
 
 class _OnePass(torch.autograd.Function):

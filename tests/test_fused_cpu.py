@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -216,3 +217,12 @@ def test_without_numba_the_module_works(tmp_path):
         "SlotAttention(64)(torch.ones(16, 1024, 64)); assert not s.ONE_PASS and not s.LAYER_NORM"
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
+
+
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_checkpointing_reads_what_is_kept_once(monkeypatch, least):
+    monkeypatch.setattr(fused_cpu, "LEAST", least)
+    ours, x, start = module(), scene(2, 50, 1, 64)[0].requires_grad_(), scene(2, 7, 1, 64, seed=3)[0]
+    call = lambda x: ours(x, slots=start).square().sum()
+    kept = torch.autograd.grad(torch.utils.checkpoint.checkpoint(call, x, use_reentrant=False), x)[0]
+    assert torch.equal(kept, torch.autograd.grad(call(x), x)[0])
