@@ -241,5 +241,4 @@ class _Loop(_OnePass):  # `_OnePass` by compiled loops
         return dx, dqueries.sum(1), dbias.sum(1), None
 
 
-if numba is not None:
-    ONE_PASS["cpu"] = _Loop.apply
+ONE_PASS.update({"cpu": _Loop.apply} if numba else {})
