@@ -165,13 +165,13 @@ def share(
     number = min(torch.get_num_threads(), parts) if _on_threads and os.getpid() == _PROCESS else 1
     if number == 1:
         return loop(0, parts, *arguments)
-    pieces = min(parts, 4 * number)
-    todo, errors = iter([(parts * i // pieces, parts * (i + 1) // pieces) for i in range(pieces)]), []
+    step = -(-parts // (4 * number))
+    todo, errors = iter(range(0, parts, step)), []
 
     def work(_):
         try:
-            for first, last in todo:  # whoever is free takes the next piece
-                loop(first, last, *arguments)
+            for first in todo:  # whoever is free takes the next piece
+                loop(first, min(first + step, parts), *arguments)
         except BaseException as error:  # it cannot pass through the library
             errors.append(error)
 
@@ -191,7 +191,8 @@ def suits(
     "Whether the loops can run on such tensors, and pay."
     plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in (tokens, *others))
     size = plain and tokens.ndim == 3 and tokens.numel() >= max(1, LEAST) and 1 <= K <= MAX_SLOTS and tokens.shape[1] >= BLOCK and tokens.shape[2] <= MAX_WIDTH
-    return numba is not None and size and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+    threads = _on_threads is not None or torch.get_num_threads() == 1
+    return numba is not None and threads and size and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
 def like(
@@ -212,10 +213,9 @@ class _Loop(_OnePass):  # `_OnePass` by compiled loops
 
     @staticmethod
     def forward(tokens, queries, bias, eps):
-        (B, N, C), K = tokens.shape, queries.shape[1]
+        (B, N, C), K, P = tokens.shape, queries.shape[1], -(-tokens.shape[1] // SPAN)
         if not (suits(tokens, queries, bias, K=K) and tokens.is_contiguous()):
             return _OnePass.forward(tokens, queries, bias, eps)
-        P = -(-N // SPAN)
         sums, mass = tokens.new_zeros(B, P, K, C), tokens.new_zeros(B, P, K)
         share(loops(K, C)[0], B * P, tokens, queries.contiguous(), bias.contiguous(), _F(eps), sums, mass)
         return sums.sum(1), mass.sum(1), tokens.view_as(tokens)
@@ -230,10 +230,9 @@ class _Loop(_OnePass):  # `_OnePass` by compiled loops
         if torch.is_grad_enabled() or not ctx.quick or _get_current_dispatch_mode() is not None:
             return _OnePass.backward(ctx, grad_sums, grad_mass, grad_tokens)
         tokens, queries, bias = ctx.saved_tensors
-        (B, N, C), K = tokens.shape, queries.shape[1]
+        (B, N, C), K, P = tokens.shape, queries.shape[1], -(-tokens.shape[1] // SPAN)
         G, g = torch.zeros_like(queries) if grad_sums is None else grad_sums, torch.zeros_like(bias) if grad_mass is None else grad_mass
         dx = like(tokens) if grad_tokens is None else mine(grad_tokens)
-        P = -(-N // SPAN)
         dqueries, dbias = tokens.new_zeros(B, P, K, C), tokens.new_zeros(B, P, K)
         joined = torch.cat([queries, G], 1), torch.cat([bias, g], 1), torch.cat([G, queries], 1)
         share(loops(K, C)[1], B * P, tokens, *joined, _F(ctx.eps), grad_tokens is None, dx, dqueries, dbias)

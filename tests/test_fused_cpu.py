@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -226,3 +227,29 @@ def test_checkpointing_reads_what_is_kept_once(monkeypatch, least):
     call = lambda x: ours(x, slots=start).square().sum()
     kept = torch.autograd.grad(torch.utils.checkpoint.checkpoint(call, x, use_reentrant=False), x)[0]
     assert torch.equal(kept, torch.autograd.grad(call(x), x)[0])
+
+
+def test_an_error_on_another_thread_is_raised():
+    def fail(first, last):
+        raise ValueError("from a loop")
+
+    with pytest.raises(ValueError, match="from a loop"):
+        fused_cpu.share(fail, 8)
+
+
+def test_several_python_threads_at_once():
+    parts, found, threads = scene(4, 100, 4, 5), [], torch.get_num_threads()
+    wanted = everything(_Loop.apply, parts, torch.float32)
+    torch.set_num_threads(2)
+    try:
+        callers = [threading.Thread(target=lambda: found.append(everything(_Loop.apply, parts, torch.float32))) for _ in range(3)]
+        [caller.start() for caller in callers], [caller.join() for caller in callers]
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 3 and all(torch.equal(a, b) for each in found for a, b in zip(each, wanted))
+
+
+def test_without_openmp_several_threads_take_the_plain_way(monkeypatch):
+    monkeypatch.setattr(fused_cpu, "_on_threads", None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not suits(*scene(2, 40, 4, 5), K=4)
