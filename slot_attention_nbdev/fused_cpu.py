@@ -25,8 +25,7 @@ except ImportError:
     numba = None
 
 # %% ../nbs/75_cpu_kernel.ipynb #a6d306ba
-BLOCK, SPAN = 16, 2048  # Tokens in registers; tokens of an image that are added up in one row
-_F, _PROCESS = np.float32, os.getpid()
+BLOCK, SPAN, _F, _PROCESS = 16, 2048, np.float32, os.getpid()  # Tokens in registers; tokens of an image that are added up in one row
 
 
 def _compile(function: Callable) -> Callable:
@@ -68,10 +67,9 @@ def _give(out, weights, x, K, C):  # out[k] += Σ weights[k, i] x[i]
 # %% ../nbs/75_cpu_kernel.ipynb #d9473e7f
 @_inline
 def _softmax(a, top, bits, power, K):  # over the first axis, in place; bits and power: the same memory, as whole numbers and as floats
-    top[:] = a[0]
-    for k in range(1, K):
+    for k in range(K):
         for i in range(BLOCK):
-            top[i] = a[k, i] if a[k, i] > top[i] else top[i]
+            top[i] = a[k, i] if k == 0 or a[k, i] > top[i] else top[i]
     for k in range(K):
         for i in range(BLOCK):
             v = a[k, i] - top[i]
@@ -82,14 +80,14 @@ def _softmax(a, top, bits, power, K):  # over the first axis, in place; bits and
             p = ((p * f + _F(1.6666665459e-1)) * f + _F(5.0000001201e-1)) * f * f + f + _F(1)
             a[k, i] = _F(0) if v < _F(-87) else p
             bits[k, i] = (np.int32(r) + np.int32(127)) << np.int32(23)  # 2^r
-    top[:] = _F(0)
     for k in range(K):
         for i in range(BLOCK):
             a[k, i] *= power[k, i]
-            top[i] += a[k, i]
+            total = a[k, i] if k == 0 else top[i] + a[k, i]
+            top[i] = total if k < K - 1 else _F(1) / total
     for k in range(K):
         for i in range(BLOCK):
-            a[k, i] /= top[i]
+            a[k, i] *= top[i]
 
 # %% ../nbs/75_cpu_kernel.ipynb #1ef717c8
 @lru_cache(maxsize=None)
@@ -112,9 +110,11 @@ def loops(
                 _ask(attn, queries[b], bias[b], tokens, K, C)
                 _softmax(attn, top, bits, power, K)  # Eq. (1)
                 for k in range(K):
+                    total = _F(0)
                     for i in range(BLOCK):
                         attn[k, i] = attn[k, i] + eps if i >= seen else _F(0)
-                        mass[b, p, k] += attn[k, i]
+                        total += attn[k, i]
+                    mass[b, p, k] += total
                 _give(sums[b, p], attn, tokens, K, C)
 
     @_compile
@@ -126,25 +126,26 @@ def loops(
             b, p = part // P, part % P
             for wanted in range(p * SPAN, min(N, p * SPAN + SPAN), BLOCK):
                 start = min(wanted, N - BLOCK)
-                seen, tokens = wanted - start, x[b, start : start + BLOCK]
+                seen, tokens, out, g = wanted - start, x[b, start : start + BLOCK], dx[b, start : start + BLOCK], givers[b]
                 _ask(both, askers[b], offsets[b], tokens, 2 * K, C)  # logits above, d below
                 _softmax(both, top, bits, power, K)
-                top[:] = _F(0)
                 for k in range(K):
                     for i in range(BLOCK):
-                        top[i] += both[k, i] * both[K + k, i]
+                        top[i] = both[k, i] * both[K + k, i] + (top[i] if k > 0 else _F(0))
                 for k in range(K):
+                    total = _F(0)
                     for i in range(BLOCK):
                         both[K + k, i] = both[k, i] * (both[K + k, i] - top[i]) if i >= seen else _F(0)  # δ
-                        dbias[b, p, k] += both[K + k, i]
+                        total += both[K + k, i]
                         both[k, i] += eps
+                    dbias[b, p, k] += total
                 _give(dqueries[b, p], both[K:], tokens, K, C)
                 for i in range(seen, BLOCK):
                     for c in range(C):
-                        total = _F(0) if fresh else dx[b, start + i, c]
+                        total = _F(0) if fresh else out[i, c]
                         for j in range(2 * K):
-                            total += both[j, i] * givers[b, j, c]
-                        dx[b, start + i, c] = total
+                            total += both[j, i] * g[j, c]
+                        out[i, c] = total
 
     return forward, backward
 
