@@ -43,7 +43,7 @@ def farthest_first(
     distance = (colors - colors.median(dim=1, keepdim=True).values).square().sum(-1)  # [B, N]
     rows, seeds = torch.arange(len(colors), device=colors.device), []
     for _ in range(count):
-        far = F.avg_pool2d(distance.unflatten(1, grid)[:, None], 3, 1, 1, count_include_pad=False).flatten(1) if grid else distance
+        far = F.avg_pool2d(distance.unflatten(1, grid)[:, None], 3, 1, 1, count_include_pad=False).flatten(1) if grid else distance  # [B, N]
         seed = far.argmax(dim=1)  # [B]
         seeds.append(seed.where(far[rows, seed] > enough, -1))
         from_seed = (colors - colors[rows, seed][:, None]).square().sum(-1) + (places - places[seed][:, None]).square().sum(-1)
