@@ -188,7 +188,7 @@ def hues(
 
 
 class HueEncoder(TwoScaleEncoder):
-    "Our encoder for lit solids, not the paper's: a token is above all its hue and its place, and what else is to be seen there is learned."
+    "Our encoder for lit solids, not the paper's: one half of a token is its hue and its place, the other what else is to be seen there, which is learned."
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class HueEncoder(TwoScaleEncoder):
         nearby: float = 40.0,  # Pixels that tell two tokens apart as much as ground and hue
     ):
         super().__init__(output_dim, hidden_dim)
-        self.nearby, self.color = nearby, nn.Linear(7, output_dim, bias=False).requires_grad_(False)  # stays as it is born
+        self.nearby, self.color = nearby, nn.Linear(7, output_dim - output_dim // 2, bias=False).requires_grad_(False)  # stays as it is born
         self.color.weight.mul_(12.0)
 
     def pixels(
@@ -215,5 +215,6 @@ class HueEncoder(TwoScaleEncoder):
         image: Tensor,  # [B, 3, H, W]
         features: Tensor,  # What `features` made of it
     ) -> Tensor:  # [B, N, output_dim]
-        "Add what is learned to what is known."
-        return self.mlp(self.norm(self.position(features / 2).flatten(2).mT)) + self.color(self.pixels(image))
+        "What is known beside what is learned, which stays small."
+        known, learned = self.color(self.pixels(image)), self.mlp(self.norm(self.position(features / 2).flatten(2).mT))  # [B, N, D / 2], [B, N, D]
+        return torch.cat([known, learned[..., known.shape[-1] :].tanh()], dim=-1)

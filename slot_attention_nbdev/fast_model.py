@@ -341,8 +341,11 @@ class SolidsAutoEncoder(SeededAutoEncoder):
     ):
         super().__init__(resolution, num_slots, num_iterations, slot_dim)
         self.encoder, self.grid = HueEncoder(slot_dim, slot_dim // 2), tuple(-(-n // 2) for n in resolution)
-        for part in (self.seed, self.slot_attention.project_q, self.slot_attention.project_k):
-            part.requires_grad_(False)  # who asks for what stays a matter of hue and place
+        module = self.slot_attention
+        for project in (module.project_q, module.project_k):
+            project.weight.data[:, slot_dim - slot_dim // 2 :] = 0.0  # who asks for what is a matter of hue and place
+        for part in (self.seed, module.project_q, module.project_k, module.norm_inputs, module.norm_slots):
+            part.requires_grad_(False)  # and stays so
 
     def seeded_slots(
         self,

@@ -116,7 +116,7 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("clevr10_properties_short", "the paper's set predictor, on traced scenes; ten minutes on a large GPU", **CLEVR10, **SHORT | dict(warmup_steps=1_000), batch_size=128, steps=15_000),
     Recipe("tetrominoes_fast", "three pieces on black, our small model; minutes on a CPU", **FAST, steps=4_000, variance_weight=0.5, variance_steps=1_000),
     Recipe("multi_dsprites_small", "two to five sprites on grey, our model for larger pictures; a quarter of an hour on a CPU", **SPRITES, **SMALL, steps=4_000),
-    Recipe("clevr_small", "traced scenes at 64 x 64, our model for solids in light; half an hour on a CPU", **CLEVR6, **SMALL | dict(model="solids", num_iterations=1, batch_size=16, variance_steps=1_000), resolution=64, scenes=4_000, steps=6_000),
+    Recipe("clevr_small", "traced scenes at 64 x 64, our model for solids in light; half an hour on a CPU", **CLEVR6, **SMALL | dict(model="solids", num_iterations=1, batch_size=16, variance_steps=1_000), resolution=64, scenes=2_000, steps=6_000),
     Recipe("sprites_properties", "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU", **SPRITES, **CPU,
            model="properties_sprites", steps=10_000, learning_rate=2e-3, warmup_steps=300, clip_norm=1.0),
     Recipe("tiny", "seconds, to see that everything works; it learns next to nothing", steps=40, eval_images=16,
