@@ -203,12 +203,12 @@ class HueEncoder(TwoScaleEncoder):
     def pixels(
         self,
         image: Tensor,  # [B, 3, H, W]
-    ) -> Tensor:  # Hue (4), place (2) and a constant, [B, N, 7]
+    ) -> Tensor:  # Hue (4), place (2) as far as there is a hue, and a constant, [B, N, 7]
         "What tells tokens apart before anything is learned; noise is smoothed away over five pixels."
         hue = hues(super().pixels(F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)))
         rows, columns = (torch.arange(1 - n % 2, n, 2, device=image.device) - (n - 1) / 2 for n in image.shape[-2:])
         place = torch.cartesian_prod(rows, columns).expand(len(hue), -1, -1) / self.nearby  # [B, N, 2]
-        return torch.cat([hue, place, torch.full_like(place[..., :1], 0.5)], dim=-1)
+        return torch.cat([hue, hue.norm(dim=-1, keepdim=True) * place, torch.full_like(place[..., :1], 0.8)], dim=-1)  # the ground has no place
 
     def tokens(
         self,

@@ -343,7 +343,7 @@ class SolidsAutoEncoder(SeededAutoEncoder):
         self.encoder, self.grid = HueEncoder(slot_dim, slot_dim // 2), tuple(-(-n // 2) for n in resolution)
         module = self.slot_attention
         for project in (module.project_q, module.project_k):
-            project.weight.data[:, slot_dim - slot_dim // 2 :] = 0.0  # who asks for what is a matter of hue and place
+            project.weight.data[:, slot_dim - slot_dim // 2 :] *= 0.4  # who asks for what is above all a matter of hue and place
         for part in (self.seed, module.project_q, module.project_k, module.norm_inputs, module.norm_slots):
             part.requires_grad_(False)  # and stays so
 
@@ -354,8 +354,8 @@ class SolidsAutoEncoder(SeededAutoEncoder):
         num_slots: int,  # K
     ) -> Tensor:  # Initial slots, [B, K, D]
         "One slot from the mean of all tokens, the others from tokens far apart in hue and place; a slot for which there is nothing left is a copy of the first."
-        hue, place, _ = self.encoder.pixels(image).split((4, 2, 1), dim=2)
-        chosen = farthest_first(hue, place[0], num_slots - 1, self.grid, enough=0.35)[..., None]  # [B, K - 1, 1]
+        hue = self.encoder.pixels(image)[..., :4]
+        chosen = farthest_first(hue, self.places / self.encoder.nearby, num_slots - 1, self.grid, enough=0.35)[..., None]  # [B, K - 1, 1]
         ground = tokens.mean(dim=1, keepdim=True)
         seeds = tokens.take_along_dim(chosen.clamp(min=0), dim=1).where(chosen >= 0, ground)  # [B, K - 1, D]
         return self.seed(torch.cat([ground, seeds], dim=1))

@@ -271,16 +271,21 @@ def test_solids_learn_all_but_what_binds():
     (output.reconstruction - image).square().mean().backward()
     fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
     module = "slot_attention."
-    assert fixed == {"encoder.color.weight", "seed.0.weight", "seed.0.bias", "seed.1.weight", "seed.1.bias", module + "project_q.weight", module + "project_k.weight", module + "slots_mu", module + "slots_log_sigma"}
+    assert fixed == {"encoder.color.weight", *(module + f"norm_{what}.{which}" for what in ("inputs", "slots") for which in ("weight", "bias")), "seed.0.weight", "seed.0.bias", "seed.1.weight", "seed.1.bias", module + "project_q.weight", module + "project_k.weight", module + "slots_mu", module + "slots_log_sigma"}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     for K, T in ((1, 1), (9, 3)):
         assert model(image, num_slots=K, num_iterations=T).masks.shape == (1, K, 32, 31)
     assert_close(torch.export.export(model, (image,)).module()(image).masks, output.masks, rtol=1e-4, atol=1e-5)
 
 
-def test_a_hue_encoder_says_where_its_tokens_are():
+def test_a_hue_encoder_says_where_things_are():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = HueEncoder()
-    for size in ((64, 64), (35, 34)):
-        assert_close(encoder.pixels(torch.zeros(1, 3, *size))[0, :, 4:6] * 40, token_grid(size))
+    for height, width in ((64, 64), (35, 34)):
+        image = torch.zeros(1, 3, height, width)
+        image[:, 0, :, width // 2 + 4 :] = 0.9  # less than half: the rest is ground
+        told, grid = encoder.pixels(image)[0], token_grid((height, width))
+        size = told[:, :4].norm(dim=1, keepdim=True)
+        assert_close(told[:, 4:6] * 40, size * grid)
+        assert size[grid[:, 1] < 0].max() == 0 and size[grid[:, 1] > 8].min() > 0.8
