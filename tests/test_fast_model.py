@@ -214,7 +214,7 @@ def test_hue_is_much_the_same_in_the_shade(seed, shade):
     bright = torch.rand(1, 1, 3, generator=generator(seed)) * torch.tensor([0.4, 0.3, 0.3]) + torch.tensor([0.6, 0.0, 0.0])  # red light in [0, 1]
     grey = torch.full((1, 9, 3), 0.45)
     lit, shaded, ground = hues(2 * torch.cat([bright, shade * bright, grey], dim=1) - 1)[0, :3]
-    assert (lit - shaded).norm() < 0.6 * min((lit - ground).norm(), (shaded - ground).norm())
+    assert (lit - shaded).norm() < 0.75 * min((lit - ground).norm(), (shaded - ground).norm())
     assert ground.norm() == 0 and lit.norm() < 1
 
 
