@@ -16,6 +16,7 @@ KINDS = {
     "fast": "Our own small autoencoder for CPUs, not the paper's",
     "paper_mlp": "The paper's encoder and Slot Attention, with a decoder of ours that paints each pixel by itself",
     "seeded": "Our own seeded autoencoder for larger pictures, not the paper's",
+    "solids": "Our own seeded autoencoder for solids in light, not the paper's",
     "small": "The paper's autoencoder, made small",
     "properties_clevr": "The paper's set predictor, with the original's first values",
     "properties_sprites": "Our own small set predictor for CPUs, not the paper's",

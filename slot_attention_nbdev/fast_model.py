@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['token_grid', 'farthest_first', 'choose_seeds', 'ShapeReadout', 'StampDecoder', 'FastAutoEncoder', 'fast_autoencoder',
-           'gaussian_logits', 'EnlargingDecoder', 'SeededAutoEncoder', 'seeded_autoencoder']
+           'gaussian_logits', 'EnlargingDecoder', 'SeededAutoEncoder', 'seeded_autoencoder', 'SolidsAutoEncoder']
 
 # %% ../nbs/27_fast_model.ipynb #586bed98
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .core import check_int, check_shape
 from .decoder import CoarseDecoder, SameConvTranspose2d, mix_slots
-from .encoder import PatchEncoder, TwoScaleEncoder
+from .encoder import HueEncoder, PatchEncoder, TwoScaleEncoder
 from .object_discovery import AutoEncoderOutput, SlotAttentionAutoEncoder
 from .slot_attention import SlotAttention
 
@@ -36,13 +36,16 @@ def farthest_first(
     colors: Tensor,  # What tells tokens apart, [B, N, C]
     places: Tensor,  # Where they are, [N, 2]
     count: int,  # How many seeds
-) -> Tensor:  # Their numbers, [B, count]
+    grid: tuple[int, int] | None = None,  # Rows and columns of the tokens: a seed's neighbours must be far as well; None looks at single tokens
+    enough: float = -1.0,  # Squared distance up to which everything counts as found
+) -> Tensor:  # Their numbers, [B, count]; -1 where nothing was left to find
     "Pick tokens far from the median colour and from each other (Gonzalez 1985, doi:10.1016/0304-3975(85)90224-5)."
     distance = (colors - colors.median(dim=1, keepdim=True).values).square().sum(-1)  # [B, N]
     rows, seeds = torch.arange(len(colors), device=colors.device), []
     for _ in range(count):
-        seed = distance.argmax(dim=1)  # [B]
-        seeds.append(seed)
+        far = F.avg_pool2d(distance.unflatten(1, grid)[:, None], 3, 1, 1, count_include_pad=False).flatten(1) if grid else distance  # [B, N]
+        seed = far.argmax(dim=1)  # [B]
+        seeds.append(seed.where(far[rows, seed] > enough, -1))
         from_seed = (colors - colors[rows, seed][:, None]).square().sum(-1) + (places - places[seed][:, None]).square().sum(-1)
         distance = torch.minimum(distance, from_seed)
     return torch.stack(seeds, dim=1) if seeds else rows.new_zeros(len(colors), 0)
@@ -222,13 +225,14 @@ class FastAutoEncoder(SlotAttentionAutoEncoder):
         weights = attention[:, -1] + self.slot_attention.eps
         weights = weights / weights.sum(dim=1, keepdim=True)
         slots, centre = self.readout(slots, weights, self.places)
-        return AutoEncoderOutput(*mix_slots(self.paint(slots, centre, weights)), slots, attention if return_attention else None)
+        return AutoEncoderOutput(*mix_slots(self.paint(slots, centre, weights, attention[:, -1])), slots, attention if return_attention else None)
 
     def paint(
         self,
         slots: Tensor,  # [B, K, D]
         centre: Tensor,  # Where each slot looks, [B, K, 2]
         weights: Tensor,  # How it looks, [B, N, K], summing to one over N
+        attention: Tensor,  # The same, summing to one over K
     ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
         "Set the stamps down."
         return self.decoder(slots, centre)
@@ -308,6 +312,7 @@ class SeededAutoEncoder(FastAutoEncoder):
         slots: Tensor,  # [B, K, D]
         centre: Tensor,  # Where each slot looks, [B, K, 2]
         weights: Tensor,  # How it looks, [B, N, K], summing to one over N
+        attention: Tensor,  # The same, summing to one over K
     ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
         "Paint each slot; its mask is its attention's Gaussian and whatever the decoder adds to that."
         color, logit = self.decoder(slots + self.where(centre / 16)).split((3, 1), dim=2)
@@ -322,3 +327,50 @@ def seeded_autoencoder(
 ) -> SeededAutoEncoder:  # Our model for larger pictures
     "Our own model for larger pictures on CPUs; not the paper's."
     return SeededAutoEncoder(resolution, num_slots, num_iterations)
+
+# %% ../nbs/27_fast_model.ipynb #a1966276
+class SolidsAutoEncoder(SeededAutoEncoder):
+    "Our model for lit solids on a CPU, not the paper's: seeds by hue and place, as many as there are things, and masks that start from the attention itself."
+
+    def __init__(
+        self,
+        resolution: tuple[int, int] = (64, 64),  # Height and width
+        num_slots: int = 7,  # K, one of them for the background
+        num_iterations: int = 1,  # T; such seeds leave little to iterate
+        slot_dim: int = 64,  # Width of a slot, and of a token
+    ):
+        super().__init__(resolution, num_slots, num_iterations, slot_dim)
+        self.encoder, self.grid = HueEncoder(slot_dim, slot_dim // 2), tuple(-(-n // 2) for n in resolution)
+        module = self.slot_attention
+        for project in (module.project_q, module.project_k):
+            project.weight.data[:, slot_dim - slot_dim // 2 :] *= 0.4  # who asks for what is above all a matter of hue and place
+        for part in (self.seed, module.project_q, module.project_k, module.norm_inputs, module.norm_slots):
+            part.requires_grad_(False)  # and stays so
+
+    def seeded_slots(
+        self,
+        image: Tensor,  # [B, 3, H, W]
+        tokens: Tensor,  # [B, N, D]
+        num_slots: int,  # K
+    ) -> Tensor:  # Initial slots, [B, K, D]
+        "One slot from the mean of all tokens, the others from tokens far apart in hue and place; a slot for which there is nothing left is a copy of the first."
+        hue = self.encoder.pixels(image)[..., :4]
+        chosen = farthest_first(hue, self.places / self.encoder.nearby, num_slots - 1, self.grid, enough=0.35)[..., None]  # [B, K - 1, 1]
+        ground = tokens.mean(dim=1, keepdim=True)
+        seeds = tokens.take_along_dim(chosen.clamp(min=0), dim=1).where(chosen >= 0, ground)  # [B, K - 1, D]
+        return self.seed(torch.cat([ground, seeds], dim=1))
+
+    def paint(
+        self,
+        slots: Tensor,  # [B, K, D]
+        centre: Tensor,  # Where each slot looks, [B, K, 2]
+        weights: Tensor,  # How it looks, [B, N, K], summing to one over N
+        attention: Tensor,  # The same, summing to one over K
+    ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
+        "Add the attention, enlarged, to the Gaussian and to what the decoder says; copies of the first slot paint nothing."
+        color, logit = super().paint(slots, centre, weights, attention).split((3, 1), dim=2)
+        held = (attention + 1e-4).log().mT.unflatten(2, self.grid)  # [B, K, h, w]
+        spare = (attention - attention[..., :1]).abs().amax(dim=1) < 1e-5  # [B, K]
+        spare = spare & (torch.arange(spare.shape[1], device=spare.device) > 0)
+        logit = logit + F.interpolate(held, self.resolution, mode="bilinear")[:, :, None] - 1e3 * spare[..., None, None, None]
+        return torch.cat([color, logit], dim=2)

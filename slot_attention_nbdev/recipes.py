@@ -33,7 +33,7 @@ class Recipe(Shortcuts):
     name: str  # What it is called
     about: str  # What it is for, in a line
     data: str = "tetrominoes"  # Name of a generated set, path of a pack, of TFRecords, of CLEVR v1.0 or of a folder; or NAME:PATH
-    model: str = "paper"  # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "fast" or "seeded" (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites" (ours)
+    model: str = "paper"  # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "fast", "seeded" or "solids" (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites" (ours)
     num_slots: int = 4  # K
     num_iterations: int = 3  # T
     batch_size: int = 64  # Images in a step
@@ -68,7 +68,7 @@ class Recipe(Shortcuts):
 
 
 MODELS = {"paper": "object_discovery:paper_autoencoder", "paper_mlp": "variants:pixel_autoencoder", "fast": "fast_model:fast_autoencoder",
-          "seeded": "fast_model:seeded_autoencoder", "properties_clevr": "properties:properties_clevr", "properties_sprites": "properties:SeededSetPredictor"}  # modules are read when a model is built
+          "seeded": "fast_model:seeded_autoencoder", "solids": "fast_model:SolidsAutoEncoder", "properties_clevr": "properties:properties_clevr", "properties_sprites": "properties:SeededSetPredictor"}  # modules are read when a model is built
 CHOICES = {"model": tuple(MODELS), "schedule": ("paper", "cosine"), "gradient": ("all", "last"), "precision": ("auto", "fp32", "bf16", "fp16"), "checkpoint_activations": ("on", "off"), **dict.fromkeys(("compile", "fused"), ("auto", "on", "off"))}
 LIMITS = {  # smallest and largest; the other floats lie in [0, 1], the other integers are counts from 1 up
     "resolution": (0, 1024), "num_slots": (1, 64), "num_iterations": (1, 32), "batch_size": (1, 65_536), "variance_weight": (0.0, 100.0),
@@ -116,7 +116,7 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("clevr10_properties_short", "the paper's set predictor, on traced scenes; ten minutes on a large GPU", **CLEVR10, **SHORT | dict(warmup_steps=1_000), batch_size=128, steps=15_000),
     Recipe("tetrominoes_fast", "three pieces on black, our small model; minutes on a CPU", **FAST, steps=4_000, variance_weight=0.5, variance_steps=1_000),
     Recipe("multi_dsprites_small", "two to five sprites on grey, our model for larger pictures; a quarter of an hour on a CPU", **SPRITES, **SMALL, steps=4_000),
-    Recipe("clevr_small", "traced scenes at 64 x 64, our model for larger pictures; half an hour on a CPU", **CLEVR6, **SMALL, resolution=64, scenes=4_000, steps=6_000),
+    Recipe("clevr_small", "traced scenes at 64 x 64, our model for solids in light; half an hour on a CPU", **CLEVR6, **SMALL | dict(model="solids", num_iterations=1, batch_size=16, variance_steps=1_000), resolution=64, scenes=2_000, steps=6_000),
     Recipe("sprites_properties", "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU", **SPRITES, **CPU,
            model="properties_sprites", steps=10_000, learning_rate=2e-3, warmup_steps=300, clip_norm=1.0),
     Recipe("tiny", "seconds, to see that everything works; it learns next to nothing", steps=40, eval_images=16,

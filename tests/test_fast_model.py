@@ -9,9 +9,11 @@ from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import multi_dsprites, tetrominoes, to_model
+from slot_attention_nbdev.encoder import HueEncoder, hues
 from slot_attention_nbdev.fast_model import (
     FastAutoEncoder,
     ShapeReadout,
+    SolidsAutoEncoder,
     StampDecoder,
     choose_seeds,
     farthest_first,
@@ -204,3 +206,86 @@ def test_seeded_model():
     assert model(image, num_slots=9).masks.shape == (2, 9, 64, 64)
     with pytest.raises(InputError, match="image: expected shape"):
         model(image[..., :32])
+
+
+@given(st.integers(0, 10_000), st.floats(0.3, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_hue_is_much_the_same_in_the_shade(seed, shade):
+    bright = torch.rand(1, 1, 3, generator=generator(seed)) * torch.tensor([0.4, 0.3, 0.3]) + torch.tensor([0.6, 0.0, 0.0])  # red light in [0, 1]
+    grey = torch.full((1, 9, 3), 0.45)
+    lit, shaded, ground = hues(2 * torch.cat([bright, shade * bright, grey], dim=1) - 1)[0, :3]
+    assert (lit - shaded).norm() < 0.75 * min((lit - ground).norm(), (shaded - ground).norm())
+    assert ground.norm() == 0 and lit.norm() < 1
+
+
+def test_opposite_hues_lie_apart_and_dark_grey_is_not_ground():
+    light = torch.tensor([[0.7, 0.3, 0.3], [0.3, 0.65, 0.65], [0.15, 0.15, 0.15], *[[0.5, 0.5, 0.5]] * 7])[None]
+    red, cyan, dark, ground = hues(2 * light - 1)[0, :4]
+    assert (red - cyan).norm() > 1.5 and (dark - ground).norm() > 0.7 and (dark - red).norm() > 0.7
+
+
+def test_seeds_stop_when_all_is_found():
+    colors, places = torch.zeros(2, 36, 2), token_grid((12, 12)) / 100
+    colors.view(2, 6, 6, 2)[0, 1:4, 1:4] = torch.tensor([1.0, 0.0])  # one thing, three tokens wide
+    colors.view(2, 6, 6, 2)[1, 2, 2] = torch.tensor([1.0, 0.0])  # one token alone
+    seeds = farthest_first(colors, places, 3, (6, 6), enough=0.35)
+    assert seeds.tolist() == [[14, -1, -1], [-1, -1, -1]]  # the middle of the thing; nothing for noise
+    assert farthest_first(colors, places, 1).tolist() == [[7], [14]]  # single tokens, however few
+
+
+def shaded_squares():
+    "Grey sloping ground with a soft shadow and three squares, lit from above; light in [-1, 1], and the squares' corners."
+    row = torch.linspace(0.35, 0.6, 64)[:, None]
+    image = row.expand(3, 64, 64).clone()
+    image[:, 28:36, 20:30] *= 0.7  # shadow
+    corners, paints = [(8, 8), (22, 44), (44, 14)], torch.tensor([[0.7, 0.2, 0.2], [0.2, 0.3, 0.8], [0.7, 0.2, 0.2]])
+    for (y, x), paint in zip(corners, paints):
+        image[:, y : y + 12, x : x + 12] = paint[:, None, None] * torch.linspace(1.0, 0.45, 12)[:, None]
+    return 2 * image[None] - 1, corners
+
+
+def test_solids_get_one_seed_each_and_spare_slots_paint_nothing():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SolidsAutoEncoder((64, 64), 7)
+    image, corners = shaded_squares()
+    image = torch.cat([image, torch.full_like(image, 0.1)])  # the second picture shows nothing at all
+    output = model(image, return_attention=True)
+    drawn = output.masks.amax(dim=(2, 3)) > 0
+    assert drawn.tolist() == [[True] * 4 + [False] * 3, [True] + [False] * 6]
+    owners = output.masks[0].argmax(0)
+    middles = [int(owners[y + 6, x + 6]) for y, x in corners]
+    assert sorted(middles) == [1, 2, 3]  # two of one hue, but apart
+    assert all((owners[y + 2 : y + 10, x + 2 : x + 10] == own).float().mean() > 0.9 for (y, x), own in zip(corners, middles))
+    holder = output.attention[0, -1].argmax(1).view(32, 32)
+    assert int(holder[16, 12]) == int(holder[30, 30]) == 0  # shadow and light ground are ground
+    assert_close(output.masks.sum(1), torch.ones(2, 64, 64))
+
+
+def test_solids_learn_all_but_what_binds():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SolidsAutoEncoder((32, 31), 4)
+    image = torch.nn.functional.interpolate(shaded_squares()[0], (32, 31))
+    output = model(image)
+    (output.reconstruction - image).square().mean().backward()
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    module = "slot_attention."
+    assert fixed == {"encoder.color.weight", *(module + f"norm_{what}.{which}" for what in ("inputs", "slots") for which in ("weight", "bias")), "seed.0.weight", "seed.0.bias", "seed.1.weight", "seed.1.bias", module + "project_q.weight", module + "project_k.weight", module + "slots_mu", module + "slots_log_sigma"}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    for K, T in ((1, 1), (9, 3)):
+        assert model(image, num_slots=K, num_iterations=T).masks.shape == (1, K, 32, 31)
+    assert_close(torch.export.export(model, (image,)).module()(image).masks, output.masks, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hue_encoder_says_where_things_are():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = HueEncoder()
+    for height, width in ((64, 64), (35, 34)):
+        image = torch.zeros(1, 3, height, width)
+        image[:, 0, :, width // 2 + 4 :] = 0.9  # less than half: the rest is ground
+        told, grid = encoder.pixels(image)[0], token_grid((height, width))
+        size = told[:, :4].norm(dim=1, keepdim=True)
+        assert_close(told[:, 4:6] * 40, size * grid)
+        assert size[grid[:, 1] < 0].max() == 0 and size[grid[:, 1] > 8].min() > 0.8
