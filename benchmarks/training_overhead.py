@@ -123,9 +123,10 @@ def start_seconds() -> float:
 
 def images_per_second(world: int, recipe: str, batch: int, steps: int) -> float:
     "Of that many processes, one thread each."
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000), "OMP_NUM_THREADS": "1", "RECIPE": recipe, "BATCH": str(batch), "STEPS": str(steps)}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)} for rank in range(world)] if world > 1 else [{}]
-    copies = [subprocess.Popen([sys.executable, "-c", TOGETHER], env=os.environ | meet | place, stdout=subprocess.PIPE, text=True) for place in places]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000)}
+    task = {"OMP_NUM_THREADS": "1", "RECIPE": recipe, "BATCH": str(batch), "STEPS": str(steps)}
+    places = [where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)} for rank in range(world)] if world > 1 else [{}]
+    copies = [subprocess.Popen([sys.executable, "-c", TOGETHER], env=os.environ | task | place, stdout=subprocess.PIPE, text=True) for place in places]
     return float([copy.communicate()[0] for copy in copies][0].split()[-1])
 
 
