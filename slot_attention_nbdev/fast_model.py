@@ -195,16 +195,24 @@ class FastAutoEncoder(SlotAttentionAutoEncoder):
         for unused in (self.slot_attention.slots_mu, self.slot_attention.slots_log_sigma):
             unused.requires_grad_(False)  # nothing is drawn
 
+    def choose(
+        self,
+        image: Tensor,  # [B, 3, H, W]
+        count: int,  # How many seeds
+    ) -> Tensor:  # Numbers of tokens, [B, count]; -1 where nothing was left to find
+        "Tokens that lie far apart, in colour and place."
+        return choose_seeds(image, self.places, count)
+
     def seeded_slots(
         self,
         image: Tensor,  # [B, 3, H, W]
         tokens: Tensor,  # [B, N, D]
         num_slots: int,  # K
     ) -> Tensor:  # Initial slots, [B, K, D]
-        "One slot from the mean of all tokens; the others from tokens that lie far apart."
-        chosen = choose_seeds(image, self.places, num_slots - 1)
-        seeds = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))  # [B, K - 1, D]
-        return self.seed(torch.cat([tokens.mean(dim=1, keepdim=True), seeds], dim=1))
+        "One slot from the mean of all tokens; the others from chosen tokens, and where none was left from the mean again."
+        chosen, ground = self.choose(image, num_slots - 1)[..., None], tokens.mean(dim=1, keepdim=True)  # [B, K - 1, 1], [B, 1, D]
+        seeds = tokens.take_along_dim(chosen.clamp(min=0), dim=1).where(chosen >= 0, ground)  # [B, K - 1, D]
+        return self.seed(torch.cat([ground, seeds], dim=1))
 
     def forward(
         self,
@@ -296,16 +304,13 @@ class SeededAutoEncoder(FastAutoEncoder):
             for project in (self.slot_attention.project_q, self.slot_attention.project_k):
                 project.weight.mul_(12**0.5)  # so that an untrained slot is choosy
 
-    def seeded_slots(
+    def choose(
         self,
         image: Tensor,  # [B, 3, H, W]
-        tokens: Tensor,  # [B, N, D]
-        num_slots: int,  # K
-    ) -> Tensor:  # Initial slots, [B, K, D]
-        "One slot from the mean of all tokens; the others from tokens whose pixels lie far apart in colour. Place does not count: a spare seed should go to the ground."
-        chosen = farthest_first(self.encoder.pixels(image), 0 * self.places, num_slots - 1)
-        seeds = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))  # [B, K - 1, D]
-        return self.seed(torch.cat([tokens.mean(dim=1, keepdim=True), seeds], dim=1))
+        count: int,  # How many seeds
+    ) -> Tensor:  # Numbers of tokens, [B, count]; -1 where nothing was left to find
+        "Tokens whose pixels lie far apart in colour. Place does not count: a spare seed should go to the ground."
+        return farthest_first(self.encoder.pixels(image), 0 * self.places, count)
 
     def paint(
         self,
@@ -347,18 +352,14 @@ class SolidsAutoEncoder(SeededAutoEncoder):
         for part in (self.seed, module.project_q, module.project_k, module.norm_inputs, module.norm_slots):
             part.requires_grad_(False)  # and stays so
 
-    def seeded_slots(
+    def choose(
         self,
         image: Tensor,  # [B, 3, H, W]
-        tokens: Tensor,  # [B, N, D]
-        num_slots: int,  # K
-    ) -> Tensor:  # Initial slots, [B, K, D]
-        "One slot from the mean of all tokens, the others from tokens far apart in hue and place; a slot for which there is nothing left is a copy of the first."
+        count: int,  # How many seeds
+    ) -> Tensor:  # Numbers of tokens, [B, count]; -1 where nothing was left to find
+        "Tokens far apart in hue and place, as long as there is something left to find."
         hue = self.encoder.pixels(image)[..., :4]
-        chosen = farthest_first(hue, self.places / self.encoder.nearby, num_slots - 1, self.grid, enough=0.35)[..., None]  # [B, K - 1, 1]
-        ground = tokens.mean(dim=1, keepdim=True)
-        seeds = tokens.take_along_dim(chosen.clamp(min=0), dim=1).where(chosen >= 0, ground)  # [B, K - 1, D]
-        return self.seed(torch.cat([ground, seeds], dim=1))
+        return farthest_first(hue, self.places / self.encoder.nearby, count, self.grid, enough=0.35)
 
     def paint(
         self,

@@ -55,7 +55,7 @@ KINDS_OF_COST = {"shape": "cross_entropy", "presence": "binary_cross_entropy"}  
 class SeededSetPredictor(SetPredictor):
     "Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a read-out of shape, a second look."
 
-    start_as_k_means = FastAutoEncoder.start_as_k_means
+    start_as_k_means, seeded_slots = FastAutoEncoder.start_as_k_means, FastAutoEncoder.seeded_slots
     crisp = True  # its seeds take the soft rim of an averaged picture for one more object
 
     def __init__(
@@ -77,16 +77,13 @@ class SeededSetPredictor(SetPredictor):
         self.head = nn.Sequential(nn.Linear(3 * slot_dim + 5, 128), nn.ReLU(), nn.Linear(128, SPRITES.width))
         self.register_buffer("places", token_grid(resolution), persistent=False)  # [N, 2]
 
-    def seeded_slots(
+    def choose(
         self,
         image: Tensor,  # [B, 3, H, W]
-        tokens: Tensor,  # [B, N, D]
-        num_slots: int,  # K
-    ) -> Tensor:  # Initial slots, [B, K, D]
-        "One slot from the mean of all tokens; the others from tokens whose pixels lie far apart, in colour above all."
-        chosen = farthest_first(self.encoder.pixels(image) / 1.25, 0.2 * self.places / self.places.abs().max(), num_slots - 1)
-        seeds = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
-        return self.seed(torch.cat([tokens.mean(dim=1, keepdim=True), seeds], dim=1))
+        count: int,  # How many seeds
+    ) -> Tensor:  # Numbers of tokens, [B, count]
+        "Tokens whose pixels lie far apart, in colour above all."
+        return farthest_first(self.encoder.pixels(image) / 1.25, 0.2 * self.places / self.places.abs().max(), count)
 
     def say(
         self,
