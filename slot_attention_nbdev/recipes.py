@@ -57,7 +57,7 @@ class Recipe(Shortcuts):
     precision: str = "auto"  # "fp32", or "bf16" or "fp16" for products; "auto" takes bf16 where a CUDA card has it
     accumulate: int = 1  # In how many pieces a process takes its share of a batch
     compile: str = "auto"  # "on", "off"; "auto" compiles long runs on CUDA
-    fused: str = "auto"  # One kernel for the whole optimiser: "on", "off"; "auto" on CUDA
+    fused: str = "auto"  # One kernel for the whole optimiser: "on", "off"; "auto" on CUDA and CPU
     checkpoint_activations: str = "off"  # "on" computes activations twice instead of keeping them
 
     def __post_init__(self):

@@ -50,7 +50,7 @@ class Run:
         self.model = place(build_model(recipe, resolution, seed), device)
         self.average = deepcopy(self.model) if recipe.average_decay else self.model
         speed_up(self.model, pick_switch(recipe.compile, device.type == "cuda" and recipe.steps >= 5_000), recipe.checkpoint_activations == "on")
-        optimizer = torch.optim.Adam(self.model.parameters(), eps=1e-8, fused=pick_switch(recipe.fused, device.type == "cuda") or None)
+        optimizer = torch.optim.Adam(self.model.parameters(), eps=1e-8, fused=pick_switch(recipe.fused, device.type in ("cuda", "cpu")) or None)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
         self.step, self.seconds, self.best, self.curve, self.window, self.latest = 0, 0.0, -math.inf, [], [], {}
         self.facts = run_facts(device) | {"processes": self.world, "precision": precision}

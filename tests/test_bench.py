@@ -7,7 +7,7 @@ from slot_attention_nbdev.bench import STEPS, TextbookSlotAttention, bench_growt
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.object_discovery import paper_autoencoder
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.slot_attention import LOOPS, SlotAttention
 from torch.testing import assert_close
 
 
@@ -40,12 +40,20 @@ def test_the_textbook_autoencoder_shares_values_not_memory(size):
     assert type(plain.slot_attention) is TextbookSlotAttention and type(ours.slot_attention) is SlotAttention
 
 
-def test_memory_grows_with_tokens_not_with_attention():
+def test_memory_grows_with_tokens_not_with_attention(monkeypatch):
+    monkeypatch.delitem(LOOPS, "cpu", raising=False)
     growth = bench_growth(B=1, rounds=1, middle={"N": 8192, "K": 4, "D": 64, "T": 2}, sweeps={"N": (4096, 16384), "T": (1, 8), "K": (2, 16)})
     exponent = {factor: each["exponents"] for factor, each in growth.items()}
     assert 0.9 < exponent["N"]["ours MB"] < 1.05
     assert exponent["T"]["ours MB"] < 0.1 < exponent["T"]["textbook MB"]
     assert exponent["K"]["ours MB"] < 0.1 < exponent["K"]["textbook MB"]
+
+
+def test_by_compiled_loops_nothing_is_kept_that_grows_with_tokens():
+    pytest.importorskip("numba")
+    growth = bench_growth(B=1, rounds=1, middle={"N": 8192, "K": 4, "D": 64, "T": 2}, sweeps={"N": (4096, 16384)})["N"]
+    assert abs(growth["exponents"]["ours MB"]) < 0.01
+    assert all(10 * row["ours MB"] < row["textbook MB"] for row in growth["rows"])
 
 
 def test_kept_bytes_counts_a_storage_once():
