@@ -208,7 +208,7 @@ def bench_step(
     ours = paper_autoencoder(resolution, K)
     models = {"ours": (deepcopy(ours), False), "textbook": (textbook(ours), False)}
     if half:
-        models |= {"ours, bf16": (deepcopy(ours), True), "textbook, bf16": (textbook(ours).to(memory_format=torch.channels_last), True)}
+        models |= {f"{name}, bf16": (model.to(memory_format=torch.channels_last), True) for name, model in (("ours", deepcopy(ours)), ("textbook", textbook(ours)))}
     if compiled:
         models["ours, compiled"] = (torch.compile(deepcopy(ours)), half)
 
