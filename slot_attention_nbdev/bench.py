@@ -245,7 +245,7 @@ def slope(
 
 
 def bench_growth(
-    B: int = 4,  # Images
+    B: int = 16,  # Images
     device: str | torch.device = "cpu",  # Where
     rounds: int = 5,  # Laps that count
     middle: dict[str, int] = MIDDLE,  # Where each sweep crosses the others
