@@ -292,7 +292,7 @@ def run_bench(
     cases, rounds = (((2, 64, 3),), 1) if quick else (MODULE_CASES + ((64, 16384, 7),) * gpu, 9)
     modules = [bench_module(*case, device=device, rounds=rounds, peers=peers, half=half) for case in cases for half in {False, gpu}]
     batch = {"tetrominoes": 1} if quick else dict.fromkeys(STEPS, 64) if gpu else {"tetrominoes": 16, "multi_dsprites": 4, "clevr6": 1}
-    half = gpu or torch.cpu.get_capabilities().get("amx_bf16", False)  # without such units bfloat16 is slower
+    half = gpu or getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # without such units bfloat16 is slower
     small = dict(B=1, rounds=1, middle=MIDDLE | {"N": 64}, sweeps={"N": (64, 128), "T": (1, 2)}) if quick else {}
     return {"modules": modules, "steps": [bench_step(size, n, device, 1 if quick else 5, half=half, compiled=gpu) for size, n in batch.items()], "growth": bench_growth(device=device, **small)}
 

@@ -36,8 +36,6 @@ def _compile(function: Callable) -> Callable:
         return numba.njit(**settings)(function)
 
 
-_inline = numba.njit(inline="always") if numba else lambda function: function
-
 # %% ../nbs/75_cpu_kernel.ipynb #b75a0004
 def _tile(out, a, b, row, rows, column, across):  # out += a @ b for some rows, and columns of `across` vectors
     columns = slice(column, column + across * LANES)

@@ -22,7 +22,7 @@ from .slot_attention import LOOPS, SlotAttention, fold, one_pass
 from .slots_cpu import linear, linear_backward, standardise, standardise_backward, update, update_backward
 
 # %% ../nbs/78_cpu_loop.ipynb #d77c000a
-_TINY, PARTS = np.finfo(np.float32).tiny, 8  # What stands in for a mass of zero; gradients of weights that are collected side by side
+_TINY, PARTS = np.finfo(np.float32).tiny, 16  # What stands in for a mass of zero; gradients of weights that are collected side by side
 
 
 @_compile
