@@ -42,6 +42,7 @@ def find_kernels() -> None:
 
 class _OnePass(torch.autograd.Function):
     "Both sums, and the tokens again for the next iteration; the attention is not kept but computed anew for the gradients."
+    generate_vmap_rule = True  # for gradients of each sample by torch.func
 
     @staticmethod
     def forward(tokens, queries, bias, eps):

@@ -4,6 +4,7 @@ import io
 import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -371,3 +372,17 @@ def test_needs_torch_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_gradients_of_each_sample_by_torch_func():
+    module = SlotAttention(8, 8, 3, mlp_hidden_dim=16).double()
+    x, slots = torch.randn(4, 9, 8, dtype=torch.float64), torch.randn(4, 3, 8, dtype=torch.float64)
+    weights = {name: w.detach() for name, w in module.named_parameters()}
+    loss = lambda weights, x, slots: torch.func.functional_call(module, weights, (x[None],), {"slots": slots[None]}).square().sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch's GRU cell is batched slowly
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, slots)
+    module(x, slots=slots).square().sum().backward()
+    for name in ("gru.weight_ih", "project_k.weight", "norm_inputs.bias", "project_v.weight"):
+        assert each[name].shape[0] == 4
+        assert_close(each[name].sum(0), module.get_parameter(name).grad)
