@@ -7,6 +7,7 @@ __all__ = ['BLOCK', 'LANES', 'ACROSS', 'TILE', 'add_product', 'turn', 'prepare']
 
 # %% ../nbs/75_cpu_kernel.ipynb #1338b55f
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,8 @@ try:
     from llvmlite import ir
     from numba.core import cgutils, types
     from numba.extending import intrinsic
+    if numba.config.DISABLE_JIT:  # somebody wants to see Python run
+        raise ImportError
 except ImportError:
     numba = None
 
@@ -44,8 +47,8 @@ def _tile(out, a, b, row, rows, column, across):  # out += a @ b for some rows, 
 
 LANES, ACROSS, TILE = 8, 2, 12  # Numbers in a register; vectors side by side; registers that hold sums
 if numba is not None:
-    if llvmlite.binding.get_host_cpu_features().get("avx512f"):
-        LANES, ACROSS, TILE = 16, 4, 24
+    with suppress(RuntimeError):  # not every platform says what it has
+        LANES, ACROSS, TILE = (16, 4, 24) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (8, 2, 12)
     _number, _whole, _vector = ir.FloatType(), ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
 
     def _pointers(context, builder, kind, value):  # (row, column, type) -> where in an array

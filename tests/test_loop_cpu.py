@@ -87,6 +87,33 @@ def test_turning():
     assert (out[1:49, 3:67] == x.T).all() and np.abs(out).sum() == pytest.approx(np.abs(x).sum(), rel=1e-5)
 
 
+NARROW = """
+import llvmlite.binding, numpy as np
+ours = llvmlite.binding.get_host_cpu_features()
+ours.update((name, False) for name in list(ours) if "avx512" in name)
+llvmlite.binding.get_host_cpu_features = lambda: ours
+from slot_attention_nbdev.kernel_cpu import LANES, _compile, _softmax, add_product, prepare, turn
+assert LANES == 8
+prepare()
+softmax, numbers = _compile(lambda a: _softmax(a)), np.random.default_rng(0)
+for R, W, S in ((1, 16, 1), (7, 48, 33), (14, 32, 64), (29, 112, 5)):
+    a, b, out = (numbers.normal(size=size).astype(np.float32) for size in ((R, S), (S, W), (R, W)))
+    wanted = out.astype(np.float64) + a.astype(np.float64) @ b
+    add_product(out, a, b)
+    assert np.abs(out - wanted).max() < 1e-5
+    softmax(out)
+    assert np.abs(out - np.exp(wanted) / np.exp(wanted).sum(0)).max() < 1e-5
+x, turned = numbers.normal(size=(64, 48)).astype(np.float32), np.empty((48, 64), np.float32)
+turn(turned, x)
+assert (turned == x.T).all()
+"""
+
+
+def test_on_a_core_with_narrow_registers(tmp_path):
+    setting = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", NARROW], check=True, timeout=120, env=os.environ | setting)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3), st.integers(BLOCK, 70), st.sampled_from([1, 2, 7, 12, 40]), st.sampled_from([(16, 16, 16), (48, 32, 16), (64, 64, 128)]), st.integers(1, 4), st.integers(0, 9))
 def test_odd_sizes_equal_the_plain_form_in_float64(B, N, K, widths, T, seed):
@@ -316,10 +343,13 @@ torch.testing.assert_close(*(torch.autograd.grad(each.square().sum(), x)[0] for 
 """
 
 
-def test_without_numba_the_module_works_and_the_loops_are_python(tmp_path):
-    (tmp_path / "numba.py").write_text("raise ImportError('broken')")
+@pytest.mark.parametrize("how", ["broken", "switched off"])
+def test_without_numba_the_module_works_and_the_loops_are_python(tmp_path, how):
+    if how == "broken":
+        (tmp_path / "numba.py").write_text("raise ImportError('broken')")
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    subprocess.run([sys.executable, "-c", PLAIN], check=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
+    setting = {"NUMBA_DISABLE_JIT": "1"} if how == "switched off" else {}
+    subprocess.run([sys.executable, "-c", PLAIN], check=True, timeout=120, env=os.environ | {"PYTHONPATH": path} | setting)
 
 
 @pytest.mark.parametrize("least", [0, 2**18])
