@@ -210,7 +210,7 @@ def bench_step(
     if half:
         models |= {f"{name}, bf16": (model.to(memory_format=torch.channels_last), True) for name, model in (("ours", deepcopy(ours)), ("textbook", textbook(ours)))}
     if compiled:
-        models["ours, compiled"] = (torch.compile(deepcopy(ours)), half)
+        models["ours, compiled"] = (torch.compile(deepcopy(ours).to(memory_format=torch.channels_last)), half)
 
     def stepper(model, half):
         model = model.to(device)
