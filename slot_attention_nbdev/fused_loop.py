@@ -18,7 +18,7 @@ from slot_attention_nbdev.fused import (
     _attention, _dx, _operand, _slot_tile, _token_gradient, compete_backward_triton, compete_triton,
     fused_compete, jit, launch_plan, plain_compete, plain_compete_backward, suits, tl,
 )
-from .slot_attention import SlotAttention, fold
+from .slot_attention import SlotAttention, fold, folded_update
 
 # %% ../nbs/73_fused_loop.ipynb #49bc9fbd
 def plain_loop(
@@ -29,15 +29,14 @@ def plain_loop(
     tickets: Sequence[Tensor | None],  # One for each iteration: None, or where its note to the tokens' gradient goes
 ) -> Tensor:  # Slots, [B, K, D], in the dtype of the weights
     "All iterations of Algorithm 1 with folded weights, one competition at a time."
-    wq, cq, wb, wu, cu, wh, ch, w1, c1, w2, c2 = weights
+    wq, cq, wb = weights[:3]
     state, D = slots.to(wq.dtype), slots.shape[-1]
     for ticket in tickets:  # Algorithm 1, line 4
         seen = F.layer_norm(state, (D,), eps=eps[2])  # Algorithm 1, line 6
         q, bias = seen @ wq + cq, seen @ wb[:-1] + wb[-1]  # Eq. (1): [B, K, D] @ [D, C], [B, K, D] @ [D]
         sums, totals = fused_compete(x, q, bias) if ticket is None else compete_with_ticket(x, q, bias, ticket)  # line 7
         mean = (sums + eps[0] * sums.sum(1, keepdim=True)) / (totals + eps[0] * totals.sum(1, keepdim=True))[..., None]  # Eq. (2); line 8
-        state = torch.gru_cell(mean.flatten(0, 1), state.flatten(0, 1), wu.T, wh.T, cu, ch).view_as(state)  # [B*K, D] -> [B, K, D]; line 9
-        state = state + (F.layer_norm(state, (D,), eps=eps[3]) @ w1 + c1).relu() @ w2 + c2  # [B, K, D] @ [D, H] @ [H, D]; line 10
+        state = folded_update(mean, state, weights, eps[3])  # lines 9 and 10
     return state
 
 # %% ../nbs/73_fused_loop.ipynb #38f90836

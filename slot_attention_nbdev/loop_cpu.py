@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .fused_cpu import pass_backward, pass_forward
 from .kernel_cpu import BLOCK, _compile, _F, add_product, numba, prepare
-from .slot_attention import LOOPS, SlotAttention, fold, one_pass
+from .slot_attention import LOOPS, SlotAttention, fold, folded_update, one_pass
 from .slots_cpu import linear, linear_backward, standardise, standardise_backward, update, update_backward
 
 # %% ../nbs/78_cpu_loop.ipynb #d77c000a
@@ -145,15 +145,14 @@ def folded_loop(
     num_iterations: int,  # T
 ) -> Tensor:  # Slots, [B, K, D]
     "All iterations of Algorithm 1 with folded weights, in PyTorch's operations."
-    wq, cq, wb, wu, cu, wh, ch, w1, c1, w2, c2 = weights
+    wq, cq, wb = weights[:3]
     standard = lambda x, eps: F.layer_norm(x, x.shape[-1:], eps=eps)
     tokens = standard(inputs, eps[1])
     for _ in range(num_iterations):
         seen = standard(slots, eps[2])
         sums, mass, tokens = one_pass(tokens, seen @ wq + cq, seen @ wb[:-1] + wb[-1], eps[0])  # [B, K, D] @ [D, C], [B, K, D] @ [D]
         mean = sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[..., None]
-        slots = torch.gru_cell(mean.flatten(0, 1), slots.flatten(0, 1), wu.T, wh.T, cu, ch).view_as(slots)  # [B*K, D] -> [B, K, D]
-        slots = slots + (standard(slots, eps[3]) @ w1 + c1).relu() @ w2 + c2  # [B, K, D] @ [D, H] @ [H, D]
+        slots = folded_update(mean, slots, weights, eps[3])
     return slots
 
 
