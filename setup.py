@@ -13,8 +13,7 @@ train = cfg["train_requirements"].split()
 notebooks = train + cfg["notebooks_requirements"].split()
 denoise = cfg["denoise_requirements"].split()
 fused = cfg["fused_requirements"].split()
-fast = cfg["fast_requirements"].split()
-dev = notebooks + denoise + fused + fast + cfg["dev_requirements"].split()
+dev = notebooks + denoise + fused + cfg["dev_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -39,7 +38,7 @@ setup(
     package_data={"slot_attention_nbdev": ["weights/*"], "slot_attention_nbdev.results": ["*/*.json", "*/*.npz", "search/*.png"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"train": train, "denoise": denoise, "fused": fused, "fast": fast, "notebooks": notebooks, "dev": dev},
+    extras_require={"train": train, "denoise": denoise, "fused": fused, "notebooks": notebooks, "dev": dev},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from slot_attention_nbdev.recipes import build_data, get_recipe, to_dict
-from slot_attention_nbdev.runs import run_facts, save_record
-from slot_attention_nbdev.training import Run, train
+from slot_attention_nbdev.train.recipes import build_data, get_recipe, to_dict
+from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.train.trainer import Run, train
 
 OURS, PAPER = "tetrominoes_fast", "tetrominoes_paper"
 

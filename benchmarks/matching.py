@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from slot_attention_nbdev.core import generator, pick_device
-from slot_attention_nbdev.matching import auction, chamfer, greedy, huber_cost, hungarian, matched_cost, set_loss, sinkhorn
-from slot_attention_nbdev.runs import run_facts, save_record
-from slot_attention_nbdev.set_prediction import paper_set_predictor
+from slot_attention_nbdev.metrics.matching import auction, chamfer, greedy, huber_cost, hungarian, matched_cost, set_loss, sinkhorn
+from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.set_predictor import paper_set_predictor
 
 SETS, OBJECTS, WIDTH, REPEATS = 512, 10, 19, 7
 SOLVERS = {"Hungarian (SciPy)": hungarian, "auction": auction, "greedy": greedy, "Sinkhorn, 100 rounds": sinkhorn, "Chamfer": chamfer}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.metrics import adjusted_rand_index, segmentation_metrics
+from slot_attention_nbdev.metrics.segmentation import adjusted_rand_index, segmentation_metrics
 
 IMAGES, SLOTS, SIDE, REPEATS = 64, 7, 128, 10
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from slot_attention_nbdev.core import atomic_write, generator
 from slot_attention_nbdev.data.sprites import tetrominoes
 from slot_attention_nbdev.data.tfrecord_scenes import SCHEMAS, encode_scene
-from slot_attention_nbdev.data.tfrecord_stream import TFRecordScenes
+from slot_attention_nbdev.data.tfrecord_dataset import TFRecordScenes
 from slot_attention_nbdev.data.tfrecords import parse_example, read_tfrecords, write_tfrecords
 
 REPEATS, NOISE = 5, 0.45

@@ -20,18 +20,18 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from slot_attention_nbdev import training
+from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.data.sprites import to_model
-from slot_attention_nbdev.objective import mask_variance
-from slot_attention_nbdev.recipes import build_data, build_model, get_recipe
-from slot_attention_nbdev.runs import run_facts
+from slot_attention_nbdev.train.tasks import mask_variance
+from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe
+from slot_attention_nbdev.train.checkpoints import run_facts
 
 SIZES = {"tetrominoes_fast": (32, 60), "tetrominoes_paper": (16, 6)}  # images of the whole batch, steps
 AIMS = {"overhead": "≤ 10 %", "clevr6_overhead": "≤ 3 %", "checkpoint_seconds": "≤ 1", "start_seconds": "≤ 10", **{f"{name}_speedup": "≥ 1.6" for name in SIZES}}
 STEPS = 100
 START = """
 import os, time
-from slot_attention_nbdev import training
+from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.cli import main
 update = training.Run.update
 def first(self, scenes):
@@ -44,9 +44,9 @@ main(["train", "tetrominoes_fast", "--device", "cpu", "--out", os.environ["OUT"]
 TOGETHER = """
 import os, time, torch
 torch.set_num_threads(1)
-from slot_attention_nbdev.processes import agree, leave, open_accelerator
-from slot_attention_nbdev.recipes import build_data, get_recipe
-from slot_attention_nbdev.training import Run
+from slot_attention_nbdev.train.distributed import agree, leave, open_accelerator
+from slot_attention_nbdev.train.recipes import build_data, get_recipe
+from slot_attention_nbdev.train.trainer import Run
 here, recipe, steps = open_accelerator("cpu"), get_recipe(os.environ["RECIPE"], batch_size=int(os.environ["BATCH"])), int(os.environ["STEPS"])
 stream, _ = build_data(recipe, 0, "cpu", here.process_index, here.num_processes)
 run = Run(recipe)

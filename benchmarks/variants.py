@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 from slot_attention_nbdev.core import derive_seed, generator, pick_device
-from slot_attention_nbdev.encoder import PatchEncoder
-from slot_attention_nbdev.objective import Objective, draw_noise, draw_pixels, evaluate, place
-from slot_attention_nbdev.recipes import Recipe, build_data, build_model, get_recipe, resolution_of, to_dict
-from slot_attention_nbdev.runs import run_facts, save_record
-from slot_attention_nbdev.schedule import cosine_rate
-from slot_attention_nbdev.variants import variants
+from slot_attention_nbdev.nn.encoder import PatchEncoder
+from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels, evaluate, place
+from slot_attention_nbdev.train.recipes import Recipe, build_data, build_model, get_recipe, resolution_of, to_dict
+from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.train.schedule import cosine_rate
+from slot_attention_nbdev.experiments.shortcuts import variants
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 SIZES = {  # `steps` is the length of the schedule, which every run squeezes into its seconds

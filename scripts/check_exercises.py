@@ -2,7 +2,7 @@
 """Hold every exercise to its word: its check refuses what has not been solved and accepts the solution.
 
     python scripts/check_exercises.py                      # every notebook
-    python scripts/check_exercises.py nbs/10_attention.ipynb
+    python scripts/check_exercises.py nbs/course/01_attention.ipynb
 
 Runs the solutions and keeps their answers; then runs what the notebook's checks need of it, and gives each of them what an unsolved notebook holds (nothing,
 a function that returns nothing, one that returns what it was given), which must be refused, and the solution's answer, which must be accepted.
@@ -132,7 +132,7 @@ def faults_of(notebook: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
-    paths = [p.resolve() for p in parser.parse_args().notebooks] or sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    paths = [p.resolve() for p in parser.parse_args().notebooks] or sorted((ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb"))
     faults = []
     for path in paths:
         found = faults_of(path)

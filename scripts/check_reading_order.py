@@ -3,7 +3,7 @@
 
     python scripts/check_reading_order.py
 
-The symbols and the words stand in two tables of nbs/00_notation.ipynb, each with the notebook that introduces it; the order of reading is the sidebar's.
+The symbols and the words stand in two tables of nbs/course/00_notation.ipynb, each with the notebook that introduces it; the order of reading is the sidebar's.
 
 1. The notebook that is said to introduce a word or a symbol uses it.
 2. A notebook that comes earlier and uses it anyway links, in that cell or before it, to the notebook that introduces it or to the table.

@@ -2,7 +2,7 @@
 """Run notebooks as a stranger would: from the built wheel, in a fresh environment, away from this repository.
 
     python scripts/check_wheel.py                       # notebooks 10, 11 and 60
-    python scripts/check_wheel.py nbs/12_symmetry.ipynb # others
+    python scripts/check_wheel.py nbs/course/03_symmetry.ipynb # others
 
 Builds the wheel and makes a virtual environment that holds Jupyter alone. The first notebook, in the form that Colab gets, installs the package by its own
 first cell, which finds the wheel. Then every notebook is copied there and executed unchanged.
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import install_cells
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT = ("10_attention", "11_slot_attention", "60_train_on_cpu")
+DEFAULT = ("attention", "slot_attention", "train_on_cpu")
 
 
 def run(command: list, venv: Path, folder: Path) -> str:

@@ -2,7 +2,7 @@
 """Execute notebooks and save their outputs in place.
 
     python scripts/execute_notebooks.py                      # all, as `make notebooks` does
-    python scripts/execute_notebooks.py nbs/10_attention.ipynb
+    python scripts/execute_notebooks.py nbs/course/01_attention.ipynb
     python scripts/execute_notebooks.py --slow nbs/70_*.ipynb  # cells marked `#| slow` too
 
 Cells marked slow, gpu or notest keep the outputs they have. A notebook that fails is left as it was.

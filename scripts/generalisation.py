@@ -1,4 +1,4 @@
-"""Ask trained models for more than they were trained on: the records behind 63_generalisation, in results/generalisation.
+"""Ask trained models for more than they were trained on: the records behind generalization, in results/generalisation.
 
     python scripts/generalisation.py                       # everything that has no record yet; some minutes of one core
     python scripts/generalisation.py --only tetrominoes sprites
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from slot_attention_nbdev.core import generator
 from slot_attention_nbdev.data.sprites import SpriteStream, sprite_scenes
-from slot_attention_nbdev.generalisation import draw_crowd, draw_pieces, held_out_pairs, mask_scores, normalise_by
-from slot_attention_nbdev.properties import evaluate_properties
-from slot_attention_nbdev.recipes import get_recipe, load_model
-from slot_attention_nbdev.runs import run_facts, save_record
-from slot_attention_nbdev.training import Run
+from slot_attention_nbdev.experiments.generalization import draw_crowd, draw_pieces, held_out_pairs, mask_scores, normalise_by
+from slot_attention_nbdev.models.seeded_sets import evaluate_properties
+from slot_attention_nbdev.train.recipes import get_recipe, load_model
+from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.train.trainer import Run
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalisation"
 

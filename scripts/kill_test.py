@@ -35,8 +35,8 @@ def child(out: str, steps: int, resume: bool, said: str) -> None:
 
     tqdm.set_lock(threading.RLock())  # its own one lives between processes, and a killed one leaves it behind
     from slot_attention_nbdev.core import SlotAttentionError
-    from slot_attention_nbdev.recipes import get_recipe
-    from slot_attention_nbdev.training import train
+    from slot_attention_nbdev.train.recipes import get_recipe
+    from slot_attention_nbdev.train.trainer import train
 
     words, code = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0
     signal.signal(signal.SIGUSR1, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)))
@@ -53,7 +53,7 @@ class Runs:
 
     def __init__(self, home: Path, steps: int):
         self.home, self.steps, self.context = home, steps, multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["slot_attention_nbdev.training"])
+        self.context.set_forkserver_preload(["slot_attention_nbdev.train.trainer"])
 
     def start(self, name: str, resume: bool):
         process = self.context.Process(target=child, args=(str(self.home / name), self.steps, resume, str(self.home / "said")))
@@ -74,7 +74,7 @@ def step_of(out: Path) -> int:
 
 def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Random) -> dict:
     "Let the run get some steps further, then let something happen to it."
-    from slot_attention_nbdev.survival import load_last
+    from slot_attention_nbdev.train.survival import load_last
 
     before, process, end = step_of(out), runs.start(out.name, resume), time.monotonic() + 120
     while process.is_alive() and step_of(out) <= max(before, 0) and time.monotonic() < end:
@@ -110,7 +110,7 @@ def same(a: Path, b: Path) -> bool:
 
 def kill_test(kills: int, seed: int = 0) -> dict:
     "Carry it out; the record."
-    from slot_attention_nbdev.runs import load_record
+    from slot_attention_nbdev.train.checkpoints import load_record
 
     chance, started = random.Random(seed), time.monotonic()
     kinds = [KINDS[i % len(KINDS)] for i in range(kills)]

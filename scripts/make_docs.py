@@ -183,7 +183,7 @@ def prepare(pages: Path) -> None:
 
 
 class CourseSite(site.Site):
-    "A site whose pages bear the names that nbdev gives them: `attention.html`, not `10_attention.html`."
+    "A site whose pages bear the names that nbdev gives them: `attention.html`, not `attention.html`."
 
     def read(self, src: PurePosixPath) -> site.Page:
         page = super().read(src)

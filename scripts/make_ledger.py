@@ -14,9 +14,9 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from slot_attention_nbdev.compare import NAMES, Story, duration, experiments, find_runs, lags, number, spread
+from slot_attention_nbdev.apps.compare import NAMES, Story, duration, experiments, find_runs, lags, number, spread
 from slot_attention_nbdev.core import atomic_write
-from slot_attention_nbdev.report import SIGNS, hardware_of, markdown_table
+from slot_attention_nbdev.apps.report import SIGNS, hardware_of, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "results", ROOT / "nbs" / "results.ipynb"

@@ -1,4 +1,4 @@
-"""Measure what each deviation of 70_what_goes_wrong costs: a record per setting and seed in results/what_goes_wrong.
+"""Measure what each deviation of what_goes_wrong costs: a record per setting and seed in results/what_goes_wrong.
 
 A run takes about half a minute of one core. Records that exist are kept, so a broken-off call can be repeated:
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from slot_attention_nbdev.runs import save_record
-from slot_attention_nbdev.what_goes_wrong import SETTINGS, STEPS, measure
+from slot_attention_nbdev.train.checkpoints import save_record
+from slot_attention_nbdev.experiments.what_goes_wrong import SETTINGS, STEPS, measure
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "what_goes_wrong"
 

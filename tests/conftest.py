@@ -47,8 +47,8 @@ def golden():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "The folder of a finished run."
-    from slot_attention_nbdev.recipes import get_recipe
-    from slot_attention_nbdev.training import train
+    from slot_attention_nbdev.train.recipes import get_recipe
+    from slot_attention_nbdev.train.trainer import train
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     train(get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False)

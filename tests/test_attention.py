@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from slot_attention_nbdev.attention import attention_scores, slot_softmax, weighted_mean
+from slot_attention_nbdev.nn.attention import attention_scores, slot_softmax, weighted_mean
 from slot_attention_nbdev.core import generator
 
 sizes = st.tuples(*(st.integers(1, high) for high in (9, 6, 8)))

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.decoder import BroadcastDecoder, CoarseDecoder, SameConvTranspose2d, mix_slots
-from slot_attention_nbdev.encoder import ConvEncoder, PatchEncoder, same_pad
-from slot_attention_nbdev.object_discovery import SlotAttentionAutoEncoder, small_autoencoder, paper_autoencoder
-from slot_attention_nbdev.position import SoftPositionEmbed, position_grid
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.decoder import BroadcastDecoder, CoarseDecoder, SameConvTranspose2d, mix_slots
+from slot_attention_nbdev.nn.encoder import ConvEncoder, PatchEncoder, same_pad
+from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, small_autoencoder, paper_autoencoder
+from slot_attention_nbdev.nn.position import SoftPositionEmbed, position_grid
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 BUILDERS = {"paper": lambda: paper_autoencoder((35, 35), 4), "fast": small_autoencoder}
 

@@ -21,20 +21,20 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
-from slot_attention_nbdev import objective
+from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator, pick_device
 from slot_attention_nbdev.data.files import load_pack, save_pack
 from slot_attention_nbdev.data.sprites import SpriteStream, multi_dsprites, sprite_scenes, tetrominoes, to_model
-from slot_attention_nbdev.decoder import BroadcastDecoder
-from slot_attention_nbdev.fast_model import fast_autoencoder
-from slot_attention_nbdev.metrics import adjusted_rand_index, mean_iou, segmentation_metrics
-from slot_attention_nbdev.object_discovery import paper_autoencoder
-from slot_attention_nbdev.original import load_original, original_slot_attention
-from slot_attention_nbdev.recipes import get_recipe, parse_overrides
-from slot_attention_nbdev.runs import load_checkpoint, load_record
-from slot_attention_nbdev.slot_attention import SlotAttention
-from slot_attention_nbdev.training import evaluate, load_model, parse_budget, train
+from slot_attention_nbdev.nn.decoder import BroadcastDecoder
+from slot_attention_nbdev.models.seeded import fast_autoencoder
+from slot_attention_nbdev.metrics.segmentation import adjusted_rand_index, mean_iou, segmentation_metrics
+from slot_attention_nbdev.models.autoencoder import paper_autoencoder
+from slot_attention_nbdev.models.original import load_original, original_slot_attention
+from slot_attention_nbdev.train.recipes import get_recipe, parse_overrides
+from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.train.trainer import evaluate, load_model, parse_budget, train
 from slot_attention_nbdev.viz import plot_decomposition, slot_statistics
 
 nan, zeros = float("nan"), torch.zeros
@@ -343,7 +343,7 @@ def test_ctrl_c_outside_of_training(monkeypatch, capsys):
 
 
 def test_an_error_of_ours_is_one_line_too(monkeypatch, capsys):
-    from slot_attention_nbdev import recipes
+    from slot_attention_nbdev.train import recipes
 
     monkeypatch.setattr(recipes, "to_dict", lambda recipe: 1 / 0)
     assert main(["recipes", "tiny"]) == 1

@@ -3,11 +3,11 @@ import json
 
 import pytest
 import torch
-from slot_attention_nbdev.bench import STEPS, TextbookSlotAttention, bench_growth, bench_module, kept_bytes, race, slope, textbook
+from slot_attention_nbdev.experiments.bench import STEPS, TextbookSlotAttention, bench_growth, bench_module, kept_bytes, race, slope, textbook
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.object_discovery import paper_autoencoder
-from slot_attention_nbdev.slot_attention import LOOPS, SlotAttention
+from slot_attention_nbdev.models.autoencoder import paper_autoencoder
+from slot_attention_nbdev.nn.slot_attention import LOOPS, SlotAttention
 from torch.testing import assert_close
 
 

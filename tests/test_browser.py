@@ -299,7 +299,7 @@ def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
     return len(found), still
 
 
-@pytest.mark.parametrize("notebook", [pytest.param(n, marks=[] if live_figures(n) or n.stem == "10_attention" else pytest.mark.slow, id=n.stem) for n in NOTEBOOKS])
+@pytest.mark.parametrize("notebook", [pytest.param(n, marks=[] if live_figures(n) or n.stem == "attention" else pytest.mark.slow, id=n.stem) for n in NOTEBOOKS])
 def test_run_all_in_jupyterlab(lab_tab, notebook):
     try:
         done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])

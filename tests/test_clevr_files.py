@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from slot_attention_nbdev.core import FileError, InputError
-from slot_attention_nbdev.data.clevr_files import (
+from slot_attention_nbdev.data.clevr_v1 import (
     PAINT,
     WIDE_WINDOW,
     WINDOW,

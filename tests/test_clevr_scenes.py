@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from slot_attention_nbdev.core import InputError
 from slot_attention_nbdev.data.clevr_scenes import ASIDE, CLEVR, clevr, denoise, draw_scenes, hold_out, label_scenes, project, render_scenes, to_srgb, trace
-from slot_attention_nbdev.data.light import LAMPS, hit_floor, sample_lamp
-from slot_attention_nbdev.data.ray_casting import CAMERA, FRAMES, PLACE, RADIUS, WORDS, make_solids, pixel_rays, unit
+from slot_attention_nbdev.data.shading import LAMPS, hit_floor, sample_lamp
+from slot_attention_nbdev.data.rays import CAMERA, FRAMES, PLACE, RADIUS, WORDS, make_solids, pixel_rays, unit
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SLOT_ATTENTION_SHARED", ROOT.parent / "shared"))

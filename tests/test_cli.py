@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from slot_attention_nbdev import __version__, cli
+from slot_attention_nbdev import __version__
+from slot_attention_nbdev import cli
 from slot_attention_nbdev.cli import console, main
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.metrics import segmentation_metrics
-from slot_attention_nbdev.recipes import RECIPES, get_recipe, to_dict
-from slot_attention_nbdev.training import load_model, train
+from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
+from slot_attention_nbdev.train.recipes import RECIPES, get_recipe, to_dict
+from slot_attention_nbdev.train.trainer import load_model, train
 
 VERBS = ("recipes", "train", "evaluate", "segment", "predict", "data", "convert", "bench")
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")

@@ -11,9 +11,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import blank_solutions  # noqa: E402
 import check_exercises  # noqa: E402
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb"))
 SOLUTIONS = sorted((ROOT / "nbs" / "solutions").glob("*_solutions.ipynb"))
-FAST = ("00_notation", "01_core", "10_attention", "36_tfrecord_scenes")
+FAST = ("notation", "core", "attention", "tfrecord_scenes")
 
 
 def by_speed(paths):

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import multi_dsprites, tetrominoes, to_model
-from slot_attention_nbdev.encoder import HueEncoder, hues
-from slot_attention_nbdev.fast_model import (
+from slot_attention_nbdev.nn.encoder import HueEncoder, hues
+from slot_attention_nbdev.models.seeded import (
     FastAutoEncoder,
     ShapeReadout,
     SolidsAutoEncoder,
@@ -22,7 +22,7 @@ from slot_attention_nbdev.fast_model import (
     seeded_autoencoder,
     token_grid,
 )
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 
 def draw(*shape, seed=0, dtype=torch.float32):

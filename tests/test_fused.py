@@ -11,10 +11,10 @@ from torch.testing import assert_close
 
 pytest.importorskip("triton")
 
-from slot_attention_nbdev import fused
-from slot_attention_nbdev.attention import attention_scores, slot_softmax, weighted_mean
+from slot_attention_nbdev.ops import triton_pass as fused
+from slot_attention_nbdev.nn.attention import attention_scores, slot_softmax, weighted_mean
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.fused import compete_backward_triton, compete_triton, fused_compete, plain_compete, plain_compete_backward
+from slot_attention_nbdev.ops.triton_pass import compete_backward_triton, compete_triton, fused_compete, plain_compete, plain_compete_backward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1, 1, 1), (1, 1, 5, 3), (2, 9, 1, 4), (2, 3, 9, 8), (1, 64, 16, 16), (3, 65, 17, 33), (1, 130, 7, 64), (1, 20, 64, 20), (1, 20, 3, 256), (1, 17, 33, 129)]
@@ -242,7 +242,7 @@ def test_without_triton_only_the_kernel_is_missing():
     code = """
 import sys; sys.modules["triton"] = None
 import torch
-from slot_attention_nbdev.fused import compete_triton, fused_compete, plain_compete, register
+from slot_attention_nbdev.ops.triton_pass import compete_triton, fused_compete, plain_compete, register
 x, q, bias = torch.ones(1, 5, 2, requires_grad=True), torch.ones(1, 3, 2), torch.zeros(1, 3)
 torch.testing.assert_close(fused_compete(x, q, bias), plain_compete(x, q, bias))
 fused_compete(x, q, bias)[0].sum().backward()
@@ -256,7 +256,7 @@ except Exception as error: print(type(error).__name__, error)
 def test_a_cpu_without_interpreter_takes_the_plain_form():
     code = """
 import torch
-from slot_attention_nbdev.fused import fused_compete, plain_compete, interpreted
+from slot_attention_nbdev.ops.triton_pass import fused_compete, plain_compete, interpreted
 x, q, bias = torch.ones(1, 5, 2), torch.ones(1, 3, 2), torch.zeros(1, 3)
 torch.testing.assert_close(fused_compete(x, q, bias), plain_compete(x, q, bias))
 print(interpreted())
@@ -267,8 +267,8 @@ print(interpreted())
 def test_the_module_takes_the_kernels_and_computes_the_same():
     code = """
 import torch
-from slot_attention_nbdev import fused
-from slot_attention_nbdev.slot_attention import KERNELS, SlotAttention
+from slot_attention_nbdev.ops import triton_pass as fused
+from slot_attention_nbdev.nn.slot_attention import KERNELS, SlotAttention
 assert KERNELS["cuda"] is fused.fused_compete
 torch.manual_seed(0)
 module = SlotAttention(8, 8, 3).double()
@@ -287,10 +287,10 @@ for a, b in zip(run(), plainly): torch.testing.assert_close(a, b, rtol=1e-9, ato
 def test_the_core_does_not_load_the_kernels_without_a_card():
     code = """
 import sys
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 import torch
 SlotAttention(4, 4)
-assert torch.cuda.is_available() or "slot_attention_nbdev.fused" not in sys.modules
+assert torch.cuda.is_available() or "slot_attention_nbdev.ops.triton_pass" not in sys.modules
 """
     python(code)
 

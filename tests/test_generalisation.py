@@ -4,9 +4,9 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import COLORS, to_model
-from slot_attention_nbdev.fast_model import fast_autoencoder
-from slot_attention_nbdev.generalisation import NORMALISATIONS, draw_crowd, draw_pieces, held_out_pairs, mask_scores, normalise_by
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.models.seeded import fast_autoencoder
+from slot_attention_nbdev.experiments.generalization import NORMALISATIONS, draw_crowd, draw_pieces, held_out_pairs, mask_scores, normalise_by
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 
 @pytest.fixture(scope="module")

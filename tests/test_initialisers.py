@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.original import original_arrays, original_autoencoder, original_slot_attention
+from slot_attention_nbdev.models.original import original_arrays, original_autoencoder, original_slot_attention
 
 BUILDS = 5
 

@@ -14,11 +14,12 @@ import torch
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
-from slot_attention_nbdev import live, live_scenes  # noqa: E402
+from slot_attention_nbdev.apps import live
+from slot_attention_nbdev.apps import live_scenes
 from slot_attention_nbdev.core import InputError, generator  # noqa: E402
 from slot_attention_nbdev.data.clevr_scenes import draw_scenes, to_srgb, trace  # noqa: E402
 from slot_attention_nbdev.data.sprites import PIECES, sprite_scenes, to_model  # noqa: E402
-from slot_attention_nbdev.recipes import load_model  # noqa: E402
+from slot_attention_nbdev.train.recipes import load_model  # noqa: E402
 
 EXPLORERS = {
     "softmax": live.explore_softmax,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.matching import (
+from slot_attention_nbdev.metrics.matching import (
     CostPart,
     auction,
     chamfer,
@@ -121,7 +121,7 @@ def test_device_solvers_need_torch_alone():
     code = (
         "import sys; sys.modules['scipy'] = sys.modules['numpy'] = None\n"
         "import warnings; warnings.simplefilter('ignore')\n"
-        "import torch; from slot_attention_nbdev.matching import set_loss, auction\n"
+        "import torch; from slot_attention_nbdev.metrics.matching import set_loss, auction\n"
         "print(set_loss(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), matching=auction).item())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.metrics import (
+from slot_attention_nbdev.metrics.segmentation import (
     adjusted_rand_index,
     contingency,
     foreground_ari,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.objective import Objective, draw_noise, evaluate, pick_precision, show_slots
-from slot_attention_nbdev.recipes import build_data, build_model, get_recipe, identity
-from slot_attention_nbdev.runs import load_checkpoint
-from slot_attention_nbdev.training import Run, train
+from slot_attention_nbdev.train.tasks import Objective, draw_noise, evaluate, pick_precision, show_slots
+from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, identity
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
+from slot_attention_nbdev.train.trainer import Run, train
 
 SHORT = dict(eval_images=4, log_every=4, eval_every=8, checkpoint_every=4, batch_size=4, warmup_steps=2)
 MODELS = {"fast": ("tetrominoes_fast", (35, 35)), "paper": ("tetrominoes_paper", (35, 35)), "sets": ("sprites_properties", (64, 64))}

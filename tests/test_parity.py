@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from slot_attention_nbdev.attention import attention_scores
+from slot_attention_nbdev.nn.attention import attention_scores
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.decoder import SameConvTranspose2d
-from slot_attention_nbdev.encoder import same_pad
-from slot_attention_nbdev.object_discovery import small_autoencoder
-from slot_attention_nbdev.original import (
+from slot_attention_nbdev.nn.decoder import SameConvTranspose2d
+from slot_attention_nbdev.nn.encoder import same_pad
+from slot_attention_nbdev.models.autoencoder import small_autoencoder
+from slot_attention_nbdev.models.original import (
     join_name,
     load_original,
     original_arrays,
@@ -301,7 +301,7 @@ def test_wrong_models_and_arguments():
 
 @pytest.mark.parametrize("task", ["object_discovery", "set_prediction"])
 def test_learning_rates(golden, task):
-    learning_rate = pytest.importorskip("slot_attention_nbdev.training").learning_rate
+    learning_rate = pytest.importorskip("slot_attention_nbdev.train.trainer").learning_rate
     arrays = golden("learning_rate.npz")
     read = lambda name: arrays[f"{task}/{name}"].item()
     base, warmup, rate, steps = read("base_learning_rate"), read("warmup_steps"), read("decay_rate"), read("decay_steps")

@@ -14,15 +14,15 @@ import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import ModelCard, constants
-from slot_attention_nbdev.cards import KINDS, model_card
+from slot_attention_nbdev.models.card import KINDS, model_card
 from slot_attention_nbdev.core import FileError, InputError, generator
-from slot_attention_nbdev.fast_model import fast_autoencoder
-from slot_attention_nbdev.object_discovery import SlotAttentionAutoEncoder, paper_autoencoder
-from slot_attention_nbdev.pretrained import BUILDERS, build_described, describe_model, file_digest
-from slot_attention_nbdev.recipes import MODELS, get_recipe, load_model
-from slot_attention_nbdev.runs import load_record, load_weights, save_record, save_weights, shipped_weights
-from slot_attention_nbdev.set_prediction import SetPredictor
-from slot_attention_nbdev.training import train
+from slot_attention_nbdev.models.seeded import fast_autoencoder
+from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, paper_autoencoder
+from slot_attention_nbdev.models.hub import BUILDERS, build_described, describe_model, file_digest
+from slot_attention_nbdev.train.recipes import MODELS, get_recipe, load_model
+from slot_attention_nbdev.train.checkpoints import load_record, load_weights, save_record, save_weights, shipped_weights
+from slot_attention_nbdev.models.set_predictor import SetPredictor
+from slot_attention_nbdev.train.trainer import train
 
 SIZES = {"seeded": (64, 64), "properties_sprites": (64, 64), "set_small": (64, 64), "set_paper": (32, 32), "properties_clevr": (32, 32)}
 
@@ -317,7 +317,7 @@ import sys, socket
 sys.modules["huggingface_hub"] = None
 def refuse(*_, **__): raise AssertionError("a connection")
 socket.socket.connect = refuse
-from slot_attention_nbdev.object_discovery import SlotAttentionAutoEncoder
+from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder
 print(type(SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")).__name__)
 try: SlotAttentionAutoEncoder.from_pretrained("a/b")
 except ImportError as error: print(error)

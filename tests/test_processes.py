@@ -10,11 +10,11 @@ import torch
 from slot_attention_nbdev.core import InputError
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sprites import sprite_scenes
-from slot_attention_nbdev.data.tfrecord_stream import share
-from slot_attention_nbdev.processes import open_accelerator
-from slot_attention_nbdev.recipes import build_data, get_recipe
-from slot_attention_nbdev.runs import load_checkpoint, load_record
-from slot_attention_nbdev.training import Run, train
+from slot_attention_nbdev.data.tfrecord_dataset import share
+from slot_attention_nbdev.train.distributed import open_accelerator
+from slot_attention_nbdev.train.recipes import build_data, get_recipe
+from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.train.trainer import Run, train
 
 SHORT = dict(eval_images=4, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=2, clip_norm=0.1)
 RECIPES = {  # drawn slots; seeded slots with an average and the variance term, uneven shares; sets; a pack in pieces
@@ -29,8 +29,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_processes import RECIPES, gradients
-from slot_attention_nbdev.processes import leave
-from slot_attention_nbdev.training import train
+from slot_attention_nbdev.train.distributed import leave
+from slot_attention_nbdev.train.trainer import train
 place = Path(sys.argv[2])
 for name, make in RECIPES.items():
     found = gradients(make(place))

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "slot_attention_nbdev"
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb"))
 
 
 def sources(notebook: Path) -> list[str]:
@@ -107,7 +107,7 @@ def run(site: Path, code: str) -> str:
 
 def test_the_core_needs_torch_alone(wheel):
     code = ALLOW_TORCH_ONLY + (
-        "import torch, slot_attention_nbdev.slot_attention as m\n"
+        "import torch, slot_attention_nbdev.nn.slot_attention as m\n"
         "assert 'site' in m.__file__, m.__file__\n"
         "print(m.SlotAttention(32)(torch.zeros(2, 49, 32)).shape)"
     )
@@ -115,7 +115,7 @@ def test_the_core_needs_torch_alone(wheel):
 
 
 def test_the_core_imports_fast(wheel):
-    code = "import torch, time; t = time.process_time(); import slot_attention_nbdev.slot_attention; print(time.process_time() - t)"
+    code = "import torch, time; t = time.process_time(); import slot_attention_nbdev.nn.slot_attention; print(time.process_time() - t)"
     assert min(float(run(wheel, code)) for _ in range(3)) < 0.2
 
 

@@ -7,11 +7,11 @@ from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.properties import SPRITES, THRESHOLDS, SeededSetPredictor, evaluate_properties, find_objects, properties_loss, read_images
-from slot_attention_nbdev.recipes import RECIPES, build_model, get_recipe
-from slot_attention_nbdev.set_metrics import average_precision
-from slot_attention_nbdev.set_prediction import SetPredictor
-from slot_attention_nbdev.training import evaluate, load_model, train
+from slot_attention_nbdev.models.seeded_sets import SPRITES, THRESHOLDS, SeededSetPredictor, evaluate_properties, find_objects, properties_loss, read_images
+from slot_attention_nbdev.train.recipes import RECIPES, build_model, get_recipe
+from slot_attention_nbdev.metrics.sets import average_precision
+from slot_attention_nbdev.models.set_predictor import SetPredictor
+from slot_attention_nbdev.train.trainer import evaluate, load_model, train
 
 NAME = "multi_dsprites_colored_on_grayscale"
 SHORT = dict(steps=6, batch_size=4, eval_images=8, log_every=2, eval_every=3, checkpoint_every=3, warmup_steps=1)
@@ -54,7 +54,7 @@ def test_training_on_sets(run):
 
 
 def test_resumed_run_ends_with_the_same_weights(run, tmp_path, monkeypatch):
-    from slot_attention_nbdev import training
+    from slot_attention_nbdev.train import trainer as training
 
     class Cut(Exception):
         pass

@@ -8,7 +8,7 @@ from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import GENERATED
 from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
-from slot_attention_nbdev.recipes import (
+from slot_attention_nbdev.train.recipes import (
     RECIPES,
     Recipe,
     build_data,
@@ -169,8 +169,8 @@ def test_short_recipes_keep_the_model_and_fit_ten_minutes(name):
 
 
 def test_head_tells_every_seed(tmp_path, monkeypatch):
-    from slot_attention_nbdev import recipes
-    from slot_attention_nbdev.runs import save_record
+    from slot_attention_nbdev.train import recipes
+    from slot_attention_nbdev.train.checkpoints import save_record
 
     monkeypatch.setattr(recipes, "records_folder", lambda: tmp_path)
     assert recipe_head(RECIPES["tiny"]).count("not run yet") == 3

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from slot_attention_nbdev import cli
 from slot_attention_nbdev.cli import main
-from slot_attention_nbdev.compare import draw_curves, experiments, find_runs, spread, summary
+from slot_attention_nbdev.apps.compare import draw_curves, experiments, find_runs, spread, summary
 from slot_attention_nbdev.core import TrainingError
-from slot_attention_nbdev.recipes import get_recipe
-from slot_attention_nbdev.report import EXAMPLES, html_page
-from slot_attention_nbdev.runs import load_record, save_record
-from slot_attention_nbdev.survival import read_state
-from slot_attention_nbdev.training import train
+from slot_attention_nbdev.train.recipes import get_recipe
+from slot_attention_nbdev.apps.report import EXAMPLES, html_page
+from slot_attention_nbdev.train.checkpoints import load_record, save_record
+from slot_attention_nbdev.train.survival import read_state
+from slot_attention_nbdev.train.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
 
 def fail(out: Path):
     "A run that meets a number which is none."
-    from slot_attention_nbdev import training
+    from slot_attention_nbdev.train import trainer as training
 
     measure, calls = training.Run.measure, []
 
@@ -73,7 +73,7 @@ def test_states(runs):
 
 
 def test_a_run_is_running_while_its_process_lives(tmp_path):
-    code = "import sys, time; from slot_attention_nbdev.survival import note_state\nwith note_state(sys.argv[1]): print('on', flush=True); time.sleep(60)"
+    code = "import sys, time; from slot_attention_nbdev.train.survival import note_state\nwith note_state(sys.argv[1]): print('on', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "on\n"

@@ -7,14 +7,14 @@ import sys
 import time
 
 import torch
-from slot_attention_nbdev.runs import load_checkpoint, load_record
+from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
 
 PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
 from slot_attention_nbdev.core import SlotAttentionError
-from slot_attention_nbdev.recipes import get_recipe
-from slot_attention_nbdev.training import train
+from slot_attention_nbdev.train.recipes import get_recipe
+from slot_attention_nbdev.train.trainer import train
 recipe = get_recipe("tiny", steps=24, batch_size=2, eval_images=4, log_every=7, eval_every=10, checkpoint_every=1)
 try:
     train(recipe, sys.argv[1], device="cpu", resume=sys.argv[2] == "resume", progress=False)

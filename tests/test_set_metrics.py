@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import multi_dsprites
-from slot_attention_nbdev.set_metrics import THRESHOLDS, area_under_curve, average_precision, precision_recall, property_scores
-from slot_attention_nbdev.set_prediction import CLEVR, MULTI_DSPRITES, Categorical
+from slot_attention_nbdev.metrics.sets import THRESHOLDS, area_under_curve, average_precision, precision_recall, property_scores
+from slot_attention_nbdev.models.set_predictor import CLEVR, MULTI_DSPRITES, Categorical
 
 CASES = "random perfect noisy_low noisy_mid noisy_high duplicates empty_images same_attributes soft more_slots_than_targets shuffled_targets".split()
 

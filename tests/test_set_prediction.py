@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import multi_dsprites
-from slot_attention_nbdev.matching import huber_cost, hungarian, mixed_cost, set_loss
-from slot_attention_nbdev.original import load_original, original_arrays, original_layers, original_set_predictor
-from slot_attention_nbdev.set_prediction import (
+from slot_attention_nbdev.metrics.matching import huber_cost, hungarian, mixed_cost, set_loss
+from slot_attention_nbdev.models.original import load_original, original_arrays, original_layers, original_set_predictor
+from slot_attention_nbdev.models.set_predictor import (
     CLEVR,
     MULTI_DSPRITES,
     Angle,

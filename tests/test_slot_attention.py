@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 B, N, K, D_IN, D = 3, 10, 4, 6, 8
 
@@ -366,7 +366,7 @@ def test_export_that_draws(module, inputs):
 
 def test_needs_torch_alone():
     code = (
-        "import sys, torch; before = set(sys.modules); import slot_attention_nbdev.slot_attention;"
+        "import sys, torch; before = set(sys.modules); import slot_attention_nbdev.nn.slot_attention;"
         "new = {m.split('.')[0] for m in set(sys.modules) - before} - {'slot_attention_nbdev', 'torch'};"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import FileError, InputError
-from slot_attention_nbdev.data.clevr_files import ClevrFiles, write_clevr_tree
+from slot_attention_nbdev.data.clevr_v1 import ClevrFiles, write_clevr_tree
 from slot_attention_nbdev.data.convert import CARDS, card, convert, draw_blocks, draw_pack, gather
 from slot_attention_nbdev.data.files import load_pack, open_pack, save_pack
 from slot_attention_nbdev.data.image_folder import ImageFolder, resize_scenes
 from slot_attention_nbdev.data.sources import GENERATED, Batches, EpochSampler, GeneratedScenes, evaluation_scenes, generated_set, hold_out, open_source
 from slot_attention_nbdev.data.sprites import SPRITES, SpriteStream, sprite_scenes
 from slot_attention_nbdev.data.tfrecord_scenes import encode_scene
-from slot_attention_nbdev.data.tfrecord_stream import SPLITS
+from slot_attention_nbdev.data.tfrecord_dataset import SPLITS
 from slot_attention_nbdev.data.tfrecords import write_tfrecords
-from slot_attention_nbdev.runs import load_record, load_weights
+from slot_attention_nbdev.train.checkpoints import load_record, load_weights
 from torch.utils.data import DataLoader
 
 N = 24
@@ -87,7 +87,7 @@ def test_a_folder_has_128_pixels_by_default(place, tmp_path, capsys):
 
 @pytest.mark.parametrize("source", ["pack.npz", "pieces.tfrecords", "photos/"])
 def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(place, tmp_path, source, monkeypatch, capsys):
-    from slot_attention_nbdev.training import Run
+    from slot_attention_nbdev.train.trainer import Run
 
     words = ["train", "tiny", f"data={located(place, source)}", "resolution=24", "steps=20", "eval_images=4", "checkpoint_every=3", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0

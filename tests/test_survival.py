@@ -10,10 +10,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from slot_attention_nbdev.core import FileError, TrainingError
-from slot_attention_nbdev.recipes import get_recipe
-from slot_attention_nbdev.runs import load_checkpoint, load_weights
-from slot_attention_nbdev.survival import keep_checkpoint, load_last, merit, watch
-from slot_attention_nbdev.training import Run, load_model, train
+from slot_attention_nbdev.train.recipes import get_recipe
+from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_weights
+from slot_attention_nbdev.train.survival import keep_checkpoint, load_last, merit, watch
+from slot_attention_nbdev.train.trainer import Run, load_model, train
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_the_one_before(tmp_path, caplog):
 
 def test_the_best_is_kept(tmp_path, monkeypatch):
     scores = iter([0.3, 0.9, 0.5])
-    monkeypatch.setattr("slot_attention_nbdev.training.glance", lambda *_: {"fg_ari": next(scores)})
+    monkeypatch.setattr("slot_attention_nbdev.train.trainer.glance", lambda *_: {"fg_ari": next(scores)})
     train(get_recipe("tiny", **TINY), tmp_path, device="cpu", progress=False)
     model, info = load_model(tmp_path / "best.safetensors")
     assert info["step"] == 8 and load_weights(tmp_path / "best.safetensors")[1]["fg_ari"] == 0.9

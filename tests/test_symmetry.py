@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 0.3}
 quick = settings(deadline=None, max_examples=40)

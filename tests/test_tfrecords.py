@@ -18,7 +18,7 @@ from slot_attention_nbdev.core import FileError, InputError, SlotAttentionError,
 from slot_attention_nbdev.data import tfrecords
 from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
 from slot_attention_nbdev.data.tfrecord_scenes import CLEVR_WORDS, SCHEMAS, Schema, decode_scene, encode_example, encode_scene, recognise
-from slot_attention_nbdev.data.tfrecord_stream import SPLITS, TFRecordScenes, frames, objects_in, shuffled
+from slot_attention_nbdev.data.tfrecord_dataset import SPLITS, TFRecordScenes, frames, objects_in, shuffled
 from slot_attention_nbdev.data.tfrecords import masked_crc, parse_example, read_tfrecords, write_tfrecords
 
 GOLDEN = bytes.fromhex("0a1e 0a0d 0a0178 1208 1206 0a04 0000803f 0a0d 0a016d 1208 0a06 0a0107 0a01ff")
@@ -530,7 +530,7 @@ def test_two_ranks_of_two_workers(file, filter):
 
 
 def test_what_belongs_to_others_is_not_parsed(file, monkeypatch):
-    import slot_attention_nbdev.data.tfrecord_stream as stream
+    import slot_attention_nbdev.data.tfrecord_dataset as stream
 
     decoded = []
     monkeypatch.setattr(stream, "decode_scene", lambda payload, schema, where: decoded.append(where) or decode_scene(payload, schema, where))

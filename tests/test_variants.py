@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.objective import Objective, Shortcuts, draw_noise, draw_pixels
-from slot_attention_nbdev.recipes import build_data, build_model, get_recipe, identity, load_model
-from slot_attention_nbdev.slot_attention import SlotAttention
-from slot_attention_nbdev.training import Run, train
-from slot_attention_nbdev.variants import PixelDecoder, learn_from_last_step, pixel_autoencoder, variants
+from slot_attention_nbdev.train.tasks import Objective, Shortcuts, draw_noise, draw_pixels
+from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, identity, load_model
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.train.trainer import Run, train
+from slot_attention_nbdev.experiments.shortcuts import PixelDecoder, learn_from_last_step, pixel_autoencoder, variants
 
 SHORT = dict(steps=6, batch_size=2, resolution=9, eval_images=4, log_every=2, eval_every=6, checkpoint_every=3, warmup_steps=1)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from slot_attention_nbdev import viz
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.object_discovery import small_autoencoder
+from slot_attention_nbdev.models.autoencoder import small_autoencoder
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes
-from slot_attention_nbdev.runs import load_record
-from slot_attention_nbdev.slot_attention import SlotAttention
-from slot_attention_nbdev.what_goes_wrong import (
+from slot_attention_nbdev.train.checkpoints import load_record
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.experiments.what_goes_wrong import (
     EVERY,
     HELD_OUT,
     SETTINGS,
@@ -232,7 +232,7 @@ def test_records_come_from_this_code(name):
 
 
 def test_the_table_shows_the_records():
-    notebook = json.loads((ROOT / "nbs" / "70_what_goes_wrong.ipynb").read_text())
+    notebook = json.loads((ROOT / "nbs" / "course/13_what_goes_wrong.ipynb").read_text())
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     text = "\n".join("".join(output.get("data", {}).get("text/markdown", "")) for output in outputs)
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.split("\n")) if len(cells) > 5}

@@ -29,6 +29,6 @@ def test_each_notebook_gets_one_pinned_install_cell_and_nothing_else_changes(tmp
 
 def test_a_published_notebook_has_badges_and_fetches_its_files(monkeypatch):
     monkeypatch.setitem(project.settings(), "published", "True")
-    cells = install_cells.ready(ROOT / "nbs" / "26_parity.ipynb")["cells"]
+    cells = install_cells.ready(ROOT / "nbs" / "library/14_original.ipynb")["cells"]
     assert "colab" in cells[1]["source"] and "git clone" in cells[2]["source"]
-    assert "git clone" not in install_cells.ready(ROOT / "nbs" / "10_attention.ipynb")["cells"][2]["source"]
+    assert "git clone" not in install_cells.ready(ROOT / "nbs" / "course/01_attention.ipynb")["cells"][2]["source"]
