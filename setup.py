@@ -1,4 +1,5 @@
 "Build from settings.ini, which nbdev and setuptools share."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -33,12 +34,25 @@ setup(
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
     ],
-    packages=[*find_packages(include=["slot_attention_nbdev", "slot_attention_nbdev.*"]), "slot_attention_nbdev.results"],
-    package_dir={"slot_attention_nbdev.results": "results"},  # the records that notebooks quote, so that they run away from the repository
-    package_data={"slot_attention_nbdev": ["weights/*"], "slot_attention_nbdev.results": ["*/*.json", "*/*.npz", "search/*.png"]},
+    packages=[
+        *find_packages(include=["slot_attention_nbdev", "slot_attention_nbdev.*"]),
+        "slot_attention_nbdev.results",
+    ],
+    # the records that notebooks quote, so that they run away from the repository
+    package_dir={"slot_attention_nbdev.results": "results"},
+    package_data={
+        "slot_attention_nbdev": ["weights/*"],
+        "slot_attention_nbdev.results": ["*/*.json", "*/*.npz", "search/*.png"],
+    },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"train": train, "denoise": denoise, "fused": fused, "notebooks": notebooks, "dev": dev},
+    extras_require={
+        "train": train,
+        "denoise": denoise,
+        "fused": fused,
+        "notebooks": notebooks,
+        "dev": dev,
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

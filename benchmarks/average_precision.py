@@ -5,6 +5,7 @@
 
 Times the processor, on one core: best of several runs of ours, one run of the loop. The two must agree to 1e-9.
 """
+
 import argparse
 import math
 import time
@@ -26,12 +27,20 @@ def scenes() -> tuple[torch.Tensor, torch.Tensor]:
     g = generator(0, "scenes")
     size = (IMAGES, OBJECTS)
     scene = {axis: 6 * torch.rand(size, generator=g) - 3 for axis in "xyz"}
-    scene |= {name: torch.randint(n, size, generator=g) for name, n in dict(size=2, material=2, shape=3, color=8).items()}
-    scene["visibility"] = (torch.arange(OBJECTS) < torch.randint(3, OBJECTS + 1, (IMAGES, 1), generator=g)).float()
+    scene |= {
+        name: torch.randint(n, size, generator=g)
+        for name, n in dict(size=2, material=2, shape=3, color=8).items()
+    }
+    scene["visibility"] = (
+        torch.arange(OBJECTS) < torch.randint(3, OBJECTS + 1, (IMAGES, 1), generator=g)
+    ).float()
     targets = CLEVR.encode(scene, OBJECTS)
     predictions = targets + 1.2 * torch.rand(targets.shape, generator=g)
     predictions[..., :3] = targets[..., :3] + 0.05 * torch.randn(*size, 3, generator=g)
-    predictions[..., 18] = (0.7 * targets[..., 18] + 0.3 * torch.rand(size, generator=g)).mul(1000).round() / 1000  # with ties
+    # with ties
+    predictions[..., 18] = (0.7 * targets[..., 18] + 0.3 * torch.rand(size, generator=g)).mul(
+        1000
+    ).round() / 1000
     return predictions[:, torch.randperm(OBJECTS, generator=g)], targets
 
 
@@ -39,18 +48,29 @@ def loop(predictions: list, targets: list, threshold: float) -> float:
     "The rules, statement by statement; equal confidences are one step."
     kinds = lambda row: [max(range(a, b), key=row.__getitem__) for a, b in GROUPS]
     real = [[(row[:3], kinds(row)) for row in rows if row[18] > 0.5] for rows in targets]
-    said = sorted(((row[18], b, row) for b, rows in enumerate(predictions) for row in rows), key=lambda s: -s[0])
-    taken, points, found, objects = set(), [], 0, sum(map(len, real))
+    said = sorted(
+        ((row[18], b, row) for b, rows in enumerate(predictions) for row in rows),
+        key=lambda s: -s[0],
+    )
+    taken = set()
+    points = []
+    found = 0
+    objects = sum(map(len, real))
     for i, (confidence, b, row) in enumerate(said, start=1):
         own = kinds(row)
-        near = [(6 * math.dist(place, row[:3]), m) for m, (place, kind) in enumerate(real[b]) if kind == own]
+        near = [
+            (6 * math.dist(place, row[:3]), m)
+            for m, (place, kind) in enumerate(real[b])
+            if kind == own
+        ]
         if near and min(near)[0] < threshold and (b, min(near)[1]) not in taken:
             taken.add((b, min(near)[1]))
             found += 1
         if i == len(said) or said[i][0] != confidence:
             points.append((found / i, found / objects))
     area, best, after = 0.0, 0.0, None
-    for precision, recall in reversed(points):  # from the right: the best precision so far holds for the recall on its left
+    # from the right: the best precision so far holds for the recall on its left
+    for precision, recall in reversed(points):
         area += best * (after - recall) if after is not None else 0.0
         best, after = max(best, precision), recall
     return area + best * after
@@ -76,11 +96,26 @@ def main() -> None:
     print("| | seconds | AP at " + ", ".join(map(str, THRESHOLDS)) + " |\n|---|---:|---|")
     for name, seconds, values in (("ours", min(took), ours.tolist()), ("plain loop", slow, oracle)):
         print(f"| {name} | {seconds:.2f} | {', '.join(f'{v:.4f}' for v in values)} |")
-    print(f"\nThe loop takes {slow / min(took):.0f} times as long; the largest difference is {worst:.1e}.")
+    print(
+        f"\nThe loop takes {slow / min(took):.0f} times as long; the largest difference is {worst:.1e}."
+    )
     assert worst < 1e-9
     if arguments.json:
-        figures = {"seconds": min(took), "loop_seconds": slow, "ratio": slow / min(took), "largest_difference": worst}
-        save_record(arguments.json, {"recipe": "benchmarks/average_precision.py", "seed": 0, **run_facts(torch.device("cpu")), "figures": figures})
+        figures = {
+            "seconds": min(took),
+            "loop_seconds": slow,
+            "ratio": slow / min(took),
+            "largest_difference": worst,
+        }
+        save_record(
+            arguments.json,
+            {
+                "recipe": "benchmarks/average_precision.py",
+                "seed": 0,
+                **run_facts(torch.device("cpu")),
+                "figures": figures,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 On a CPU it times the processor, on one core, and takes a training step of fewer images times as many as are missing to 512;
 on a GPU it times the clock, with the device waited for, and the whole batch. Median of several runs.
 """
+
 import argparse
 import statistics
 import time
@@ -17,12 +18,27 @@ from pathlib import Path
 import torch
 
 from slot_attention_nbdev.core import generator, pick_device
-from slot_attention_nbdev.metrics.matching import auction, chamfer, greedy, huber_cost, hungarian, matched_cost, set_loss, sinkhorn
+from slot_attention_nbdev.metrics.matching import (
+    auction,
+    chamfer,
+    greedy,
+    huber_cost,
+    hungarian,
+    matched_cost,
+    set_loss,
+    sinkhorn,
+)
 from slot_attention_nbdev.train.checkpoints import run_facts, save_record
 from slot_attention_nbdev.models.set_predictor import paper_set_predictor
 
 SETS, OBJECTS, WIDTH, REPEATS = 512, 10, 19, 7
-SOLVERS = {"Hungarian (SciPy)": hungarian, "auction": auction, "greedy": greedy, "Sinkhorn, 100 rounds": sinkhorn, "Chamfer": chamfer}
+SOLVERS = {
+    "Hungarian (SciPy)": hungarian,
+    "auction": auction,
+    "greedy": greedy,
+    "Sinkhorn, 100 rounds": sinkhorn,
+    "Chamfer": chamfer,
+}
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
@@ -50,7 +66,9 @@ def padded_targets(n: int, device: torch.device) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--images", type=int, help="images of the timed training step (16 on a CPU, 512 else)")
+    parser.add_argument(
+        "--images", type=int, help="images of the timed training step (16 on a CPU, 512 else)"
+    )
     parser.add_argument("--json", type=Path, help="write a record")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
@@ -60,17 +78,22 @@ def main() -> None:
 
     model = paper_set_predictor().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-4)
-    image = torch.rand(images, 3, 128, 128, generator=generator(0, "image")).mul(2).sub(1).to(device)
+    image = (
+        torch.rand(images, 3, 128, 128, generator=generator(0, "image")).mul(2).sub(1).to(device)
+    )
     targets = padded_targets(images, device)
 
     def step() -> None:
         optimizer.zero_grad()
         predictions = model(image).predictions
-        set_loss(predictions, targets, matching=lambda cost: torch.full_like(cost, 0.1)).backward()  # no solver: every pair a tenth
+        # no solver: every pair a tenth
+        set_loss(predictions, targets, matching=lambda cost: torch.full_like(cost, 0.1)).backward()
         optimizer.step()
 
     rest = seconds(step, device, repeats=3) * SETS / images
-    print(f"{SETS} sets of {OBJECTS}, {device.type}; the rest of a training step takes {1e3 * rest:,.0f} ms ({images} images timed)\n")
+    print(
+        f"{SETS} sets of {OBJECTS}, {device.type}; the rest of a training step takes {1e3 * rest:,.0f} ms ({images} images timed)\n"
+    )
     print("| matching | ms | share of the step | dearer than the cheapest |\n|---|---:|---:|---:|")
     targets = padded_targets(SETS, device)
     predictions = torch.rand(targets.shape, generator=generator(0, "predictions")).to(device)
@@ -82,9 +105,19 @@ def main() -> None:
         excess = (matched_cost(cost, solver(cost)) / best - 1).mean().item()
         figures[name] = {"ms": 1e3 * took, "share": took / (took + rest), "excess": excess}
         print(f"| {name} | {1e3 * took:.2f} | {took / (took + rest):.3%} | {excess:+.3%} |")
-    print(f"\nThe cost alone: {1e3 * seconds(lambda: huber_cost(predictions, targets), device):.2f} ms.")
+    print(
+        f"\nThe cost alone: {1e3 * seconds(lambda: huber_cost(predictions, targets), device):.2f} ms."
+    )
     if arguments.json:
-        save_record(arguments.json, {"recipe": "benchmarks/matching.py", "seed": 0, **run_facts(device), "figures": figures})
+        save_record(
+            arguments.json,
+            {
+                "recipe": "benchmarks/matching.py",
+                "seed": 0,
+                **run_facts(device),
+                "figures": figures,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 Times the processor, not the clock, so that other programs disturb it less; takes the best of several runs.
 """
+
 import time
 from collections.abc import Callable
 
@@ -35,8 +36,15 @@ def main() -> None:
     masks = torch.rand(IMAGES, SLOTS, SIDE, SIDE, generator=generator(2)).softmax(1)
     print(f"images of {SIDE} x {SIDE} with {SLOTS} slots scored per second on one core\n")
     print("| prediction | ARI | all four scores |\n|---|---:|---:|")
-    for name, pred in (("labels, uint8", labels), ("labels, int64", labels.long()), ("soft masks, float32", masks)):
-        ari, everything = (images_per_second(lambda: f(true, pred)) for f in (adjusted_rand_index, segmentation_metrics))
+    for name, pred in (
+        ("labels, uint8", labels),
+        ("labels, int64", labels.long()),
+        ("soft masks, float32", masks),
+    ):
+        ari, everything = (
+            images_per_second(lambda: f(true, pred))
+            for f in (adjusted_rand_index, segmentation_metrics)
+        )
         print(f"| {name} | {ari:,.0f} | {everything:,.0f} |")
 
 

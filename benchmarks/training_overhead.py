@@ -6,6 +6,7 @@
 
 The bare loop does the same work on the same batches in plain PyTorch. Both are timed in turn, and the medians compared.
 """
+
 import argparse
 import json
 import math
@@ -26,8 +27,15 @@ from slot_attention_nbdev.train.tasks import mask_variance
 from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe
 from slot_attention_nbdev.train.checkpoints import run_facts
 
-SIZES = {"tetrominoes_fast": (32, 60), "tetrominoes_paper": (16, 6)}  # images of the whole batch, steps
-AIMS = {"overhead": "≤ 10 %", "clevr6_overhead": "≤ 3 %", "checkpoint_seconds": "≤ 1", "start_seconds": "≤ 10", **{f"{name}_speedup": "≥ 1.6" for name in SIZES}}
+# images of the whole batch, steps
+SIZES = {"tetrominoes_fast": (32, 60), "tetrominoes_paper": (16, 6)}
+AIMS = {
+    "overhead": "≤ 10 %",
+    "clevr6_overhead": "≤ 3 %",
+    "checkpoint_seconds": "≤ 1",
+    "start_seconds": "≤ 10",
+    **{f"{name}_speedup": "≥ 1.6" for name in SIZES},
+}
 STEPS = 100
 START = """
 import os, time
@@ -64,13 +72,17 @@ leave()
 def bare(recipe, stream) -> float:
     "Seconds of a step of the plainest loop that does the same work."
     model = build_model(recipe)
-    average, optimizer, started = deepcopy(model), torch.optim.Adam(model.parameters(), eps=1e-8), time.perf_counter()
+    average = deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), eps=1e-8)
+    started = time.perf_counter()
     for step in range(recipe.steps):
         image = to_model(stream.batch(step)["image"])
         output = model(image)
         loss = F.mse_loss(output.reconstruction, image)
         if recipe.variance_weight:
-            loss = loss + recipe.variance_weight * step / recipe.variance_steps * mask_variance(output)
+            loss = loss + recipe.variance_weight * step / recipe.variance_steps * mask_variance(
+                output
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
@@ -83,7 +95,10 @@ def bare(recipe, stream) -> float:
 
 
 def ours(recipe, stream, held_out) -> float:
-    "Seconds of a step of the real loop, logging and checkpoints included; a look at held-out images is no overhead, so there is one of two images."
+    """Seconds of a step of the real loop, logging and checkpoints included.
+
+    A look at held-out images is no overhead, so there is one of two images.
+    """
     run = training.Run(recipe)
     with tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
@@ -94,7 +109,8 @@ def ours(recipe, stream, held_out) -> float:
 def in_turn(recipe, rounds: int) -> list[tuple[float, float]]:
     "Seconds of a step, bare and ours, in turn."
     stream, held_out = build_data(recipe)
-    bare(recipe, stream), ours(recipe, stream, held_out)  # the first of each loads what is loaded late
+    # the first of each loads what is loaded late
+    bare(recipe, stream), ours(recipe, stream, held_out)
     return [(bare(recipe, stream), ours(recipe, stream, held_out)) for _ in range(rounds)]
 
 
@@ -116,27 +132,86 @@ def start_seconds() -> float:
     for _ in range(3):
         with tempfile.TemporaryDirectory() as out:
             started = time.time()
-            done = subprocess.run([sys.executable, "-c", START], env=os.environ | {"OUT": f"{out}/run"}, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", START],
+                env=os.environ | {"OUT": f"{out}/run"},
+                capture_output=True,
+                text=True,
+            )
             spans.append(float(done.stdout.split()[-1]) - started)
     return median(spans)
 
 
 def images_per_second(world: int, recipe: str, batch: int, steps: int) -> float:
     "Of that many processes, one thread each."
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000)}
+    where = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000),
+    }
     task = {"OMP_NUM_THREADS": "1", "RECIPE": recipe, "BATCH": str(batch), "STEPS": str(steps)}
-    places = [where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)} for rank in range(world)] if world > 1 else [{}]
-    copies = [subprocess.Popen([sys.executable, "-c", TOGETHER], env=os.environ | task | place, stdout=subprocess.PIPE, text=True) for place in places]
+    places = (
+        [
+            where
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
+            }
+            for rank in range(world)
+        ]
+        if world > 1
+        else [{}]
+    )
+    copies = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            env=os.environ | task | place,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for place in places
+    ]
     return float([copy.communicate()[0] for copy in copies][0].split()[-1])
 
 
 def measure(rounds: int) -> dict:
-    recipe = get_recipe("tetrominoes_fast", steps=STEPS, log_every=50, checkpoint_every=50, eval_every=10_000, eval_images=2, warmup_steps=10)
+    recipe = get_recipe(
+        "tetrominoes_fast",
+        steps=STEPS,
+        log_every=50,
+        checkpoint_every=50,
+        eval_every=10_000,
+        eval_images=2,
+        warmup_steps=10,
+    )
     pairs = in_turn(recipe, rounds)
-    # The paper's largest model and images, its logging, a checkpoint in eight steps; two images a batch: more only make the step longer, and the share smaller.
-    large = in_turn(get_recipe("clevr6_paper", steps=8, batch_size=2, scenes=16, checkpoint_every=8, eval_every=10_000, eval_images=2), rounds)
-    rates = {name: [(images_per_second(1, name, *size), images_per_second(2, name, *size)) for _ in range(rounds)] for name, size in SIZES.items()}
-    two = {f"{name}_images_per_second_{i + 1}": median(pair[i] for pair in pairs) for name, pairs in rates.items() for i in range(2)}
+    # The paper's largest model and images, its logging, a checkpoint in eight steps; two images a
+    # batch: more only make the step longer, and the share smaller.
+    large = in_turn(
+        get_recipe(
+            "clevr6_paper",
+            steps=8,
+            batch_size=2,
+            scenes=16,
+            checkpoint_every=8,
+            eval_every=10_000,
+            eval_images=2,
+        ),
+        rounds,
+    )
+    rates = {
+        name: [
+            (images_per_second(1, name, *size), images_per_second(2, name, *size))
+            for _ in range(rounds)
+        ]
+        for name, size in SIZES.items()
+    }
+    two = {
+        f"{name}_images_per_second_{i + 1}": median(pair[i] for pair in pairs)
+        for name, pairs in rates.items()
+        for i in range(2)
+    }
     two |= {f"{name}_speedup": median(b / a for a, b in pairs) for name, pairs in rates.items()}
     plain, full = (median(column) for column in zip(*pairs))
     return {
@@ -149,15 +224,29 @@ def measure(rounds: int) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--record", action="store_true", help="write results/benchmarks/training_overhead.json")
+    parser.add_argument(
+        "--record", action="store_true", help="write results/benchmarks/training_overhead.json"
+    )
     arguments = parser.parse_args()
     figures = measure(arguments.rounds)
     for name, value in figures.items():
         print(f"{name:42} {value:10.3f}  {AIMS.get(name, '')}")
     if arguments.record:
-        record = {"recipe": "tetrominoes_fast", "rounds": arguments.rounds, "steps": STEPS, "log_every": 50, "checkpoint_every": 50, "sizes_of_two": SIZES, "aims": AIMS, **figures, **run_facts(torch.device("cpu"))}
+        record = {
+            "recipe": "tetrominoes_fast",
+            "rounds": arguments.rounds,
+            "steps": STEPS,
+            "log_every": 50,
+            "checkpoint_every": 50,
+            "sizes_of_two": SIZES,
+            "aims": AIMS,
+            **figures,
+            **run_facts(torch.device("cpu")),
+        }
         assert all(math.isfinite(value) for value in figures.values())
-        Path(__file__).parent.parent.joinpath("results/benchmarks/training_overhead.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        Path(__file__).parent.parent.joinpath(
+            "results/benchmarks/training_overhead.json"
+        ).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

@@ -11,6 +11,7 @@ other seeds that it holds already are kept, so `--seeds 1` adds a seed.
 
 small: scenes of Tetrominoes at 17x17; the paper's Slot Attention and decoder behind our patch encoder, which is quick to learn and the same for all.
 """
+
 import argparse
 import json
 import math
@@ -19,10 +20,17 @@ import time
 from pathlib import Path
 
 import torch
-from slot_attention_nbdev.core import derive_seed, generator, pick_device
+from slot_attention_nbdev.core import derive_seed, pick_device
 from slot_attention_nbdev.nn.encoder import PatchEncoder
 from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels, evaluate, place
-from slot_attention_nbdev.train.recipes import Recipe, build_data, build_model, get_recipe, resolution_of, to_dict
+from slot_attention_nbdev.train.recipes import (
+    Recipe,
+    build_data,
+    build_model,
+    get_recipe,
+    resolution_of,
+    to_dict,
+)
 from slot_attention_nbdev.train.checkpoints import run_facts, save_record
 from slot_attention_nbdev.train.schedule import cosine_rate
 from slot_attention_nbdev.experiments.shortcuts import variants
@@ -38,28 +46,48 @@ COMMON = dict(steps=1_000, schedule="cosine", warmup_steps=100, clip_norm=1.0)
 class Racer:
     "One variant, one seed, its clock and its curve."
 
-    def __init__(self, name: str, recipe: Recipe, seed: int, size: str, device: torch.device, seconds: float):
-        self.name, self.recipe, self.seed, self.device, self.budget = name, recipe, seed, device, seconds
+    def __init__(
+        self, name: str, recipe: Recipe, seed: int, size: str, device: torch.device, seconds: float
+    ):
+        self.name = name
+        self.recipe = recipe
+        self.seed = seed
+        self.device = device
+        self.budget = seconds
         model = build_model(recipe, resolution_of(recipe), seed)
         if size == "small":
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(derive_seed(seed, "encoder"))
                 model.encoder = PatchEncoder(model.encoder.output_dim, model.encoder.output_dim)
         self.model = place(model, device)
-        self.objective, self.optimizer = Objective(self.model), torch.optim.Adam(self.model.parameters(), eps=1e-8)
-        self.step, self.seconds, self.wall, self.losses, self.curve, self.failed = 0, 0.0, 0.0, [], [], None
+        self.objective, self.optimizer = (
+            Objective(self.model),
+            torch.optim.Adam(self.model.parameters(), eps=1e-8),
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.wall = 0.0
+        self.losses = []
+        self.curve = []
+        self.failed = None
 
     def update(self, scenes: dict[str, torch.Tensor]) -> None:
         "One step of the plainest loop."
-        r, position = self.recipe, min(1.0, self.seconds / self.budget) * self.recipe.steps
+        r = self.recipe
+        position = min(1.0, self.seconds / self.budget) * self.recipe.steps
         drawn = len(scenes["image"]), self.seed, self.step
-        noise, scenes = draw_noise(self.model, *drawn), scenes | draw_pixels(self.model, r.pixels, *drawn)
+        noise = draw_noise(self.model, *drawn)
+        scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.objective(scenes, noise, num_iterations=r.iterations_at(position, r.num_iterations))
+            loss = self.objective(
+                scenes, noise, num_iterations=r.iterations_at(position, r.num_iterations)
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), r.clip_norm)
-        self.optimizer.param_groups[0]["lr"] = cosine_rate(position, r.learning_rate, r.warmup_steps, r.steps)
+        self.optimizer.param_groups[0]["lr"] = cosine_rate(
+            position, r.learning_rate, r.warmup_steps, r.steps
+        )
         self.optimizer.step()
         self.losses.append(loss.detach())
         self.step += 1
@@ -73,7 +101,8 @@ class Racer:
                 self.update(stream.batch(self.step))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            self.seconds, self.wall = self.seconds + clock() - began, self.wall + time.perf_counter() - wall
+            self.seconds = self.seconds + clock() - began
+            self.wall = self.wall + time.perf_counter() - wall
             if not math.isfinite(loss := self.losses[-1].item()):
                 self.failed = f"loss {loss} in step {self.step}"
 
@@ -81,15 +110,37 @@ class Racer:
         "A point of the curve."
         figures = evaluate(self.model, held_out, batch_size=32)
         loss = torch.stack(self.losses).mean().item() if self.losses else None
-        self.curve.append({"seconds": round(self.seconds, 2), "wall": round(self.wall, 1), "step": self.step, "loss": loss, **{key: round(figures[key], 5) for key in ("fg_ari", "mse")}})
+        self.curve.append(
+            {
+                "seconds": round(self.seconds, 2),
+                "wall": round(self.wall, 1),
+                "step": self.step,
+                "loss": loss,
+                **{key: round(figures[key], 5) for key in ("fg_ari", "mse")},
+            }
+        )
         self.losses.clear()
 
     def record(self) -> dict:
-        last, first = self.curve[-1], next((point for point in self.curve if point["fg_ari"] >= 0.5), None)
+        last = self.curve[-1]
+        first = next((point for point in self.curve if point["fg_ari"] >= 0.5), None)
         if not self.failed and self.seconds >= self.budget and last["fg_ari"] < 0.3:
             self.failed = "did not come to see objects in its seconds"
-        ends = {"steps": self.step, "steps_per_second": self.step / self.seconds if self.seconds else None, "fg_ari": last["fg_ari"], "mse": last["mse"]}
-        return {"variant": self.name, "recipe": to_dict(self.recipe), "seed": self.seed, "failed": self.failed, **ends, "seconds_to_half": first and first["seconds"], "curve": self.curve}
+        ends = {
+            "steps": self.step,
+            "steps_per_second": self.step / self.seconds if self.seconds else None,
+            "fg_ari": last["fg_ari"],
+            "mse": last["mse"],
+        }
+        return {
+            "variant": self.name,
+            "recipe": to_dict(self.recipe),
+            "seed": self.seed,
+            "failed": self.failed,
+            **ends,
+            "seconds_to_half": first and first["seconds"],
+            "curve": self.curve,
+        }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,21 +151,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=16, help="in how many turns they take them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", help="names of variants; all unless given")
-    parser.add_argument("--record", action="store_true", help="write results/benchmarks/variants.json, or variants_paper.json")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write results/benchmarks/variants.json, or variants_paper.json",
+    )
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     recipe = get_recipe("tetrominoes_paper", **COMMON, **SIZES[options.size])
-    about = {"size": options.size, "budget": options.seconds, "clock": "wall seconds" if device.type == "cuda" else "seconds of the process on the CPU"}
-    record = {"recipe": to_dict(recipe), "seed": options.seeds, **about, **run_facts(device), "finished": False, "runs": []}
-    path = RESULTS / ("variants.json" if options.size == "small" else f"variants_{options.size}.json")
+    about = {
+        "size": options.size,
+        "budget": options.seconds,
+        "clock": "wall seconds" if device.type == "cuda" else "seconds of the process on the CPU",
+    }
+    record = {
+        "recipe": to_dict(recipe),
+        "seed": options.seeds,
+        **about,
+        **run_facts(device),
+        "finished": False,
+        "runs": [],
+    }
+    path = RESULTS / (
+        "variants.json" if options.size == "small" else f"variants_{options.size}.json"
+    )
     if options.record and path.exists():  # runs of other seeds stay, if all else is the same
         old = json.loads(path.read_text())
-        if all(old[key] == record[key] for key in ("recipe", "budget", "clock", "hardware", "threads")):
-            record["runs"] = [{"commit": old["commit"]} | run for run in old["runs"] if run["seed"] not in options.seeds]
+        if all(
+            old[key] == record[key] for key in ("recipe", "budget", "clock", "hardware", "threads")
+        ):
+            record["runs"] = [
+                {"commit": old["commit"]} | run
+                for run in old["runs"]
+                if run["seed"] not in options.seeds
+            ]
             record["seed"] = sorted({run["seed"] for run in record["runs"]} | set(options.seeds))
     for seed in options.seeds:
         stream, held_out = build_data(recipe, seed, device)
-        racers = [Racer(name, r, seed, options.size, device, options.seconds) for name, r in variants(recipe).items() if name in (options.only or [name])]
+        racers = [
+            Racer(name, r, seed, options.size, device, options.seconds)
+            for name, r in variants(recipe).items()
+            if name in (options.only or [name])
+        ]
         done, started = record["runs"], time.perf_counter()
         for turn in range(options.turns + 1):
             for racer in racers:
@@ -123,11 +201,16 @@ def main(arguments: list[str] | None = None) -> int:
             record["runs"] = done + [racer.record() for racer in racers]
             record["finished"] = turn == options.turns and seed == options.seeds[-1]
             line = "  ".join(f"{racer.name} {racer.curve[-1]['fg_ari']:.3f}" for racer in racers)
-            print(f"seed {seed}, {options.seconds * turn / options.turns:.0f} s of {options.seconds:.0f} ({time.perf_counter() - started:.0f} s by the wall): {line}", flush=True)
+            print(
+                f"seed {seed}, {options.seconds * turn / options.turns:.0f} s of {options.seconds:.0f} ({time.perf_counter() - started:.0f} s by the wall): {line}",
+                flush=True,
+            )
             if options.record:
                 save_record(path, record)
     for run in record["runs"]:
-        print(f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f}, {run['steps_per_second']:.1f} steps a second  {run['failed'] or ''}")
+        print(
+            f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f}, {run['steps_per_second']:.1f} steps a second  {run['failed'] or ''}"
+        )
     return 0
 
 

@@ -7,6 +7,7 @@
 A worksheet has the exercises' words from the notebook that sets them, the set-up and the checks from the solutions, and `answer = None` where the
 solution was. It runs as it is and says of each exercise that it is not answered yet. Needs the standard library alone.
 """
+
 import argparse
 import ast
 import json
@@ -32,13 +33,19 @@ def made(node: ast.AST) -> set[str]:
     "The names that a statement defines."
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
 
 
 def check_call(node: ast.AST) -> ast.Call | None:
     "The call of check_exercise that a statement is, if it is one."
     call = node.value if isinstance(node, ast.Expr) else None
-    return call if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "check_exercise" else None
+    return (
+        call
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "check_exercise"
+        else None
+    )
 
 
 def blank(code: str) -> str:
@@ -58,7 +65,9 @@ def blank(code: str) -> str:
         first = min([node.lineno, *[d.lineno for d in getattr(node, "decorator_list", [])]])
         text += ["", "", *lines[first - 1 : node.end_lineno]]
     gone = {answer, *(name for node in tree.body[:at] if node not in kept for name in made(node))}
-    after = "\n".join(ast.get_source_segment(code, node) for node in tree.body[at + 1 :] if not used(node) & gone)
+    after = "\n".join(
+        ast.get_source_segment(code, node) for node in tree.body[at + 1 :] if not used(node) & gone
+    )
     label = ast.unparse(call.args[0]).replace("'", '"')
     text += ["", "", f"check_exercise({label}, answer, {test})", *([after] if after else [])]
     return "\n".join(text)
@@ -70,7 +79,9 @@ def questions(notebook: Path) -> dict[str, str]:
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         text = source(cell)
         if cell["cell_type"] == "markdown" and LABEL.search(text):
-            found[LABEL.search(text)[1]] = re.sub(r"^## Exercises\n+", "", text[text.find("**" + LABEL.search(text)[1]) :])
+            found[LABEL.search(text)[1]] = re.sub(
+                r"^## Exercises\n+", "", text[text.find("**" + LABEL.search(text)[1]) :]
+            )
     return found
 
 
@@ -78,9 +89,23 @@ def worksheet(solutions: Path) -> dict:
     "A solutions notebook without its solutions."
     notebook = json.loads(solutions.read_text(encoding="utf-8"))
     course = solutions.parent.parent / solutions.name.replace("_solutions", "")
-    words, cells, started, lost = questions(course), [], False, set()
-    title = source(json.loads(course.read_text(encoding="utf-8"))["cells"][0]).split("\n")[0].removeprefix("# ")
-    cells.append({"cell_type": "markdown", "metadata": {}, "id": "worksheet", "source": f"# Worksheet: {title}\n\n> Set `answer` in each cell and run it; the check says when you are done"})
+    words = questions(course)
+    cells = []
+    started = False
+    lost = set()
+    title = (
+        source(json.loads(course.read_text(encoding="utf-8"))["cells"][0])
+        .split("\n")[0]
+        .removeprefix("# ")
+    )
+    cells.append(
+        {
+            "cell_type": "markdown",
+            "metadata": {},
+            "id": "worksheet",
+            "source": f"# Worksheet: {title}\n\n> Set `answer` in each cell and run it; the check says when you are done",
+        }
+    )
     for cell in notebook["cells"]:
         text = source(cell)
         if cell["cell_type"] == "markdown":
@@ -89,9 +114,18 @@ def worksheet(solutions: Path) -> dict:
         cell = {**cell, "outputs": [], "execution_count": None}
         tree = ast.parse(re.sub(r"^[%!].*$", "pass", text, flags=re.M))  # IPython's own commands
         if any(check_call(node) for node in tree.body):
-            label = ast.literal_eval(next(check_call(n) for n in tree.body if check_call(n)).args[0])
+            label = ast.literal_eval(
+                next(check_call(n) for n in tree.body if check_call(n)).args[0]
+            )
             lost |= {name for node in tree.body for name in made(node)}
-            cells.append({"cell_type": "markdown", "metadata": {}, "id": f"question-{label.replace('.', '-')}", "source": words[label]})
+            cells.append(
+                {
+                    "cell_type": "markdown",
+                    "metadata": {},
+                    "id": f"question-{label.replace('.', '-')}",
+                    "source": words[label],
+                }
+            )
             cells.append({**cell, "source": blank(text)})
         elif not started or not (used(tree) & lost):
             cells.append({**cell, "source": text})
@@ -106,7 +140,9 @@ def main() -> int:
     paths = sorted((ROOT / "nbs" / "solutions").glob("*_solutions.ipynb"))
     for path in paths:
         target = out / path.name.replace("_solutions", "_worksheet")
-        target.write_text(json.dumps(worksheet(path), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps(worksheet(path), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     print(f"{len(paths)} worksheets in {out}")
     return 0
 

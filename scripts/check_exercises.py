@@ -7,6 +7,7 @@
 Runs the solutions and keeps their answers; then runs what the notebook's checks need of it, and gives each of them what an unsolved notebook holds (nothing,
 a function that returns nothing, one that returns what it was given), which must be refused, and the solution's answer, which must be accepted.
 """
+
 import argparse
 import ast
 import contextlib
@@ -29,10 +30,19 @@ UNSOLVED = {
 
 
 def code_cells(notebook: Path) -> dict[int, str]:
-    "The source of a notebook's code cells that run anywhere, by their place; without IPython's own commands."
+    """The source of a notebook's code cells that run anywhere, by their place.
+
+    Without IPython's own commands.
+    """
     cells = enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"])
-    sources = {index: "".join(cell["source"]) for index, cell in cells if cell["cell_type"] == "code"}
-    return {index: re.sub(r"^[%!].*$", "pass", source, flags=re.M) for index, source in sources.items() if not re.search(r"^#\|\s*(slow|gpu|notest)\b", source, re.M)}
+    sources = {
+        index: "".join(cell["source"]) for index, cell in cells if cell["cell_type"] == "code"
+    }
+    return {
+        index: re.sub(r"^[%!].*$", "pass", source, flags=re.M)
+        for index, source in sources.items()
+        if not re.search(r"^#\|\s*(slow|gpu|notest)\b", source, re.M)
+    }
 
 
 def names_in(source: str) -> tuple[set[str], set[str]]:
@@ -46,7 +56,8 @@ def names_in(source: str) -> tuple[set[str], set[str]]:
         elif isinstance(node, ast.alias):
             made.add((node.asname or node.name).split(".")[0])
         elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            made |= {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}  # x[0] = 1 changes x
+            # x[0] = 1 changes x
+            made |= {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}
     return used, made
 
 
@@ -62,7 +73,9 @@ def needed_by_checks(cells: dict[int, str]) -> dict[int, str]:
 
 
 def run(notebook: Path, check, whole: bool = True) -> None:
-    "Execute a notebook's cells, or those that its checks need, in its own folder, with `check` in the place of `check_exercise`."
+    """Execute a notebook's cells, or those that its checks need, in its own folder, with `check` in
+    the place of `check_exercise`.
+    """
     from IPython.display import display
 
     from slot_attention_nbdev import core
@@ -77,12 +90,21 @@ def run(notebook: Path, check, whole: bool = True) -> None:
     os.chdir(notebook.parent)
     try:
         for index, source in (cells if whole else needed_by_checks(cells)).items():
-            if re.search(r"^#\|\s*export", source, re.M):  # the solutions have imported these very objects: a second copy would be another class
-                names.update({name: getattr(module, name) for name in names_in(source)[1] if hasattr(module, name)})
+            # the solutions have imported these very objects: a second copy would be another class
+            if re.search(r"^#\|\s*export", source, re.M):
+                names.update(
+                    {
+                        name: getattr(module, name)
+                        for name in names_in(source)[1]
+                        if hasattr(module, name)
+                    }
+                )
                 continue
-            names["check_exercise"] = check  # a notebook that defines or imports it writes over ours
+            # a notebook that defines or imports it writes over ours
+            names["check_exercise"] = check
             where = f"{notebook.name}:{index}"
-            linecache.cache[where] = len(source), None, source.splitlines(keepends=True), where  # Triton reads the source of its kernels
+            # Triton reads the source of its kernels
+            linecache.cache[where] = len(source), None, source.splitlines(keepends=True), where
             exec(compile(source, where, "exec"), names)
             if "plt" in names:
                 names["plt"].close("all")
@@ -109,17 +131,24 @@ def faults_of(notebook: Path) -> list[str]:
         answers[label] = answer
 
     def hold(label, answer, test):
-        if answer is not None or label.endswith(".0"):  # not an exercise, but the notebook that shows how checking works
+        # not an exercise, but the notebook that shows how checking works
+        if answer is not None or label.endswith(".0"):
             return answer is None or test(answer)
         seen.append(label)
-        faults.extend(f"{notebook.name}: exercise {label} accepts {what}" for what, unsolved in UNSOLVED.items() if not refused(test, unsolved))
+        faults.extend(
+            f"{notebook.name}: exercise {label} accepts {what}"
+            for what, unsolved in UNSOLVED.items()
+            if not refused(test, unsolved)
+        )
         if label not in answers:
             faults.append(f"{notebook.name}: exercise {label} has no solution")
             return None
         try:
             test(answers[label])
         except Exception as error:
-            faults.append(f"{notebook.name}: exercise {label} refuses its solution: {type(error).__name__}: {str(error)[:300]}")
+            faults.append(
+                f"{notebook.name}: exercise {label} refuses its solution: {type(error).__name__}: {str(error)[:300]}"
+            )
 
     with contextlib.redirect_stdout(io.StringIO()):
         run(notebook.parent / "solutions" / f"{notebook.stem}_solutions.ipynb", keep)
@@ -132,7 +161,9 @@ def faults_of(notebook: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
-    paths = [p.resolve() for p in parser.parse_args().notebooks] or sorted((ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb"))
+    paths = [p.resolve() for p in parser.parse_args().notebooks] or sorted(
+        (ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb")
+    )
     faults = []
     for path in paths:
         found = faults_of(path)

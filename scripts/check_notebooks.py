@@ -8,6 +8,7 @@
 Prints one line per fault, `notebook:cell rule: what`, and exits 1 if there is any.
 Needs the standard library alone.
 """
+
 import argparse
 import ast
 import base64
@@ -23,8 +24,30 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_CELLS, MAX_EXPORTED_LINES, MAX_KB, MAX_IMAGE_KB, MAX_SECONDS = 60, 150, 300, 100, 20
 TEST = re.compile(r"\bassert\b|assert_close|\btest_\w+\(|check_exercise\(|pytest\.raises")
 FORBIDDEN_IMPORTS = {"requests", "urllib", "urllib3", "http", "socket", "ftplib", "httpx"}
-BAD_COLOUR_MAPS = {"jet", "rainbow", "gist_rainbow", "hsv", "nipy_spectral", "gist_ncar", "prism", "flag", "Set1", "RdYlGn", "brg"}
-RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like"}
+BAD_COLOUR_MAPS = {
+    "jet",
+    "rainbow",
+    "gist_rainbow",
+    "hsv",
+    "nipy_spectral",
+    "gist_ncar",
+    "prism",
+    "flag",
+    "Set1",
+    "RdYlGn",
+    "brg",
+}
+RANDOM = {
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "rand_like",
+    "randn_like",
+}
 DRAWS_IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 
 
@@ -32,10 +55,14 @@ class Cell:
     "One notebook cell: its source, directives and outputs."
 
     def __init__(self, index: int, raw: dict):
-        self.index, self.kind, self.outputs = index, raw["cell_type"], raw.get("outputs", [])
+        self.index = index
+        self.kind = raw["cell_type"]
+        self.outputs = raw.get("outputs", [])
         self.source = "".join(raw["source"])
         self.directives = re.findall(r"^#\|\s*(.+)$", self.source, re.M)
-        self.exported = any(d.split()[0] in ("export", "exporti", "exports") for d in self.directives if d.split())
+        self.exported = any(
+            d.split()[0] in ("export", "exporti", "exports") for d in self.directives if d.split()
+        )
         self.flags = {d.split()[0] for d in self.directives if d.split()}
 
     def tree(self) -> ast.Module:
@@ -55,18 +82,34 @@ class Notebook:
 
     def __init__(self, path: Path):
         self.path, self.name = path, path.stem
-        self.cells = [Cell(i, raw) for i, raw in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"])]
+        self.cells = [
+            Cell(i, raw)
+            for i, raw in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        ]
         self.code = [c for c in self.cells if c.kind == "code"]
         self.text = [c for c in self.cells if c.kind == "markdown"]
-        self.kind = "solutions" if "solutions" in path.parts else "index" if self.name == "index" else "course" if re.match(r"\d\d_", self.name) else "page"
+        self.kind = (
+            "solutions"
+            if "solutions" in path.parts
+            else "index"
+            if self.name == "index"
+            else "course"
+            if re.match(r"\d\d_", self.name)
+            else "page"
+        )
 
     def section(self, title: str) -> list[Cell]:
         "The cells under `## title`, up to the next heading of that level."
-        start = next((c.index for c in self.text if re.search(rf"^## {title}\b", c.source, re.M)), None)
+        start = next(
+            (c.index for c in self.text if re.search(rf"^## {title}\b", c.source, re.M)), None
+        )
         if start is None:
             return []
         after = self.cells[start + 1 :]
-        end = next((c.index for c in after if c.kind == "markdown" and re.search(r"^## ", c.source, re.M)), len(self.cells))
+        end = next(
+            (c.index for c in after if c.kind == "markdown" and re.search(r"^## ", c.source, re.M)),
+            len(self.cells),
+        )
         return self.cells[start:end]
 
 
@@ -167,8 +210,12 @@ def undocumented(node: ast.AST, lines: list[str], inside: str = "") -> Iterator[
 def tested(nb: Notebook) -> Iterator[Fault]:
     "5: a test cell within three cells of every export."
     for at, cell in enumerate(nb.code):
-        defines = cell.exported and any(not isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.tree().body)
-        if defines and not any(TEST.search(c.source) and not c.exported for c in nb.code[at + 1 : at + 4]):
+        defines = cell.exported and any(
+            not isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.tree().body
+        )
+        if defines and not any(
+            TEST.search(c.source) and not c.exported for c in nb.code[at + 1 : at + 4]
+        ):
             yield cell.index, "test", "no test cell among the next three code cells"
 
 
@@ -179,7 +226,11 @@ def equations(nb: Notebook) -> Iterator[Fault]:
     for n in tags.keys() - marks.keys():
         yield tags[n], "equation", f"equation ({n}) is labelled, but no line bears `# Eq. ({n})`"
     for n in marks.keys() - tags.keys():
-        yield marks[n], "equation", rf"a line bears `# Eq. ({n})`, but no equation here is labelled \tag{{{n}}}"
+        yield (
+            marks[n],
+            "equation",
+            rf"a line bears `# Eq. ({n})`, but no equation here is labelled \tag{{{n}}}",
+        )
 
 
 def naive_beside(nb: Notebook) -> Iterator[Fault]:
@@ -200,8 +251,14 @@ def shape_comments(nb: Notebook) -> Iterator[Fault]:
     for cell in nb.code:
         lines = cell.source.split("\n")
         for number, line in enumerate(lines):
-            near = line + (lines[number - 1] if number and lines[number - 1].strip().startswith("#") else "")
-            if cell.exported and reshaping.search(line.split("#")[0]) and not re.search(r"#.*\[.*\]", near):
+            near = line + (
+                lines[number - 1] if number and lines[number - 1].strip().startswith("#") else ""
+            )
+            if (
+                cell.exported
+                and reshaping.search(line.split("#")[0])
+                and not re.search(r"#.*\[.*\]", near)
+            ):
                 yield cell.index, "shape-comment", line.strip()
 
 
@@ -212,10 +269,15 @@ def seeded(nb: Notebook) -> Iterator[Fault]:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             name = ast.unparse(node.func)
-            drawing = (name.startswith("torch.") and node.func.attr in RANDOM) or node.func.attr in DRAWS_IN_PLACE
+            drawing = (
+                name.startswith("torch.") and node.func.attr in RANDOM
+            ) or node.func.attr in DRAWS_IN_PLACE
             if drawing and "generator" not in {k.arg for k in node.keywords}:
                 yield cell.index, "seed", f"{name}(…) without generator="
-            legacy = re.match(r"(np|numpy)\.random\.(?!default_rng|Generator)|random\.(seed|random|randint|choice|shuffle)\b", name)
+            legacy = re.match(
+                r"(np|numpy)\.random\.(?!default_rng|Generator)|random\.(seed|random|randint|choice|shuffle)\b",
+                name,
+            )
             if legacy or (name.endswith("default_rng") and not node.args):
                 yield cell.index, "seed", f"{name}(…) draws from global or unseeded state"
 
@@ -224,30 +286,49 @@ def offline(nb: Notebook) -> Iterator[Fault]:
     "9: no network, no absolute path."
     for cell in nb.code:
         for node in ast.walk(cell.tree()):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for module in modules:
                 if module.split(".")[0] in FORBIDDEN_IMPORTS:
                     yield cell.index, "network", f"imports {module}"
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if re.match(r"/(home|root|tmp|work|Users|mnt|opt|var|usr|data|content)(/|$)|[A-Z]:\\", node.value):
+                if re.match(
+                    r"/(home|root|tmp|work|Users|mnt|opt|var|usr|data|content)(/|$)|[A-Z]:\\",
+                    node.value,
+                ):
                     yield cell.index, "path", f"absolute path {node.value!r}"
         if re.search(r"^\s*[!%]\s*(pip|conda|wget|curl|apt)", cell.source, re.M):
             yield cell.index, "network", "installs or downloads"
 
 
 def leaves(nb: Notebook) -> Iterator[Fault]:
-    "9: `#| slow` and `#| gpu` cells are leaves: no later unflagged cell uses a name that only they define."
+    """9: `#| slow` and `#| gpu` cells are leaves: no later unflagged cell uses a name that only
+    they define.
+    """
     defined, flagged = set(), {}
     for cell in nb.code:
         tree = cell.tree()
-        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-        stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        used = {
+            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+        }
+        stored = {
+            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
         stored |= {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
         if cell.flags & {"slow", "gpu"}:
             flagged.update({name: cell.index for name in stored - defined})
             continue
         for name in (used & flagged.keys()) - stored:
-            yield cell.index, "leaf", f"uses {name}, which only the flagged cell {flagged[name]} defines"
+            yield (
+                cell.index,
+                "leaf",
+                f"uses {name}, which only the flagged cell {flagged[name]} defines",
+            )
         defined |= stored
         flagged = {name: at for name, at in flagged.items() if name not in stored}
 
@@ -265,17 +346,33 @@ def size(nb: Notebook) -> Iterator[Fault]:
     for cell in nb.code:
         for image in cell.images():
             if len(image) > MAX_IMAGE_KB * 1000:
-                yield cell.index, "size", f"an image of {len(image) / 1000:.0f} KB, at most {MAX_IMAGE_KB}"
+                yield (
+                    cell.index,
+                    "size",
+                    f"an image of {len(image) / 1000:.0f} KB, at most {MAX_IMAGE_KB}",
+                )
 
 
 def code_lines(cell: Cell) -> int:
-    "Lines of code in a cell: statements, without imports, docstrings, signatures, comments and blank lines."
+    """Lines of code in a cell: statements, without imports, docstrings, signatures, comments and
+    blank lines.
+    """
     lines = set()
     for node in ast.walk(cell.tree()):
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        if not isinstance(node, ast.stmt) or docstring or isinstance(node, (ast.Import, ast.ImportFrom)):
+        docstring = (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        )
+        if (
+            not isinstance(node, ast.stmt)
+            or docstring
+            or isinstance(node, (ast.Import, ast.ImportFrom))
+        ):
             continue
-        has_body = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.With, ast.Try))
+        has_body = isinstance(
+            node, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.With, ast.Try)
+        )
         lines.update([node.lineno] if has_body else range(node.lineno, node.end_lineno + 1))
     return len(lines)
 
@@ -307,28 +404,53 @@ def figures(nb: Notebook) -> Iterator[Fault]:
 def failures(nb: Notebook) -> Iterator[Fault]:
     "13: at least two failures, executed."
     section = nb.section("What can go wrong")
-    run = [c for c in section if c.kind == "code" and not c.flags & {"slow", "gpu", "notest"} and "eval: false" not in c.directives]
+    run = [
+        c
+        for c in section
+        if c.kind == "code"
+        and not c.flags & {"slow", "gpu", "notest"}
+        and "eval: false" not in c.directives
+    ]
     if len(run) < 2:
-        yield (section[0].index if section else 0), "failures", "`## What can go wrong` needs at least two executed failures"
+        yield (
+            (section[0].index if section else 0),
+            "failures",
+            "`## What can go wrong` needs at least two executed failures",
+        )
 
 
 def exercises(nb: Notebook) -> Iterator[Fault]:
     "13: at least three graded exercises, each with an executed solution."
     section = nb.section("Exercises")
     at = section[0].index if section else 0
-    labels = {m for c in section if c.kind == "code" for m in re.findall(r"check_exercise\(\s*[\"']([\w.]+)[\"']", c.source)}
+    labels = {
+        m
+        for c in section
+        if c.kind == "code"
+        for m in re.findall(r"check_exercise\(\s*[\"']([\w.]+)[\"']", c.source)
+    }
     if len(labels) < 3:
-        yield at, "exercises", f"`## Exercises` needs at least three check_exercise calls, has {len(labels)}"
+        yield (
+            at,
+            "exercises",
+            f"`## Exercises` needs at least three check_exercise calls, has {len(labels)}",
+        )
     if sum("★" in c.source for c in section if c.kind == "markdown") == 0:
         yield at, "exercises", "the exercises are not graded by ★"
     solutions = nb.path.parent / "solutions" / f"{nb.name}_solutions.ipynb"
     if not solutions.exists():
         yield at, "exercises", f"no solutions/{solutions.name}"
         return
-    printed = "".join("".join(o.get("text", "")) for c in Notebook(solutions).code for o in c.outputs)
+    printed = "".join(
+        "".join(o.get("text", "")) for c in Notebook(solutions).code for o in c.outputs
+    )
     for label in sorted(labels):
         if f"Exercise {label}: solved." not in printed:
-            yield at, "exercises", f"solutions/{solutions.name} does not show exercise {label} solved"
+            yield (
+                at,
+                "exercises",
+                f"solutions/{solutions.name} does not show exercise {label} solved",
+            )
 
 
 def ending(nb: Notebook) -> Iterator[Fault]:
@@ -351,7 +473,20 @@ def links(nb: Notebook) -> Iterator[Fault]:
                 yield cell.index, "link", f"no such notebook: {target}"
 
 
-EVERYWHERE = [title, star_imports, one_module, imports_alone, documented, seeded, offline, leaves, size, clean_outputs, figures, links]
+EVERYWHERE = [
+    title,
+    star_imports,
+    one_module,
+    imports_alone,
+    documented,
+    seeded,
+    offline,
+    leaves,
+    size,
+    clean_outputs,
+    figures,
+    links,
+]
 COURSE = [opening, tested, equations, naive_beside, shape_comments, failures, exercises, ending]
 PAGE = [opening, no_export, ending]  # without a number: a page of the site beside the course
 
@@ -363,7 +498,9 @@ def check(paths: list[Path]) -> list[str]:
         nb = Notebook(path)
         for rule in EVERYWHERE + {"course": COURSE, "page": PAGE}.get(nb.kind, []):
             faults += [f"{path.name}:{cell} {name}: {what}" for cell, name, what in rule(nb)]
-        for module in (d.split()[1] for c in nb.cells for d in c.directives if d.startswith("default_exp ")):
+        for module in (
+            d.split()[1] for c in nb.cells for d in c.directives if d.startswith("default_exp ")
+        ):
             if module in modules:
                 faults.append(f"{path.name}:0 default-exp: {modules[module]} exports {module} too")
             modules[module] = path.name
@@ -373,16 +510,34 @@ def check(paths: list[Path]) -> list[str]:
 def too_slow(text: str) -> list[str]:
     "Notebooks over the time limit, from the output of `nbdev_test --timing`."
     took = re.findall(r"^(\S+\.ipynb): (\d+) secs", text, re.M)
-    return [f"{Path(name).name}:0 time: {seconds} s, at most {MAX_SECONDS}" for name, seconds in took if float(seconds) > MAX_SECONDS]
+    return [
+        f"{Path(name).name}:0 time: {seconds} s, at most {MAX_SECONDS}"
+        for name, seconds in took
+        if float(seconds) > MAX_SECONDS
+    ]
 
 
 def time_again(text: str) -> str:
-    "The same output, after notebooks over the limit were run once more, by the processor's clock: what else the machine does counts for nothing."
+    """The same output, after notebooks over the limit were run once more, by the processor's clock:
+    what else the machine does counts for nothing.
+    """
     for fault in too_slow(text):
         name = fault.partition(":")[0]
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        subprocess.run([Path(sys.executable).with_name("nbdev_test"), "--path", next((ROOT / "nbs").rglob(name))], capture_output=True)
-        text = re.sub(rf"^(\S*{re.escape(name)}): \d+ secs", rf"\1: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before:.0f} secs", text, flags=re.M)
+        subprocess.run(
+            [
+                Path(sys.executable).with_name("nbdev_test"),
+                "--path",
+                next((ROOT / "nbs").rglob(name)),
+            ],
+            capture_output=True,
+        )
+        text = re.sub(
+            rf"^(\S*{re.escape(name)}): \d+ secs",
+            rf"\1: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before:.0f} secs",
+            text,
+            flags=re.M,
+        )
     return text
 
 
@@ -391,7 +546,9 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path)
     parser.add_argument("--timings", type=Path, help="output of nbdev_test --timing")
     arguments = parser.parse_args()
-    paths = arguments.notebooks or sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    paths = arguments.notebooks or sorted(
+        p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+    )
     faults = check([p.resolve() for p in paths])
     if arguments.timings:
         faults += too_slow(time_again(arguments.timings.read_text()))

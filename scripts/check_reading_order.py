@@ -12,6 +12,7 @@ The symbols and the words stand in two tables of nbs/course/00_notation.ipynb, e
 
 Prints a line per fault and exits 1 if there is any. Needs the standard library alone.
 """
+
 import json
 import re
 import sys
@@ -21,10 +22,132 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTATION = "00_notation.ipynb"
 # what TeX writes with a backslash and is no symbol, and names of functions
 NO_SYMBOLS = set(
-    "frac tfrac dfrac sqrt sum prod min max exp log sin cos tan arg text mathrm mathbb mathbf mathcal operatorname left right big Big bigl bigr qquad quad cdot cdots ldots dots times "
-    "top in le ge leq geq ne neq approx to mapsto infty partial nabla begin end tag label lVert rVert lvert rvert langle rangle lfloor rfloor lceil rceil hat bar tilde vec dot ddot "
-    "underbrace overbrace underset overset odot oplus otimes cup cap setminus subset forall exists mid sim propto pm mp circ star ast prime bmod pmod cases aligned pmatrix array "
-    "rightarrow leftarrow Rightarrow iff implies equiv ll gg int not limits displaystyle textstyle small phantom hspace mathop det stackrel middle xrightarrow tanh e arccos arcsin arctan sup inf lim".split()
+    [
+        "frac",
+        "tfrac",
+        "dfrac",
+        "sqrt",
+        "sum",
+        "prod",
+        "min",
+        "max",
+        "exp",
+        "log",
+        "sin",
+        "cos",
+        "tan",
+        "arg",
+        "text",
+        "mathrm",
+        "mathbb",
+        "mathbf",
+        "mathcal",
+        "operatorname",
+        "left",
+        "right",
+        "big",
+        "Big",
+        "bigl",
+        "bigr",
+        "qquad",
+        "quad",
+        "cdot",
+        "cdots",
+        "ldots",
+        "dots",
+        "times",
+        "top",
+        "in",
+        "le",
+        "ge",
+        "leq",
+        "geq",
+        "ne",
+        "neq",
+        "approx",
+        "to",
+        "mapsto",
+        "infty",
+        "partial",
+        "nabla",
+        "begin",
+        "end",
+        "tag",
+        "label",
+        "lVert",
+        "rVert",
+        "lvert",
+        "rvert",
+        "langle",
+        "rangle",
+        "lfloor",
+        "rfloor",
+        "lceil",
+        "rceil",
+        "hat",
+        "bar",
+        "tilde",
+        "vec",
+        "dot",
+        "ddot",
+        "underbrace",
+        "overbrace",
+        "underset",
+        "overset",
+        "odot",
+        "oplus",
+        "otimes",
+        "cup",
+        "cap",
+        "setminus",
+        "subset",
+        "forall",
+        "exists",
+        "mid",
+        "sim",
+        "propto",
+        "pm",
+        "mp",
+        "circ",
+        "star",
+        "ast",
+        "prime",
+        "bmod",
+        "pmod",
+        "cases",
+        "aligned",
+        "pmatrix",
+        "array",
+        "rightarrow",
+        "leftarrow",
+        "Rightarrow",
+        "iff",
+        "implies",
+        "equiv",
+        "ll",
+        "gg",
+        "int",
+        "not",
+        "limits",
+        "displaystyle",
+        "textstyle",
+        "small",
+        "phantom",
+        "hspace",
+        "mathop",
+        "det",
+        "stackrel",
+        "middle",
+        "xrightarrow",
+        "tanh",
+        "e",
+        "arccos",
+        "arcsin",
+        "arctan",
+        "sup",
+        "inf",
+        "lim",
+    ]
 )
 
 
@@ -46,7 +169,9 @@ def text_cells(path: Path) -> list[str]:
 def table(cells: list[str], heading: str) -> list[list[str]]:
     "The rows of the table under a heading."
     text = next(c[c.index(heading) :] for c in cells if heading in c)
-    rows = re.findall(r"^\|(.*)\|\s*$", text.split("\n## ")[0] if text.startswith("##") else text, re.M)
+    rows = re.findall(
+        r"^\|(.*)\|\s*$", text.split("\n## ")[0] if text.startswith("##") else text, re.M
+    )
     return [[part.strip() for part in row.split("|")] for row in rows[2:]]
 
 
@@ -60,12 +185,20 @@ def formulas(cell: str, display: bool) -> list[str]:
     "The displayed formulas of a cell, or those in its lines."
     cell = re.sub(r"```.*?```|`[^`]*`", " ", cell, flags=re.S)
     shown = re.findall(r"\$\$(.*?)\$\$", cell, re.S)
-    return shown if display else re.findall(r"(?<![\\$])\$([^$\n]+)\$", re.sub(r"\$\$.*?\$\$", " ", cell, flags=re.S))
+    return (
+        shown
+        if display
+        else re.findall(r"(?<![\\$])\$([^$\n]+)\$", re.sub(r"\$\$.*?\$\$", " ", cell, flags=re.S))
+    )
 
 
 def letters(formula: str) -> set[str]:
     "The symbols of a formula: single letters and Greek ones."
-    formula = re.sub(r"\\(?:text|mathrm|operatorname|tag|begin|end|mathbb|label|textbf|textit)\*?\s*(?:\{[^{}]*\}|\w)", " ", formula)
+    formula = re.sub(
+        r"\\(?:text|mathrm|operatorname|tag|begin|end|mathbb|label|textbf|textit)\*?\s*(?:\{[^{}]*\}|\w)",
+        " ",
+        formula,
+    )
     commands = {name for name in re.findall(r"\\([a-zA-Z]+)", formula)} - NO_SYMBOLS
     plain = re.findall(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", " ", formula))
     return {f"\\{name}" for name in commands} | set(plain) - {"e"}
@@ -84,26 +217,46 @@ def named(cell: dict) -> set[str]:
         return set(re.findall(r"\b([a-zA-Z])(?:_\w+)?\b", text))
     inline = {s for f in formulas(text, False) for s in letters(f)}
     own = {s for f in formulas(text, True) for s in defined(f)}
-    return inline | own | set(re.findall(r"`(\w)`", text)) | set(re.findall(r"(?<![\w'’])([b-zA-Z])(?![\w'’])", prose(text)))
+    return (
+        inline
+        | own
+        | set(re.findall(r"`(\w)`", text))
+        | set(re.findall(r"(?<![\w'’])([b-zA-Z])(?![\w'’])", prose(text)))
+    )
 
 
 def uses_word(word: str, cell: str) -> bool:
     "Whether a cell's prose uses a word or its plural."
-    return bool(re.search(rf"(?<![\w-]){re.escape(word)}(?:s|es)?(?![\w-])", prose(cell), re.I if word.islower() else 0))
+    return bool(
+        re.search(
+            rf"(?<![\w-]){re.escape(word)}(?:s|es)?(?![\w-])",
+            prose(cell),
+            re.I if word.islower() else 0,
+        )
+    )
 
 
 def entries(cells: list[str]) -> list[tuple[str, str, str, set[str], set[str]]]:
-    "What the tables hold: what it is, the place in the notation, the notebook that introduces it, its symbols (none for a word), and its names in code."
+    """What the tables hold: what it is, the place in the notation, the notebook that introduces it,
+    its symbols (none for a word), and its names in code.
+    """
     found = []
     for heading, anchor in (("## The symbols", "the-symbols"), ("## The words", "the-words")):
         for row in table(cells, heading):
             link = re.search(r"\]\((\d\d_\w+\.ipynb)\)", row[-1])
             if link is None:
-                raise SystemExit(f"{NOTATION}: {row[0]}: the last column must link to the notebook that introduces it")
+                raise SystemExit(
+                    f"{NOTATION}: {row[0]}: the last column must link to the notebook that introduces it"
+                )
             symbols = set()
             if anchor == "the-symbols":
                 written = re.findall(r"\$([^$]+)\$", row[0])
-                symbols = set(written) if any("_" in part for part in written) else {name for part in written for name in letters(part)} or {part.strip() for part in row[0].split(",") if len(part.strip()) == 1}
+                symbols = (
+                    set(written)
+                    if any("_" in part for part in written)
+                    else {name for part in written for name in letters(part)}
+                    or {part.strip() for part in row[0].split(",") if len(part.strip()) == 1}
+                )
             codes = set(re.findall(r"`([^`]+)`", row[1])) if anchor == "the-symbols" else set()
             found.append((row[0], anchor, link[1], symbols, codes))
     return found
@@ -125,10 +278,20 @@ def check(folder: Path, names: list[str]) -> list[str]:
                 return uses_word(what, cell)
             shown = [f for display in (True, False) for f in formulas(cell, display)]
             found = {s for f in shown for s in letters(f)}
-            return bool(symbols & found) or any("_" in s and s in f for s in symbols for f in shown) or (not symbols and uses_word(what, cell))
+            return (
+                bool(symbols & found)
+                or any("_" in s and s in f for s in symbols for f in shown)
+                or (not symbols and uses_word(what, cell))
+            )
 
-        whole = "\n".join("".join(c["source"]) for c in all_cells(folder / home)) if home in names else ""
-        if not any(used(cell) or what in cell for cell in cells[home]) and not any(re.search(rf"\b{code}\b", whole) for code in codes):
+        whole = (
+            "\n".join("".join(c["source"]) for c in all_cells(folder / home))
+            if home in names
+            else ""
+        )
+        if not any(used(cell) or what in cell for cell in cells[home]) and not any(
+            re.search(rf"\b{code}\b", whole) for code in codes
+        ):
             faults.append(f"{home}: is said to introduce {what}, and does not use it")
         for name in names[: names.index(home)]:
             first = next((index for index, cell in enumerate(cells[name]) if used(cell)), None)
@@ -136,7 +299,9 @@ def check(folder: Path, names: list[str]) -> list[str]:
                 continue
             before = "\n".join(cells[name][: first + 1])
             if f"]({home}" not in before and f"]({NOTATION}#the-" not in before:
-                faults.append(f"{name}: uses {what}, which {home} introduces; link to it, or to {NOTATION}#{anchor}")
+                faults.append(
+                    f"{name}: uses {what}, which {home} introduces; link to it, or to {NOTATION}#{anchor}"
+                )
     for name in names:
         said, whole = known | tabled, all_cells(folder / name)
         for index, cell in enumerate(whole):
@@ -144,7 +309,9 @@ def check(folder: Path, names: list[str]) -> list[str]:
             said |= {letter for near in whole[: index + 3] for letter in named(near)}
             if cell["cell_type"] == "markdown":
                 for symbol in sorted({s for f in formulas(text, True) for s in letters(f)} - said):
-                    faults.append(f"{name}: a formula uses {symbol} and nothing says what it is: {text[:60]!r}")
+                    faults.append(
+                        f"{name}: a formula uses {symbol} and nothing says what it is: {text[:60]!r}"
+                    )
                     said.add(symbol)
         known |= said
     return faults

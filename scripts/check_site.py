@@ -6,6 +6,7 @@
 
 Prints a line per fault and exits 1 if there is any. Needs the standard library alone.
 """
+
 import re
 import sys
 from html.parser import HTMLParser
@@ -14,7 +15,16 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 1_000_000
-LOADS = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}
+LOADS = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "object": "data",
+}
 
 
 class Page(HTMLParser):
@@ -22,7 +32,11 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.loads, self.ids, self.doubled, self.bare_images = [], [], set(), [], 0
+        self.links = []
+        self.loads = []
+        self.ids = set()
+        self.doubled = []
+        self.bare_images = 0
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -81,10 +95,16 @@ def faults_of_text(path: Path) -> list[str]:
     text, faults = path.read_text(encoding="utf-8"), []
     if path.suffix == ".css":
         for link in re.findall(r"url\(['\"]?([^)'\"]+)", text):
-            if not link.startswith("data:") and (urlsplit(link).netloc or not (path.parent / link).exists()):
+            if not link.startswith("data:") and (
+                urlsplit(link).netloc or not (path.parent / link).exists()
+            ):
                 faults.append(f"loads what is not there: {link}")
     if path.suffix == ".txt":
-        faults += [f"broken link: {link}" for link in re.findall(r"\]\(([^)\s]+)\)", text) if not urlsplit(link).netloc and not (path.parent / link).exists()]
+        faults += [
+            f"broken link: {link}"
+            for link in re.findall(r"\]\(([^)\s]+)\)", text)
+            if not urlsplit(link).netloc and not (path.parent / link).exists()
+        ]
     return faults
 
 
@@ -97,7 +117,9 @@ def check(site: Path) -> list[str]:
         if not (site / name).exists():
             faults.append(f"{name}: missing")
     for path in pages:
-        faults += [f"{path.relative_to(site)}: {what}" for what in faults_of_page(path, site, pages)]
+        faults += [
+            f"{path.relative_to(site)}: {what}" for what in faults_of_page(path, site, pages)
+        ]
     for path in sorted(p for kind in ("*.css", "llms.txt") for p in site.rglob(kind)):
         faults += [f"{path.relative_to(site)}: {what}" for what in faults_of_text(path)]
     return faults
@@ -106,5 +128,9 @@ def check(site: Path) -> list[str]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "_docs"
     found = check(folder)
-    print("\n".join(found) if found else f"{len(list(folder.rglob('*.html')))} pages: every link leads somewhere.")
+    print(
+        "\n".join(found)
+        if found
+        else f"{len(list(folder.rglob('*.html')))} pages: every link leads somewhere."
+    )
     sys.exit(1 if found else 0)

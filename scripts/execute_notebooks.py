@@ -8,6 +8,7 @@
 Cells marked slow, gpu or notest keep the outputs they have. A notebook that fails is left as it was.
 Live figures are saved as the picture that stands in for them: a saved notebook has no kernel that could move them.
 """
+
 import argparse
 import re
 import sys
@@ -37,7 +38,12 @@ def without_widgets(cell: dict) -> None:
 def execute(path: Path, flags: set[str]) -> float:
     "Run one notebook in its own folder and save it; returns the seconds it took."
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     start = time.time()
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
@@ -56,8 +62,14 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="run the cells marked slow as well")
     parser.add_argument("--gpu", action="store_true", help="run the cells marked gpu as well")
     arguments = parser.parse_args()
-    flags = {"notest", *(["slow"] if not arguments.slow else []), *(["gpu"] if not arguments.gpu else [])}
-    paths = arguments.notebooks or sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    flags = {
+        "notest",
+        *(["slow"] if not arguments.slow else []),
+        *(["gpu"] if not arguments.gpu else []),
+    }
+    paths = arguments.notebooks or sorted(
+        p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+    )
     failed = 0
     for path in paths:
         try:

@@ -7,6 +7,7 @@
 Where settings.ini says that the project is published, each notebook also gets its badges, and those that read the repository's test files fetch them.
 Push the folder as the branch that settings.ini names `notebooks_branch`: the badges and the site's links lead there. Needs the standard library alone.
 """
+
 import argparse
 import json
 import shutil
@@ -26,10 +27,24 @@ def requirement() -> str:
 
 def install_cell(notebook: dict) -> dict:
     "The cell that readies a fresh machine for a notebook."
-    lines = ["# Written by scripts/install_cells.py, for Colab and Binder: the package, at the version this notebook was made for.", f'%pip install --quiet "{requirement()}"']
-    if project.published() and any("../tests/assets" in "".join(c["source"]) for c in notebook["cells"]):
-        lines.append(f"!git clone --quiet --depth 1 --branch v{project.version()} {project.settings()['git_url']} repository && mkdir -p ../tests && cp -r repository/tests/assets ../tests/")
-    return {"cell_type": "code", "execution_count": None, "id": "install", "metadata": {}, "outputs": [], "source": "\n".join(lines)}
+    lines = [
+        "# Written by scripts/install_cells.py, for Colab and Binder: the package, at the version this notebook was made for.",
+        f'%pip install --quiet "{requirement()}"',
+    ]
+    if project.published() and any(
+        "../tests/assets" in "".join(c["source"]) for c in notebook["cells"]
+    ):
+        lines.append(
+            f"!git clone --quiet --depth 1 --branch v{project.version()} {project.settings()['git_url']} repository && mkdir -p ../tests && cp -r repository/tests/assets ../tests/"
+        )
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "install",
+        "metadata": {},
+        "outputs": [],
+        "source": "\n".join(lines),
+    }
 
 
 def badges(name: PurePosixPath) -> list[dict]:
@@ -53,14 +68,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "_notebooks")
     out = parser.parse_args().out
-    paths = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if not {"runs", ".ipynb_checkpoints"} & set(p.parts)]
+    paths = [
+        p
+        for p in sorted((ROOT / "nbs").rglob("*.ipynb"))
+        if not {"runs", ".ipynb_checkpoints"} & set(p.parts)
+    ]
     shutil.rmtree(out, ignore_errors=True)
     for path in paths:
         target = out / "nbs" / path.relative_to(ROOT / "nbs")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(ready(path), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps(ready(path), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     shutil.copytree(ROOT / "nbs" / "images", out / "nbs" / "images")
-    (out / "requirements.txt").write_text(requirement() + "\n", encoding="utf-8")  # what Binder installs before it starts
+    # what Binder installs before it starts
+    (out / "requirements.txt").write_text(requirement() + "\n", encoding="utf-8")
     print(f"{len(paths)} notebooks in {out}, each installing {requirement()}")
     return 0
 

@@ -8,6 +8,7 @@ Four kinds of accident: SIGKILL; SIGTERM; a disk that is full from some moment o
 the run is going on, lets every write fail); SIGKILL and a newest checkpoint that is cut short. After each, what lies in the
 folder must hold a whole checkpoint that lost no more than the steps since the last save, or, cut short, since the one before.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -33,7 +34,8 @@ def child(out: str, steps: int, resume: bool, said: str) -> None:
     torch.set_num_threads(1)
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own one lives between processes, and a killed one leaves it behind
+    # its own one lives between processes, and a killed one leaves it behind
+    tqdm.set_lock(threading.RLock())
     from slot_attention_nbdev.core import SlotAttentionError
     from slot_attention_nbdev.train.recipes import get_recipe
     from slot_attention_nbdev.train.trainer import train
@@ -41,10 +43,17 @@ def child(out: str, steps: int, resume: bool, said: str) -> None:
     words, code = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0
     signal.signal(signal.SIGUSR1, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)))
     try:
-        train(get_recipe("tiny", steps=steps, **RECIPE), out, device="cpu", resume=resume, progress=False)
+        train(
+            get_recipe("tiny", steps=steps, **RECIPE),
+            out,
+            device="cpu",
+            resume=resume,
+            progress=False,
+        )
     except SlotAttentionError as error:
         code = getattr(error, "code", 1)
-        os.write(words, f"{type(error).__name__}: {error}"[:60].encode())  # short enough for a full disk
+        # short enough for a full disk
+        os.write(words, f"{type(error).__name__}: {error}"[:60].encode())
     os._exit(code)
 
 
@@ -52,11 +61,15 @@ class Runs:
     "Starts runs from a process that has imported everything already."
 
     def __init__(self, home: Path, steps: int):
-        self.home, self.steps, self.context = home, steps, multiprocessing.get_context("forkserver")
+        self.home = home
+        self.steps = steps
+        self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["slot_attention_nbdev.train.trainer"])
 
     def start(self, name: str, resume: bool):
-        process = self.context.Process(target=child, args=(str(self.home / name), self.steps, resume, str(self.home / "said")))
+        process = self.context.Process(
+            target=child, args=(str(self.home / name), self.steps, resume, str(self.home / "said"))
+        )
         process.start()
         return process
 
@@ -76,12 +89,17 @@ def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Rand
     "Let the run get some steps further, then let something happen to it."
     from slot_attention_nbdev.train.survival import load_last
 
-    before, process, end = step_of(out), runs.start(out.name, resume), time.monotonic() + 120
+    before = step_of(out)
+    process = runs.start(out.name, resume)
+    end = time.monotonic() + 120
     while process.is_alive() and step_of(out) <= max(before, 0) and time.monotonic() < end:
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.15))  # in a step, in a save, between the two
     known = step_of(out)
-    os.kill(process.pid, {"SIGTERM": signal.SIGTERM, "full disk": signal.SIGUSR1}.get(kind, signal.SIGKILL))
+    os.kill(
+        process.pid,
+        {"SIGTERM": signal.SIGTERM, "full disk": signal.SIGUSR1}.get(kind, signal.SIGKILL),
+    )
     process.join(60)
     alive, code = process.is_alive(), process.exitcode
     if alive:
@@ -93,8 +111,20 @@ def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Rand
     found = load_last(out / "checkpoint.pt")["step"]
     lost = max(0, known - found)
     told = {"SIGTERM": "Interrupted", "full disk": "FileError"}.get(kind, "")
-    good = not alive and code == expected and lost <= (kind == "truncated") and runs.said().startswith(told)
-    return {"kind": kind, "step": found, "lost": lost, "exit": code, "said": runs.said(), "good": good}
+    good = (
+        not alive
+        and code == expected
+        and lost <= (kind == "truncated")
+        and runs.said().startswith(told)
+    )
+    return {
+        "kind": kind,
+        "step": found,
+        "lost": lost,
+        "exit": code,
+        "said": runs.said(),
+        "good": good,
+    }
 
 
 def finish(process) -> None:
@@ -105,7 +135,10 @@ def finish(process) -> None:
 
 def same(a: Path, b: Path) -> bool:
     "Whether two runs ended with the same bytes, in the last and in the best weights."
-    return all((a / name).read_bytes() == (b / name).read_bytes() for name in ("model.safetensors", "best.safetensors"))
+    return all(
+        (a / name).read_bytes() == (b / name).read_bytes()
+        for name in ("model.safetensors", "best.safetensors")
+    )
 
 
 def kill_test(kills: int, seed: int = 0) -> dict:
@@ -118,16 +151,23 @@ def kill_test(kills: int, seed: int = 0) -> dict:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         runs = Runs(home, steps=12 * kills)
-        whole, broken, events = runs.start("whole", False), home / "broken", []
+        whole = runs.start("whole", False)
+        broken = home / "broken"
+        events = []
         finish(whole)
         for kind in kinds:
             if step_of(broken) > 0.9 * runs.steps:
                 break  # it would end before it is killed
             events.append(accident(runs, broken, kind, bool(events), chance))
-            print(f"{len(events):3} {kind:9} exit {events[-1]['exit']:3} goes on from step {events[-1]['step']:4}, lost {events[-1]['lost']}  {'' if events[-1]['good'] else 'BAD ' + events[-1]['said']}", file=sys.stderr, flush=True)
+            print(
+                f"{len(events):3} {kind:9} exit {events[-1]['exit']:3} goes on from step {events[-1]['step']:4}, lost {events[-1]['lost']}  {'' if events[-1]['good'] else 'BAD ' + events[-1]['said']}",
+                file=sys.stderr,
+                flush=True,
+            )
         last = runs.start("broken", True)
         finish(last)
-        record, equal = load_record(broken / "record.json"), (whole.exitcode, last.exitcode) == (0, 0) and same(home / "whole", broken)
+        record = load_record(broken / "record.json")
+        equal = (whole.exitcode, last.exitcode) == (0, 0) and same(home / "whole", broken)
         counts = {kind: sum(event["kind"] == kind for event in events) for kind in KINDS}
         return {
             "kills": len(events), "kinds": counts, "good": sum(event["good"] for event in events), "steps": runs.steps, "most_lost": max(event["lost"] for event in events),
@@ -140,13 +180,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="results/kills.json", help="file of the record; - prints it")
+    parser.add_argument(
+        "--out", default="results/kills.json", help="file of the record; - prints it"
+    )
     arguments = parser.parse_args()
     record = kill_test(arguments.kills, arguments.seed)
     text = json.dumps(record, indent=1) + "\n"
-    print(text) if arguments.out == "-" else Path(arguments.out).write_text(text)
+    if arguments.out == "-":
+        print(text)
+    else:
+        Path(arguments.out).write_text(text)
     good = record["good"] == record["kills"] and record["same_weights_as_a_run_left_alone"]
-    print(f"{record['kills']} kills, {record['good']} good, weights as of a run left alone: {record['same_weights_as_a_run_left_alone']}", file=sys.stderr)
+    print(
+        f"{record['kills']} kills, {record['good']} good, weights as of a run left alone: {record['same_weights_as_a_run_left_alone']}",
+        file=sys.stderr,
+    )
     return 0 if good else 1
 
 

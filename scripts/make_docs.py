@@ -8,6 +8,7 @@ nbdev's processors read the notebooks, smalldocs turns them into HTML by `_quart
 names that links use, the source beside every exported name, a reference of all modules, local KaTeX, a search that works from a folder, and the look
 (`scripts/site/`). No page asks another host for anything. Any warning of smalldocs, such as a link to a page that is not there, fails the build.
 """
+
 import argparse
 import ast
 import html
@@ -24,7 +25,14 @@ from string import Template
 import yaml
 from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor
-from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, populate_language, strip_ansi
+from nbdev.processors import (
+    clean_magics,
+    filter_stream_,
+    hide_,
+    hide_line,
+    populate_language,
+    strip_ansi,
+)
 from execnb.nbio import mk_cell, write_nb
 from smalldocs import api, config, highlight, layout, site
 
@@ -46,7 +54,11 @@ TEX = {  # what a formula in a heading or a search result is shown as, where non
 
 def exported_names(source: str) -> list[str]:
     "The functions and classes that a cell defines; a function named `_` is only registered."
-    return [node.name for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "_"]
+    return [
+        node.name
+        for node in ast.parse(source).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "_"
+    ]
 
 
 def module_of(notebook: Path) -> str | None:
@@ -56,23 +68,49 @@ def module_of(notebook: Path) -> str | None:
 
 
 def export_bar(module: str, source: str) -> str:
-    "The line above an exported cell: what it defines, linked to the reference, and the module it goes to."
+    """The line above an exported cell: what it defines, linked to the reference, and the module it
+    goes to.
+    """
     names, page = exported_names(source), f"/api/{module.rpartition('.')[2]}.qmd"
-    operators = {node.name for node in ast.parse(source).body if any("custom_op" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))}  # no entry of their own
-    links = " ".join(f"`{name}`" if name.startswith("_") else f"[`{name}`]({page}{'' if name in operators else '#' + name})" for name in names)
+    # no entry of their own
+    operators = {
+        node.name
+        for node in ast.parse(source).body
+        if any("custom_op" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))
+    }
+    links = " ".join(
+        f"`{name}`"
+        if name.startswith("_")
+        else f"[`{name}`]({page}{'' if name in operators else '#' + name})"
+        for name in names
+    )
     return f"::: {{.export-bar}}\n{links} [in `{PACKAGE}.{module}`]({page}){{.module}}\n:::\n"
 
 
 def prepare_notebook(path: Path, target: Path) -> None:
-    "Write a notebook as smalldocs is to read it: front matter, no directives, every exported cell with its source."
-    procs = [FrontmatterProc, populate_language, strip_ansi, hide_line, filter_stream_, clean_magics, hide_]
+    """Write a notebook as smalldocs is to read it: front matter, no directives, every exported cell
+    with its source.
+    """
+    procs = [
+        FrontmatterProc,
+        populate_language,
+        strip_ansi,
+        hide_line,
+        filter_stream_,
+        clean_magics,
+        hide_,
+    ]
     processor = NBProcessor(path, procs=procs)
     processor.process()
     module = module_of(path)
     cells = []
     for cell in processor.nb.cells:
         directives = getattr(cell, "directives_", {})
-        if cell.cell_type == "code" and not re.sub(r"^#\|.*$", "", cell.source, flags=re.M).strip() and not cell.outputs:
+        if (
+            cell.cell_type == "code"
+            and not re.sub(r"^#\|.*$", "", cell.source, flags=re.M).strip()
+            and not cell.outputs
+        ):
             continue
         if module and {"export", "exports"} & directives.keys() and exported_names(cell.source):
             cells.append(mk_cell(export_bar(module, cell.source), "markdown"))
@@ -90,7 +128,13 @@ def settings(pages: Path) -> dict:
     given = yaml.safe_load(text)
     given["project"]["output-dir"] = "_site"
     given["project"].pop("preview", None)
-    given["format"] = {"html": {"toc": True, "toc-depth": given["format"]["html"].get("toc-depth", 3), "code-copy": False}}
+    given["format"] = {
+        "html": {
+            "toc": True,
+            "toc-depth": given["format"]["html"].get("toc-depth", 3),
+            "code-copy": False,
+        }
+    }
     given["website"].pop("reader-mode", None)
     given["website"] |= {"llms-txt": True, "page-navigation": True}
     given["website"]["navbar"]["left"].append({"text": "Reference", "href": "api/index.md"})
@@ -102,27 +146,42 @@ def source_page(path: Path) -> str:
     "A module's source as a page whose lines can be linked to."
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     lines = highlight.highlight(path.read_text(encoding="utf-8").rstrip("\n"), "python").split("\n")
-    # a string over several lines is one span: close it at the end of a line, and open it again on the next
+    # a string over several lines is one span: close it at the end of a line, and open it again on
+    # the next
     body, open_span = [], ""
     for number, line in enumerate(lines, 1):
         body.append(f'<span class="line" id="L{number}">{open_span}{line}')
         opened = re.findall(r"<span class=\"\w+\">|</span>", open_span + line)
         open_span = opened[-1] if opened and opened[-1] != "</span>" else ""
         body[-1] += "</span>" if open_span else ""
-    address = f"[In the repository]({project.source_url(path.relative_to(ROOT))})\n\n" if project.published() else ""
+    address = (
+        f"[In the repository]({project.source_url(path.relative_to(ROOT))})\n\n"
+        if project.published()
+        else ""
+    )
     listing = "".join(f"{line}\n</span>" for line in body)
     return f"---\ntitle: {json.dumps('Source of ' + name)}\ndescription: 'Written from its notebook'\ntoc: false\nsearch: false\n---\n\n{address}```{{=html}}\n<pre class=\"listing\"><code>{listing}</code></pre>\n```\n"
 
 
 def api_index(inventory: list[api.Symbol], notebooks: dict[str, Path]) -> str:
     "The page that lists every module and name with its one line."
-    parts = ["---\ntitle: Reference\ndescription: Every module and name of the library, in a line each\ntoc-depth: 2\n---\n"]
-    modules = sorted({s.module for s in inventory} & notebooks.keys(), key=lambda m: notebooks[m].name)
+    parts = [
+        "---\ntitle: Reference\ndescription: Every module and name of the library, in a line each\ntoc-depth: 2\n---\n"
+    ]
+    modules = sorted(
+        {s.module for s in inventory} & notebooks.keys(), key=lambda m: notebooks[m].name
+    )
     for module in modules:
         short, notebook = module.rpartition(".")[2], notebooks[module]
         summary = next((s.summary for s in inventory if s.module == module and not s.name), "")
-        parts.append(f"## {module.removeprefix(PACKAGE + '.')}\n\n[`{module}`]({short}.qmd): {summary}. Taught in [{notebook.stem}](/{notebook.name}).\n")
-        rows = [f"| [`{s.name}`]({short}.qmd#{s.name}) | {s.summary.replace('|', chr(92) + '|')} |" for s in inventory if s.module == module and s.name and "." not in s.name]
+        parts.append(
+            f"## {module.removeprefix(PACKAGE + '.')}\n\n[`{module}`]({short}.qmd): {summary}. Taught in [{notebook.stem}](/{notebook.name}).\n"
+        )
+        rows = [
+            f"| [`{s.name}`]({short}.qmd#{s.name}) | {s.summary.replace('|', chr(92) + '|')} |"
+            for s in inventory
+            if s.module == module and s.name and "." not in s.name
+        ]
         parts.append("\n".join(["| name | what it does |", "|---|---|", *rows]) + "\n")
     return "\n".join(parts)
 
@@ -143,7 +202,9 @@ def unfold(line: str) -> str:
 
 
 def reference_page(text: str, notebook: Path) -> str:
-    "A page of the reference with a short title, readable signatures, and the notebook that teaches the module."
+    """A page of the reference with a short title, readable signatures, and the notebook that
+    teaches the module.
+    """
     name = re.search(r'^title: "(.*)"$', text, re.M)[1]
     text = text.replace(f'title: "{name}"', f'title: "{name.rpartition(".")[2]}"', 1)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)  # a default that is a class
@@ -163,27 +224,43 @@ def prepare(pages: Path) -> None:
             notebooks[f"{PACKAGE}.{module_of(path)}"] = path
     shutil.copytree(ROOT / "nbs" / "images", pages / "images")
     title, _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")
-    (pages / "CONTRIBUTING.md").write_text(f"---\ntitle: {title.removeprefix('# ')}\ndescription: How the house is built\n---\n{text}", encoding="utf-8")
-    (pages / "_quarto.yml").write_text(yaml.safe_dump(settings(pages), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (pages / "404.md").write_text("---\ntitle: Nothing here\ndescription: This page does not exist, or no longer\ntoc: false\nsearch: false\n---\n\nTry the search above, or go to [the start](/index.ipynb) or [the map of the course](/00_notation.ipynb).\n", encoding="utf-8")
+    (pages / "CONTRIBUTING.md").write_text(
+        f"---\ntitle: {title.removeprefix('# ')}\ndescription: How the house is built\n---\n{text}",
+        encoding="utf-8",
+    )
+    (pages / "_quarto.yml").write_text(
+        yaml.safe_dump(settings(pages), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    (pages / "404.md").write_text(
+        "---\ntitle: Nothing here\ndescription: This page does not exist, or no longer\ntoc: false\nsearch: false\n---\n\nTry the search above, or go to [the start](/index.ipynb) or [the map of the course](/00_notation.ipynb).\n",
+        encoding="utf-8",
+    )
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         if path.name not in ("__init__.py", "_modidx.py"):
             (pages / "source").mkdir(exist_ok=True)
             (pages / "source" / f"{path.stem}.md").write_text(source_page(path), encoding="utf-8")
-    api.source_link = lambda _, symbol: f"[source](/source/{symbol.module.rpartition('.')[2]}.md#L{symbol.line}){{.source-link}}"
+    api.source_link = lambda _, symbol: (
+        f"[source](/source/{symbol.module.rpartition('.')[2]}.md#L{symbol.line}){{.source-link}}"
+    )
     chosen = api.Settings.read(pages, settings(pages)["smalldocs"]["api"])
     api.build(chosen)
     for module, notebook in notebooks.items():
         path = pages / "api" / f"{module.rpartition('.')[2]}.qmd"
-        path.write_text(reference_page(path.read_text(encoding="utf-8"), notebook), encoding="utf-8")
-    (pages / "api" / "index.md").write_text(api_index(api.inventory([PACKAGE]), notebooks), encoding="utf-8")
+        path.write_text(
+            reference_page(path.read_text(encoding="utf-8"), notebook), encoding="utf-8"
+        )
+    (pages / "api" / "index.md").write_text(
+        api_index(api.inventory([PACKAGE]), notebooks), encoding="utf-8"
+    )
 
 
 # ---------------------------------------------------------------- pages to HTML
 
 
 class CourseSite(site.Site):
-    "A site whose pages bear the names that nbdev gives them: `attention.html`, not `attention.html`."
+    """A site whose pages bear the names that nbdev gives them: `attention.html`, not
+    `attention.html`.
+    """
 
     def read(self, src: PurePosixPath) -> site.Page:
         page = super().read(src)
@@ -204,7 +281,11 @@ def sidebar(nav: layout.SiteNav, page: site.Page) -> str:
     def entry(item: layout.Item) -> str:
         here = ' aria-current="page"' if item.page is page else ""
         number = number_of(item.page) if item.page else ""
-        text = re.sub(r"^Solutions:?\s*(to )?", "", item.text) if item.page and "solutions" in item.page.src.parts else item.text
+        text = (
+            re.sub(r"^Solutions:?\s*(to )?", "", item.text)
+            if item.page and "solutions" in item.page.src.parts
+            else item.text
+        )
         return f'<li><a href="{site.rel(item.href, page)}"{here}>{f"<small>{number}</small>" if number else ""}<span>{text}</span></a></li>'
 
     parts = []
@@ -213,7 +294,9 @@ def sidebar(nav: layout.SiteNav, page: site.Page) -> str:
             parts.append(f"<ul>{entry(item)}</ul>")
             continue
         is_open = " open" if item.text not in ("Solutions",) or item.contains(page) else ""
-        parts.append(f"<details{is_open}><summary>{item.text}</summary><ul>{''.join(map(entry, item.children))}</ul></details>")
+        parts.append(
+            f"<details{is_open}><summary>{item.text}</summary><ul>{''.join(map(entry, item.children))}</ul></details>"
+        )
     return "".join(parts)
 
 
@@ -221,10 +304,17 @@ def contents(page: site.Page) -> str:
     "The headings of the page, with their formulas."
     depth = int(page.meta.get("toc-depth", 3))
     found = re.findall(r'<h([23])[^>]*?data-anchor-id="([^"]*)"[^>]*>(.*?)</h\1>', page.html, re.S)
-    rows = [(int(level), anchor, re.sub(r"</?(a|code)\b[^>]*>", "", text)) for level, anchor, text in found if int(level) <= depth]
+    rows = [
+        (int(level), anchor, re.sub(r"</?(a|code)\b[^>]*>", "", text))
+        for level, anchor, text in found
+        if int(level) <= depth
+    ]
     if not page.meta.get("toc") or len(rows) < 2:
         return ""
-    items = "".join(f'<li class="level{level}"><a href="#{anchor}">{text}</a></li>' for level, anchor, text in rows)
+    items = "".join(
+        f'<li class="level{level}"><a href="#{anchor}">{text}</a></li>'
+        for level, anchor, text in rows
+    )
     return f'<nav class="contents" aria-labelledby="contents-title"><h2 id="contents-title">On this page</h2><ul>{items}</ul></nav>'
 
 
@@ -244,36 +334,58 @@ def neighbours(nav: layout.SiteNav, page: site.Page) -> str:
 
 
 def body_of(page: site.Page) -> str:
-    "The page's own HTML, cleared of what is there for another style sheet, and made ready for ours."
+    """The page's own HTML, cleared of what is there for another style sheet, and made ready for
+    ours.
+    """
     text = page.html
     text = re.sub(r"<!-- .*? -->\n?", "", text, flags=re.S)
     text = re.sub(r'<img src="data:', '<img loading="lazy" src="data:', text)
-    text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)  # a picture's alt text is not its caption
+    # a picture's alt text is not its caption
+    text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)
     text = text.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
-    return re.sub(r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>', r'<\1\2>\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></\1>', text, flags=re.S)
+    return re.sub(
+        r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>',
+        r'<\1\2>\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></\1>',
+        text,
+        flags=re.S,
+    )
 
 
 def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: str) -> str:
     "One whole page."
     base = site.rel(".", page).rstrip("/") + "/"
     description = str(page.meta.get("description") or "")
-    crumb = next((i.text for i in nav.sidebars[0]["items"] if i.section and i.contains(page)), "Reference" if page.src.parts[0] in ("api", "source") else "")
+    crumb = next(
+        (i.text for i in nav.sidebars[0]["items"] if i.section and i.contains(page)),
+        "Reference" if page.src.parts[0] in ("api", "source") else "",
+    )
     number = number_of(page)
-    maths = f'<link rel="stylesheet" href="{base}katex/katex.min.css"><script defer src="{base}katex/katex.min.js"></script>' if page.env.get("math") else ""
+    maths = (
+        f'<link rel="stylesheet" href="{base}katex/katex.min.css"><script defer src="{base}katex/katex.min.js"></script>'
+        if page.env.get("math")
+        else ""
+    )
     links = project.notebook_links(page.src) if page.src.suffix == ".ipynb" else {}
     return template.substitute(
         base=base,
-        base_tag=f'<base href="{project.base_url()}">' if page.src.stem == "404" and project.published() else "",
+        base_tag=f'<base href="{project.base_url()}">'
+        if page.src.stem == "404" and project.published()
+        else "",
         title=html.escape(page.title),
         description=html.escape(description),
         subtitle=layout.inline_md(description, nav.site, page) if description else "",
         crumb=" · ".join(filter(None, (crumb, number))),
         maths=maths,
-        navbar="".join(f'<a href="{site.rel(i.href, page)}"{" aria-current=page" if i.page is page else ""}>{i.text}</a>' for i in nav.left),
+        navbar="".join(
+            f'<a href="{site.rel(i.href, page)}"{" aria-current=page" if i.page is page else ""}>{i.text}</a>'
+            for i in nav.left
+        ),
         sidebar=sidebar(nav, page),
         contents=contents(page),
         neighbours=neighbours(nav, page),
-        actions="".join(f'<a class="action" href="{url}">{text}</a>' for text, url in links.items()),
+        actions="".join(
+            f'<a class="action" href="{url}">{text}</a>' for text, url in links.items()
+        ),
         body=body_of(page),
         asset=asset,
     )
@@ -300,9 +412,12 @@ class Prose(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
-        if tag in ("pre", "script", "style") or (self.skipping and tag == "div"):
-            self.skipping += 1
-        elif tag == "div" and given.get("class") == "export-bar":
+        if (
+            tag in ("pre", "script", "style")
+            or (self.skipping and tag == "div")
+            or tag == "div"
+            and given.get("class") == "export-bar"
+        ):
             self.skipping += 1
         elif tag in ("h2", "h3"):
             self.sections.append([given.get("data-anchor-id") or given.get("id") or "", "", []])
@@ -330,12 +445,26 @@ def search_index(pages: list[site.Page]) -> list[list[str]]:
             continue
         reader = Prose()
         reader.feed(re.sub(r"<p><a [^>]*source-link.*?</p>", "", page.html))
-        kind = "reference" if page.src.parts[0] == "api" else "solutions" if page.src.parts[0] == "solutions" else "course"
+        kind = (
+            "reference"
+            if page.src.parts[0] == "api"
+            else "solutions"
+            if page.src.parts[0] == "solutions"
+            else "course"
+        )
         for anchor, section, words in reader.sections:
             text = plain(" ".join(words))
             if not anchor:
                 text = f"{plain(str(page.meta.get('description') or ''))} {text}".strip()
-            rows.append([str(page.out) + (f"#{anchor}" if anchor else ""), html.unescape(page.title), plain(section), text, kind])
+            rows.append(
+                [
+                    str(page.out) + (f"#{anchor}" if anchor else ""),
+                    html.unescape(page.title),
+                    plain(section),
+                    text,
+                    kind,
+                ]
+            )
     return rows
 
 
@@ -372,13 +501,17 @@ def build(out: Path) -> list[str]:
         course.out = result
         course.copy_resources()
         write_llms_index(course, nav, result)
-        index = json.dumps(search_index(list(course.pages.values())), ensure_ascii=False, separators=(",", ":"))
+        index = json.dumps(
+            search_index(list(course.pages.values())), ensure_ascii=False, separators=(",", ":")
+        )
         (result / "search.js").write_text(f"window.searchIndex={index};\n", encoding="utf-8")
         for name in ("site.css", "site.js", "icon.svg"):
             shutil.copy(LOOK / name, result)
         shutil.copytree(npm_package.katex(), result / "katex")
         (result / ".nojekyll").touch()
-        warnings = [w for w in course.warnings if not w.endswith("output-file is not read by smalldocs")]
+        warnings = [
+            w for w in course.warnings if not w.endswith("output-file is not read by smalldocs")
+        ]
         warnings += [f"{page}: broken link {href}" for page, href in course.broken]
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(result, out)
@@ -392,19 +525,29 @@ def plain_links(text: str) -> str:
 
 def write_llms_index(course: CourseSite, nav: layout.SiteNav, out: Path) -> None:
     "llms.txt: what the project is, and the Markdown copy of each page, by section."
-    web, base = course.project.website, project.site_url() if project.published() else ""
+    web = course.project.website
+    base = project.site_url() if project.published() else ""
     lines = [f"# {web['title']}", "", f"> {web['description']}", ""]
 
     def row(page: site.Page) -> str:
-        about = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", plain(str(page.meta.get("description") or "")))
-        return f"- [{html.unescape(page.title)}]({base}{page.out.with_suffix('.llms.md')})" + (f": {about}" if about else "")
+        about = re.sub(
+            r"\[([^]]*)\]\([^)]*\)", r"\1", plain(str(page.meta.get("description") or ""))
+        )
+        return f"- [{html.unescape(page.title)}]({base}{page.out.with_suffix('.llms.md')})" + (
+            f": {about}" if about else ""
+        )
 
     for item in nav.sidebars[0]["items"]:
         if item.section:
             lines += ["", f"## {html.unescape(item.text)}", "", *[row(p) for p in item.pages()]]
         else:
             lines.append(row(item.page))
-    lines += ["", "## Reference", "", *[row(p) for p in course.pages.values() if p.src.parts[0] == "api"]]
+    lines += [
+        "",
+        "## Reference",
+        "",
+        *[row(p) for p in course.pages.values() if p.src.parts[0] == "api"],
+    ]
     (out / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -416,7 +559,9 @@ def main() -> int:
     warnings = build(arguments.out.resolve())
     print("\n".join(warnings), file=sys.stderr, end="\n" if warnings else "")
     pages = len(list(arguments.out.rglob("*.html")))
-    print(f"{pages} pages in {arguments.out} after {time.time() - start:.0f} s; open {arguments.out / 'index.html'}")
+    print(
+        f"{pages} pages in {arguments.out} after {time.time() - start:.0f} s; open {arguments.out / 'index.html'}"
+    )
     return 1 if warnings else 0
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Write README.md from nbs/index.ipynb: its text, its code and what the code printed."""
+
 import json
 import re
 import sys
@@ -19,7 +20,9 @@ def readme() -> str:
             parts.append(source.replace("](../", "]("))
             continue
         code = "\n".join(line for line in source.split("\n") if not line.startswith("#|"))
-        printed = "".join("".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream")
+        printed = "".join(
+            "".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream"
+        )
         if "#| echo: false" not in source:
             parts.append(f"```python\n{code.strip()}\n```")
         if printed.strip():
@@ -29,5 +32,9 @@ def readme() -> str:
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(0 if (ROOT / "README.md").read_text(encoding="utf-8") == readme() else "README.md is not what nbs/index.ipynb makes: run `make export`")
+        sys.exit(
+            0
+            if (ROOT / "README.md").read_text(encoding="utf-8") == readme()
+            else "README.md is not what nbs/index.ipynb makes: run `make export`"
+        )
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")

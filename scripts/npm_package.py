@@ -6,6 +6,7 @@
 
 Packages lie under build/npm/ and are fetched once. `npm` only downloads: nothing of a package is run.
 """
+
 import base64
 import hashlib
 import re
@@ -18,8 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PINNED = {  # name: (version, the registry's own SHA-512 of the archive)
-    "katex": ("0.19.1", "jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA=="),
-    "axe-core": ("4.14.1", "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="),
+    "katex": (
+        "0.19.1",
+        "jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA==",
+    ),
+    "axe-core": (
+        "4.14.1",
+        "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
+    ),
 }
 
 
@@ -32,10 +39,14 @@ def fetch(name: str) -> Path:
         return folder
     npm = shutil.which("npm")
     if npm is None:
-        raise SystemExit(f"npm is needed once, to fetch {name} {version}: install it (on Debian: apt-get install npm) and run this again")
+        raise SystemExit(
+            f"npm is needed once, to fetch {name} {version}: install it (on Debian: apt-get install npm) and run this again"
+        )
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store) as work:  # two processes may fetch at the same time
-        packed = subprocess.run([npm, "pack", "--silent", f"{name}@{version}"], cwd=work, capture_output=True, text=True)
+        packed = subprocess.run(
+            [npm, "pack", "--silent", f"{name}@{version}"], cwd=work, capture_output=True, text=True
+        )
         if packed.returncode:
             raise SystemExit(f"npm could not fetch {name} {version}:\n{packed.stderr}")
         archive = Path(work) / packed.stdout.split()[-1]
@@ -53,7 +64,9 @@ def fetch(name: str) -> Path:
 
 
 def katex(folder: Path = ROOT / "nbs" / "katex") -> Path:
-    "Put what a page needs to typeset maths into a folder: script, style, and the fonts in the one format that every browser reads."
+    """Put what a page needs to typeset maths into a folder: script, style, and the fonts in the one
+    format that every browser reads.
+    """
     if (folder / PINNED["katex"][0]).exists():
         return folder
     dist = fetch("katex") / "dist"

@@ -1,4 +1,5 @@
 """Where the project lives: read from settings.ini, which alone says so. Needs the standard library alone."""
+
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -40,10 +41,14 @@ def site_url() -> str:
 
 
 def notebook_links(notebook: PurePosixPath) -> dict[str, str]:
-    "Where a notebook, named relative to nbs/, can be read, run and copied; nothing while the project has no public address."
+    """Where a notebook, named relative to nbs/, can be read, run and copied.
+
+    Nothing while the project has no public address.
+    """
     if not published():
         return {}
-    where, branch = settings()["git_url"].removeprefix("https://github.com/"), settings()["notebooks_branch"]
+    where = settings()["git_url"].removeprefix("https://github.com/")
+    branch = settings()["notebooks_branch"]
     return {
         "Open in Colab": f"https://colab.research.google.com/github/{where}/blob/{branch}/nbs/{notebook}",
         "Open in Binder": f"https://mybinder.org/v2/gh/{where}/{branch}?labpath=nbs/{notebook}",

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Put a finished run's weights into the package, with its record and a card.
 
-    python scripts/ship_weights.py runs/demo
-    python scripts/ship_weights.py --cards   # write the cards of what is shipped again
+python scripts/ship_weights.py runs/demo
+python scripts/ship_weights.py --cards   # write the cards of what is shipped again
 """
+
 import argparse
 import shutil
 import sys
@@ -21,7 +22,10 @@ LIMIT = 2_000_000  # bytes; every clone and every install pays for them
 def card(record: dict) -> str:
     "The card of shipped weights."
     recipe = record["recipe"]
-    config = {key: recipe[key] for key in ("model", "num_slots", "num_iterations")} | {"resolution": record["resolution"], "sha256": record["sha256"]}
+    config = {key: recipe[key] for key in ("model", "num_slots", "num_iterations")} | {
+        "resolution": record["resolution"],
+        "sha256": record["sha256"],
+    }
     return model_card(config, record)
 
 
@@ -31,7 +35,11 @@ def ship(run: Path) -> str:
     if not record["finished"]:
         sys.exit(f"{run}: this run has not finished; resume it first")
     _, info = load_weights(run / "model.safetensors")
-    if (info["recipe"], info["seed"], info["step"]) != (record["recipe"], record["seed"], record["step"]):
+    if (info["recipe"], info["seed"], info["step"]) != (
+        record["recipe"],
+        record["seed"],
+        record["step"],
+    ):
         sys.exit(f"{run}: weights and record are of different runs")
     size = (run / "model.safetensors").stat().st_size
     if size >= LIMIT:
@@ -39,22 +47,32 @@ def ship(run: Path) -> str:
     name = record["recipe"]["name"]
     with atomic_write(WEIGHTS / f"{name}.safetensors") as temporary:
         shutil.copyfile(run / "model.safetensors", temporary)
-    save_record(WEIGHTS / f"{name}.json", record | {"sha256": file_digest(run / "model.safetensors")})
+    save_record(
+        WEIGHTS / f"{name}.json", record | {"sha256": file_digest(run / "model.safetensors")}
+    )
     return name
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
-    parser.add_argument("--cards", action="store_true", help="write the cards of what is shipped again")
+    parser.add_argument(
+        "--cards", action="store_true", help="write the cards of what is shipped again"
+    )
     arguments = parser.parse_args()
     if (arguments.run is None) != arguments.cards:
         parser.error("name a run, or --cards")
-    names = [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))] if arguments.cards else [ship(arguments.run)]
+    names = (
+        [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))]
+        if arguments.cards
+        else [ship(arguments.run)]
+    )
     for name in names:
         with atomic_write(WEIGHTS / f"{name}.md") as temporary:
             temporary.write_text(card(load_record(WEIGHTS / f"{name}.json")), encoding="utf-8")
-        print(f"{WEIGHTS / name}: {(WEIGHTS / name).with_suffix('.safetensors').stat().st_size:,} bytes")
+        print(
+            f"{WEIGHTS / name}: {(WEIGHTS / name).with_suffix('.safetensors').stat().st_size:,} bytes"
+        )
     return 0
 
 

@@ -4,6 +4,7 @@ A run takes about half a minute of one core. Records that exist are kept, so a b
 
     python scripts/what_goes_wrong.py --seeds 0 1 2 [--only NAME ...] [--out FOLDER]
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -17,8 +18,17 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "what_goes_wrong"
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, each for every setting")
-    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME", help=", ".join(SETTINGS))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, each for every setting"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=list(SETTINGS),
+        choices=SETTINGS,
+        metavar="NAME",
+        help=", ".join(SETTINGS),
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="updates in a run")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     options = parser.parse_args(arguments)
@@ -30,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             record = measure(name, seed, options.steps)
             save_record(path, record)
-            print(f"{path.stem:22s} FG-ARI {record['final']['fg_ari']:.3f}  {record['seconds']:.0f} s  {record['failed'] or ''}", flush=True)
+            print(
+                f"{path.stem:22s} FG-ARI {record['final']['fg_ari']:.3f}  {record['seconds']:.0f} s  {record['failed'] or ''}",
+                flush=True,
+            )
     return 0
 
 

@@ -26,21 +26,29 @@ def recipes_command(
     if arguments.name:
         recipe = get_recipe(arguments.name)
         settings = to_dict(recipe)
-        return settings, recipe_head(recipe) + "\n\n" + table([item for item in settings.items() if item[0] not in ("name", "about")])
+        return settings, recipe_head(recipe) + "\n\n" + table(
+            [item for item in settings.items() if item[0] not in ("name", "about")]
+        )
     head = ("recipe", "data", "model", "num_slots", "steps", "about")
     settings = {name: to_dict(recipe) for name, recipe in RECIPES.items()}
-    return settings, table([head] + [(name, *(s[key] for key in head[1:])) for name, s in settings.items()])
+    return settings, table(
+        [head] + [(name, *(s[key] for key in head[1:])) for name, s in settings.items()]
+    )
 
 # %% ../nbs/library/10_cli.ipynb #a932a7ea
 def numbers(
     values: dict[str, float | int | None],  # Names and values
 ) -> str:  # One line
     "Numbers for a reader."
-    return "  ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    return "  ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
 
 
 def train_command(
-    arguments: argparse.Namespace,  # `recipe`, `overrides`, `budget`, `out`, `resume`, `seed`, `device`
+    # `recipe`, `overrides`, `budget`, `out`, `resume`, `seed`, `device`
+    arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program (the run's record), for a reader
     "Train a recipe; resume it with the same command and --resume."
     from slot_attention_nbdev.train.recipes import get_recipe, parse_overrides
@@ -48,27 +56,45 @@ def train_command(
 
     recipe = get_recipe(arguments.recipe, **parse_overrides(arguments.overrides))
     out = arguments.out or Path("runs") / f"{arguments.recipe}-seed{arguments.seed}"
-    record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, None if arguments.budget is None else parse_budget(arguments.budget))
+    record = train(
+        recipe,
+        out,
+        arguments.seed,
+        arguments.device,
+        arguments.resume,
+        None if arguments.budget is None else parse_budget(arguments.budget),
+    )
     return record, f"{numbers(record['final'])}\nrun      {out}\npicture  {out / 'slots.png'}"
 
 # %% ../nbs/library/10_cli.ipynb #62353e65
 def evaluate_command(
     arguments: argparse.Namespace,  # `checkpoint`, `data`, `n`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    "Measure on labelled images: FG-ARI, ARI, mIoU, mBO and MSE, or a set predictor's AP and properties."
+    """Measure on labelled images: FG-ARI, ARI, mIoU, mBO and MSE, or a set predictor's AP and
+    properties.
+    """
     from slot_attention_nbdev.data.sources import evaluation_scenes, recognise_data
     from slot_attention_nbdev.train.trainer import evaluate, load_model
 
     model, info = load_model(arguments.checkpoint, device=arguments.device)
-    size = model.resolution[0] if recognise_data(arguments.data).kind in ("folder", "clevr") else info["recipe"].get("resolution", 0)
-    metrics = evaluate(model, evaluation_scenes(arguments.data, arguments.n, size), seed=arguments.seed)
+    size = (
+        model.resolution[0]
+        if recognise_data(arguments.data).kind in ("folder", "clevr")
+        else info["recipe"].get("resolution", 0)
+    )
+    metrics = evaluate(
+        model, evaluation_scenes(arguments.data, arguments.n, size), seed=arguments.seed
+    )
     return metrics, numbers(metrics)
 
 
 def data_command(
     arguments: argparse.Namespace,  # `name`, `n`, `out`, `seed`, `denoise`, `card`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    "Draw scenes: a contact sheet (.png) or a pack (.npz); or say where a data set comes from (--card)."
+    """Draw scenes: a contact sheet (.png) or a pack (.npz).
+
+    Or say where a data set comes from (--card).
+    """
     from slot_attention_nbdev.core import InputError, check_int
     from slot_attention_nbdev.data.convert import card, draw_pack, draw_scenes
     from slot_attention_nbdev.data.sources import generated_set
@@ -78,9 +104,15 @@ def data_command(
     if arguments.card:
         return card(name)._asdict(), str(card(name))
     if out is None or out.suffix not in (".png", ".npz"):
-        raise InputError(f"out: expected a name that ends in .png (a sheet) or .npz (a pack), got {str(out)!r}")
-    spec, n = generated_set(name, arguments.denoise), check_int("n", arguments.n, maximum=512 if out.suffix == ".png" else None)
-    draw_pack(name, spec, n, out, arguments.seed) if out.suffix == ".npz" else save_figure(show_scenes(draw_scenes(name, spec, n, arguments.seed), n), out)
+        raise InputError(
+            f"out: expected a name that ends in .png (a sheet) or .npz (a pack), got {str(out)!r}"
+        )
+    spec = generated_set(name, arguments.denoise)
+    n = check_int("n", arguments.n, maximum=512 if out.suffix == ".png" else None)
+    if out.suffix == ".npz":
+        draw_pack(name, spec, n, out, arguments.seed)
+    else:
+        (save_figure(show_scenes(draw_scenes(name, spec, n, arguments.seed), n), out))
     return {"data": name, "n": n, "out": str(out)}, f"{n} scenes of {name}  ->  {out}"
 
 
@@ -93,8 +125,20 @@ def convert_command(
 
     settings = {"split": arguments.split, "on_error": "skip" if arguments.skip_errors else "raise"}
     source = open_source(arguments.data, resolution=arguments.resolution, **settings)
-    n, skipped = convert(source, arguments.out, {"data": arguments.data, **settings}, arguments.n, arguments.resolution), getattr(source, "skipped", 0)
-    return {"data": arguments.data, "n": n, "skipped": skipped, "out": str(arguments.out)}, f"{n} scenes, {skipped} skipped  ->  {arguments.out}"
+    n = convert(
+        source,
+        arguments.out,
+        {"data": arguments.data, **settings},
+        arguments.n,
+        arguments.resolution,
+    )
+    skipped = getattr(source, "skipped", 0)
+    return {
+        "data": arguments.data,
+        "n": n,
+        "skipped": skipped,
+        "out": str(arguments.out),
+    }, f"{n} scenes, {skipped} skipped  ->  {arguments.out}"
 
 # %% ../nbs/library/10_cli.ipynb #71dc07e0
 def segment_command(
@@ -104,8 +148,15 @@ def segment_command(
     from slot_attention_nbdev.models.seeded_sets import segment_files
     from slot_attention_nbdev.train.trainer import load_model
 
-    written = segment_files(load_model(arguments.checkpoint, device=arguments.device)[0], arguments.images, arguments.out, arguments.seed)
-    return {"written": written}, "\n".join(f"{each['image']}  ->  {each['labels']}, {each['slots']}" for each in written)
+    written = segment_files(
+        load_model(arguments.checkpoint, device=arguments.device)[0],
+        arguments.images,
+        arguments.out,
+        arguments.seed,
+    )
+    return {"written": written}, "\n".join(
+        f"{each['image']}  ->  {each['labels']}, {each['slots']}" for each in written
+    )
 
 
 def predict_command(
@@ -116,14 +167,24 @@ def predict_command(
     from slot_attention_nbdev.train.recipes import table
     from slot_attention_nbdev.train.trainer import load_model
 
-    found = predict_files(load_model(arguments.checkpoint, device=arguments.device)[0], arguments.images, arguments.out, arguments.seed)
-    return {"predicted": [each for each, _ in found]}, "\n\n".join(f"{'  ->  '.join(filter(None, (each['image'], each['picture'])))}\n{table(rows)}" for each, rows in found)
+    found = predict_files(
+        load_model(arguments.checkpoint, device=arguments.device)[0],
+        arguments.images,
+        arguments.out,
+        arguments.seed,
+    )
+    return {"predicted": [each for each, _ in found]}, "\n\n".join(
+        f"{'  ->  '.join(filter(None, (each['image'], each['picture'])))}\n{table(rows)}"
+        for each, rows in found
+    )
 
 # %% ../nbs/library/10_cli.ipynb #98959fba
 def bench_command(
     arguments: argparse.Namespace,  # `device`, `peers`, `quick`, `out`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    "Time the module and whole training steps beside the textbook form, and fit how their cost grows."
+    """Time the module and whole training steps beside the textbook form, and fit how their cost
+    grows.
+    """
     from slot_attention_nbdev.experiments.bench import bench_tables, plot_growth, run_bench
     from slot_attention_nbdev.core import pick_device
     from slot_attention_nbdev.train.recipes import table
@@ -135,7 +196,9 @@ def bench_command(
     if out:
         save_record(out / "bench.json", result)
         save_figure(plot_growth(result["growth"]), out / "growth.png")
-    return result, "\n\n".join(map(table, bench_tables(result))) + (f"\n\nrecord   {out / 'bench.json'}\npicture  {out / 'growth.png'}" if out else "")
+    return result, "\n\n".join(map(table, bench_tables(result))) + (
+        f"\n\nrecord   {out / 'bench.json'}\npicture  {out / 'growth.png'}" if out else ""
+    )
 
 # %% ../nbs/library/10_cli.ipynb #02b915e8
 ABOUT = "Find objects in images without labels (Locatello et al. 2020, arXiv:2006.15055)."
@@ -145,73 +208,184 @@ EXAMPLES = {
     "recipes": "slot-attention recipes\nslot-attention recipes tetrominoes_fast --json",
     "train": "slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume\nslot-attention train tiny data=photos/ resolution=64 --device cuda",
     "evaluate": "slot-attention evaluate runs/demo --data tetrominoes\nslot-attention evaluate model.safetensors --data pack.npz --n 1000 --json",
-    "segment": "slot-attention segment runs/demo photo.png --out segments", "predict": "slot-attention predict sprites_properties a.png --out found",
-    "bench": "slot-attention bench --peers --out bench\nslot-attention bench --device cuda --json", "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
+    "segment": "slot-attention segment runs/demo photo.png --out segments",
+    "predict": "slot-attention predict sprites_properties a.png --out found",
+    "bench": "slot-attention bench --peers --out bench\nslot-attention bench --device cuda --json",
+    "data": "slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png\nslot-attention data clevr6 --card",
     "convert": "slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz\nslot-attention convert photos/ --resolution 64 --out photos.npz",
 }
-COMMANDS = (recipes_command, train_command, evaluate_command, segment_command, predict_command, data_command, convert_command, bench_command)
+COMMANDS = (
+    recipes_command,
+    train_command,
+    evaluate_command,
+    segment_command,
+    predict_command,
+    data_command,
+    convert_command,
+    bench_command,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:  # Understands every verb
     "The parser of the command line."
     from slot_attention_nbdev import __version__
 
-    shared, compute = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object and nothing else")
-    shared.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error arose")
-    compute.add_argument("--seed", type=int, default=0, metavar="N", help="draws whatever is random (default: 0)")
-    compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    shared = argparse.ArgumentParser(add_help=False)
+    compute = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print one JSON object and nothing else",
+    )
+    shared.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error arose"
+    )
+    compute.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="draws whatever is random (default: 0)"
+    )
+    compute.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
+    )
 
     def form(name: str) -> dict:
-        return dict(epilog="examples:\n  " + EXAMPLES[name].replace("\n", "\n  "), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        return dict(
+            epilog="examples:\n  " + EXAMPLES[name].replace("\n", "\n  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
-    parser = argparse.ArgumentParser("slot-attention", description=ABOUT, parents=[shared], **form(""))
+    parser = argparse.ArgumentParser(
+        "slot-attention", description=ABOUT, parents=[shared], **form("")
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    verbs, add = parser.add_subparsers(dest="command", metavar="COMMAND", required=True), {}
+    verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add = {}
     for run in COMMANDS:
         name = run.__name__.removesuffix("_command")
         parents = [shared] if name in ("recipes", "data", "convert") else [shared, compute]
-        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__, parents=parents, **form(name))
+        verb = verbs.add_parser(
+            name, help=run.__doc__, description=run.__doc__, parents=parents, **form(name)
+        )
         verb.set_defaults(run=run)
         add[name] = verb.add_argument
     add["recipes"]("name", nargs="?", metavar="NAME", help="show this recipe's settings")
     add["train"]("recipe", metavar="RECIPE", help="a name that `slot-attention recipes` lists")
-    add["train"]("overrides", nargs="*", metavar="key=value", help="change single settings of the recipe")
-    add["train"]("--budget", metavar="TIME", help="train for so long, such as 90s, 5m or 2h; the schedule fits itself to it")
-    add["train"]("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-seedN)")
+    add["train"](
+        "overrides", nargs="*", metavar="key=value", help="change single settings of the recipe"
+    )
+    add["train"](
+        "--budget",
+        metavar="TIME",
+        help="train for so long, such as 90s, 5m or 2h; the schedule fits itself to it",
+    )
+    add["train"](
+        "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-seedN)"
+    )
     add["train"]("--resume", action="store_true", help="go on with the run in that folder")
-    for name in ("evaluate", "segment", "predict"): add[name]("checkpoint", metavar="CHECKPOINT", help="a file, a run's folder, or the name of weights in the package")
-    import_module("slot_attention_nbdev.apps.report").add_verbs(verbs, shared)  # runs and report, which come later in the course
-    add["evaluate"]("--data", required=True, metavar="DATA", help="a data set that `data` can draw, a pack (.npz), TFRecords, or a folder")
-    add["evaluate"]("--n", type=int, default=320, metavar="N", help="how many scenes at most (default: 320)")
+    for name in ("evaluate", "segment", "predict"):
+        add[name](
+            "checkpoint",
+            metavar="CHECKPOINT",
+            help="a file, a run's folder, or the name of weights in the package",
+        )
+    # runs and report, which come later in the course
+    import_module("slot_attention_nbdev.apps.report").add_verbs(verbs, shared)
+    add["evaluate"](
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="a data set that `data` can draw, a pack (.npz), TFRecords, or a folder",
+    )
+    add["evaluate"](
+        "--n", type=int, default=320, metavar="N", help="how many scenes at most (default: 320)"
+    )
     for name in ("segment", "predict"):
-        add[name]("images", nargs="+", type=Path, metavar="IMAGE", help="any format that Pillow reads, any size")
-        add[name]("--out", type=Path, required=name == "segment", metavar="DIR", help="folder for the pictures, and for label maps")
+        add[name](
+            "images",
+            nargs="+",
+            type=Path,
+            metavar="IMAGE",
+            help="any format that Pillow reads, any size",
+        )
+        add[name](
+            "--out",
+            type=Path,
+            required=name == "segment",
+            metavar="DIR",
+            help="folder for the pictures, and for label maps",
+        )
     add["data"]("name", metavar="NAME", help="tetrominoes, multi_dsprites_binarized, ...")
     add["data"]("--n", type=int, default=16, metavar="N", help="how many scenes (default: 16)")
     add["data"]("--out", type=Path, metavar="FILE", help="SHEET.png or PACK.npz")
-    add["data"]("--card", action="store_true", help="say what the set shows, how it is made, and whose it is; nothing is drawn")
-    add["data"]("--seed", type=int, default=0, metavar="N", help="another seed draws other scenes (default: 0)")
-    add["data"]("--denoise", action="store_true", help="take the noise out of traced scenes (needs pyoidn)")
-    add["convert"]("data", metavar="DATA", help="TFRecords (* for several), CLEVR v1.0, a folder of images, a pack, a set's name, or NAME:PATH")
-    add["convert"]("--out", type=Path, required=True, metavar="PACK", help="the pack to write, NAME.npz")
-    add["convert"]("--split", metavar="NAME", help="which split, where there are some (default: the one for training)")
+    add["data"](
+        "--card",
+        action="store_true",
+        help="say what the set shows, how it is made, and whose it is; nothing is drawn",
+    )
+    add["data"](
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another seed draws other scenes (default: 0)",
+    )
+    add["data"](
+        "--denoise", action="store_true", help="take the noise out of traced scenes (needs pyoidn)"
+    )
+    add["convert"](
+        "data",
+        metavar="DATA",
+        help="TFRecords (* for several), CLEVR v1.0, a folder of images, a pack, a set's name, or NAME:PATH",
+    )
+    add["convert"](
+        "--out", type=Path, required=True, metavar="PACK", help="the pack to write, NAME.npz"
+    )
+    add["convert"](
+        "--split",
+        metavar="NAME",
+        help="which split, where there are some (default: the one for training)",
+    )
     add["convert"]("--n", type=int, metavar="N", help="only the first N scenes")
-    add["convert"]("--resolution", type=int, default=0, metavar="N", help="scale to N x N (default: as it is; folders and CLEVR: 128)")
-    add["bench"]("--peers", action="store_true", help="also time the package slot-attention, if it is installed")
-    add["bench"]("--quick", action="store_true", help="tiny sizes, to see that it runs; seconds instead of minutes")
-    add["bench"]("--out", type=Path, metavar="DIR", help="folder for the record (bench.json) and a picture of the cost curves")
-    add["convert"]("--skip-errors", action="store_true", help="leave out what cannot be read, and count it")
+    add["convert"](
+        "--resolution",
+        type=int,
+        default=0,
+        metavar="N",
+        help="scale to N x N (default: as it is; folders and CLEVR: 128)",
+    )
+    add["bench"](
+        "--peers",
+        action="store_true",
+        help="also time the package slot-attention, if it is installed",
+    )
+    add["bench"](
+        "--quick",
+        action="store_true",
+        help="tiny sizes, to see that it runs; seconds instead of minutes",
+    )
+    add["bench"](
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the record (bench.json) and a picture of the cost curves",
+    )
+    add["convert"](
+        "--skip-errors", action="store_true", help="leave out what cannot be read, and count it"
+    )
     return parser
 
 
 def parse(
-    argv: Sequence[str] | None = None,  # Words after the command's name; None for those of this process
+    # Words after the command's name; None for those of this process
+    argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:  # What was asked for; `run` does it
     "Parse a command line; exits with 2 if it makes no sense."
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv, argparse.Namespace(json=False, debug=False))
-    many = {"train": "overrides", "segment": "images", "predict": "images", "report": "runs"}.get(arguments.command)
+    many = {"train": "overrides", "segment": "images", "predict": "images", "report": "runs"}.get(
+        arguments.command
+    )
     if rest and (many is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # positionals that came after an option
@@ -232,7 +406,8 @@ def explain(
     from slot_attention_nbdev.core import InputError, SlotAttentionError
 
     if isinstance(error, SlotAttentionError):
-        return 2 if isinstance(error, InputError) else getattr(error, "code", 1), str(error)  # a run that SIGTERM stopped has ended well: 0
+        # a run that SIGTERM stopped has ended well: 0
+        return 2 if isinstance(error, InputError) else getattr(error, "code", 1), str(error)
     return 1, f"unexpected {type(error).__name__}: {error} (--debug shows where)"
 
 
@@ -242,12 +417,18 @@ def show(
     as_json: bool,  # Which of the two
 ) -> None:
     "Print one of the two on the standard output."
-    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN; it becomes null
-    print(json.dumps(result) if as_json else text, flush=True, file=None if FIRST else open(os.devnull, "w"))
+    # JSON has no NaN; it becomes null
+    result = json.loads(json.dumps(result), parse_constant=lambda _: None)
+    print(
+        json.dumps(result) if as_json else text,
+        flush=True,
+        file=None if FIRST else open(os.devnull, "w"),
+    )
 
 
 def main(
-    argv: Sequence[str] | None = None,  # Words after the command's name; None for those of this process
+    # Words after the command's name; None for those of this process
+    argv: Sequence[str] | None = None,
 ) -> int:  # Exit code
     "Run one command line."
     try:
@@ -268,15 +449,18 @@ def main(
 
 def console() -> None:
     "The console script `slot-attention`."
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # PyTorch's threads spin while they wait for each other; beside other programs for far too long
+    # PyTorch's threads spin while they wait for each other; beside other programs for far too long
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     code = main()
     try:
         sys.stdout.flush()
     except OSError:  # a closed pipe or a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more when it exits
+        # or Python tries once more when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code) if "RANK" not in os.environ else os._exit(code)  # see `leave` in distributed
 
 
-if __name__ == "__main__" and __package__:  # python -m slot_attention_nbdev.cli, which is what launchers call
+# python -m slot_attention_nbdev.cli, which is what launchers call
+if __name__ == "__main__" and __package__:
     console()

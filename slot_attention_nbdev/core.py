@@ -70,11 +70,16 @@ def check_finite(
     name: str,  # Argument's name, for the message
     x: Tensor,  # Tensor to check
 ) -> Tensor:  # The tensor itself
-    "Check that every element is finite; `InputError` says how many are not and where the first lies."
+    """Check that every element is finite.
+
+    `InputError` says how many are not and where the first lies.
+    """
     bad = ~torch.isfinite(x)
     if bad.any():
         first = [int(i) for i in bad.nonzero()[0]]
-        raise InputError(f"{name}: expected finite numbers, got {int(bad.sum())} NaN or Inf, the first at {first}")
+        raise InputError(
+            f"{name}: expected finite numbers, got {int(bad.sum())} NaN or Inf, the first at {first}"
+        )
     return x
 
 # %% ../nbs/library/01_core.ipynb #164cf463
@@ -111,7 +116,7 @@ def generator(
 def pick_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> torch.device:  # A device that exists
-    "Turn a name into a device; \"auto\" takes CUDA, then Apple's GPU, then the CPU."
+    'Turn a name into a device; "auto" takes CUDA, then Apple\'s GPU, then the CPU.'
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -119,7 +124,11 @@ def pick_device(
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
-    there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
+    there = {
+        "cpu": True,
+        "cuda": cuda and (device.index or 0) < torch.cuda.device_count(),
+        "mps": mps,
+    }
     if not there.get(device.type, False):
         raise InputError(f"device: {name!r} is not available on this machine; use auto or cpu")
     return device
@@ -129,12 +138,17 @@ def pick_device(
 def atomic_write(
     path: str | Path,  # Final name of the file; its folder is made if need be
 ) -> Iterator[Path]:  # Temporary name to write to
-    "Write a file under a temporary name and rename it when it is complete; `FileError` if that fails."
+    """Write a file under a temporary name and rename it when it is complete.
+
+    `FileError` if that fails.
+    """
     path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, text = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part" + path.suffix)
+        handle, text = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part" + path.suffix
+        )
         temporary = Path(text)
         os.close(handle)
         yield temporary
@@ -162,8 +176,12 @@ class _Layout:
 
         address = lambda array: array.__array_interface__["data"][0]
         data = np.frombuffer(payload, np.uint8)
-        self.places = {name: (value.shape, value.dtype, address(value) - address(data), value.strides) for name, value in values.items()}
-        self.whole = all(0 <= place[2] < len(data) for place in self.places.values())  # no value was joined or decoded, all lie in the message
+        self.places = {
+            name: (value.shape, value.dtype, address(value) - address(data), value.strides)
+            for name, value in values.items()
+        }
+        # no value was joined or decoded, all lie in the message
+        self.whole = all(0 <= place[2] < len(data) for place in self.places.values())
         self.structure = np.full(len(data), 255, np.uint8)  # 0 where a value lies
         for value in self.values(self.structure).values() if self.whole else ():
             value[:] = 0
@@ -173,20 +191,36 @@ class _Layout:
         "Whether a message differs from ours in nothing but values."
         import numpy as np
 
-        data, pieces = np.frombuffer(payload, np.uint8), (slice(at, at + BLOCK) for at in range(0, len(payload), BLOCK))  # small ones stay in the cache
-        return self.whole and len(data) == len(self.skeleton) and all((data[at] & self.structure[at]).tobytes() == self.skeleton[at].tobytes() for at in pieces)
+        # small ones stay in the cache
+        data = np.frombuffer(payload, np.uint8)
+        pieces = (slice(at, at + BLOCK) for at in range(0, len(payload), BLOCK))
+        return (
+            self.whole
+            and len(data) == len(self.skeleton)
+            and all(
+                (data[at] & self.structure[at]).tobytes() == self.skeleton[at].tobytes()
+                for at in pieces
+            )
+        )
 
     def values(self, message) -> dict:
         import numpy as np
 
-        return {name: np.ndarray(shape, kind, message, start, strides) for name, (shape, kind, start, strides) in self.places.items()}
+        return {
+            name: np.ndarray(shape, kind, message, start, strides)
+            for name, (shape, kind, start, strides) in self.places.items()
+        }
 
 
 def by_layout(
-    parse: Callable[..., dict],  # From names to arrays; these are views of the message where the values lie in it as they are
+    # From names to arrays; these are views of the message where the values lie in it as they are
+    parse: Callable[..., dict],
 ) -> Callable[..., dict]:  # The same, but its arrays are copies
-    "Let a parser go straight to the values of a message that differs from the last one in nothing else."
-    last: dict[int, _Layout | None] = {}  # length of the last message that was parsed, and its layout if that was learned
+    """Let a parser go straight to the values of a message that differs from the last one in nothing
+    else.
+    """
+    # length of the last message that was parsed, and its layout if that was learned
+    last: dict[int, _Layout | None] = {}
 
     @wraps(parse)
     def quick(payload, names=None, where="record"):
@@ -209,7 +243,9 @@ def table(
     "Rows as plain text."
     cells = [[str(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells
+    )
 
 # %% ../nbs/library/01_core.ipynb #2de8472a
 def check_exercise(

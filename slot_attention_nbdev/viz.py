@@ -25,7 +25,17 @@ from .models.autoencoder import AutoEncoderOutput
 
 # %% ../nbs/library/04_figures.ipynb #224ffb6a
 SLOT_COLORS = (  # Okabe and Ito's seven, then four that stay apart from them and from black
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#661100", "#DDCC77", "#000066", "#444444",
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#661100",
+    "#DDCC77",
+    "#000066",
+    "#444444",
 )
 GREY = "#BBBBBB"
 
@@ -50,12 +60,16 @@ def color_labels(
 
 # %% ../nbs/library/04_figures.ipynb #46ba11d5
 def draw_grid(
-    panels: Sequence[Sequence[Tensor | None]],  # Rows of panels of one size, uint8 [H, W, 3]; None leaves a hole
+    # Rows of panels of one size, uint8 [H, W, 3]; None leaves a hole
+    panels: Sequence[Sequence[Tensor | None]],
     columns: Sequence[str],  # Name of each column
     rows: Sequence[str] = (),  # Name of each row
     frames: Sequence[str] = (),  # Colour "#rrggbb" of the frame in each column; grey past the last
 ) -> Figure:  # A figure that belongs to no window and leaves no global state
-    "Draw a grid of pictures with named rows and columns; every pixel is magnified by the same whole number."
+    """Draw a grid of pictures with named rows and columns.
+
+    Every pixel is magnified by the same whole number.
+    """
     height, width = next(panel for row in panels for panel in row if panel is not None).shape[:2]
     zoom, edge = max(1, round(96 / width)), max(1, width // 64)
     step_y, step_x = height + 4 * edge, width + 4 * edge
@@ -67,7 +81,9 @@ def draw_grid(
             place = canvas[i * step_y :, j * step_x :][edge : step_y - edge, edge : step_x - edge]
             place[:] = _rgb(frames[j] if j < len(frames) else GREY)
             place[edge:-edge, edge:-edge] = panel
-    margin_x, margin_y = 14 + 7 * max(map(len, rows), default=0), 24  # for the names, in pixels
+    # for the names, in pixels
+    margin_x = 14 + 7 * max(map(len, rows), default=0)
+    margin_y = 24
     size_y, size_x = zoom * canvas.shape[0], zoom * canvas.shape[1]
     full_y, full_x = size_y + margin_y, size_x + margin_x
     figure = Figure(figsize=(full_x / 100, full_y / 100), dpi=100)
@@ -113,7 +129,11 @@ def show_scenes(
     check_shape("image", images, "N H W C", C=3)
     labels = color_labels(scenes["label"][:n], background=True)
     columns = min(check_int("columns", columns), len(images))
-    panels = [list(kind[i : i + columns]) for i in range(0, len(images), columns) for kind in (images, labels)]
+    panels = [
+        list(kind[i : i + columns])
+        for i in range(0, len(images), columns)
+        for kind in (images, labels)
+    ]
     return draw_grid(panels, [""] * columns, ["image", "label"] * (len(panels) // 2))
 
 # %% ../nbs/library/04_figures.ipynb #9317b739
@@ -121,7 +141,9 @@ def heat_map(
     x: Tensor,  # Numbers in [0, 1], [..., H, W]
 ) -> Tensor:  # Colours, uint8 [..., H, W, 3]
     "Numbers as colours: dark blue is 0, yellow is 1 (cividis, made for the colour-blind)."
-    return torch.from_numpy(colormaps["cividis"](x.detach().float().cpu().numpy(), bytes=True)[..., :3].copy())
+    return torch.from_numpy(
+        colormaps["cividis"](x.detach().float().cpu().numpy(), bytes=True)[..., :3].copy()
+    )
 
 
 def _frames(plain: int, slots: int) -> list[str]:
@@ -147,7 +169,8 @@ def plot_decomposition(
     label: Tensor | None = None,  # True labels [B, H, W], 0 = background; None for none
     masks: bool = False,  # Whether each image gets a second row with the slots' masks
 ) -> Figure:  # A row for each image
-    "Draw input | reconstruction | segmentation | truth | each slot (Locatello et al. 2020, Fig. 3)."
+    """Draw input | reconstruction | segmentation | truth | each slot (Locatello et al. 2020, Fig. 3).
+    """
     size = check_shape("image", image, "B C H W", C=3)
     size |= check_shape("masks", output.masks, "B K H W", B=size["B"], H=size["H"], W=size["W"])
     columns, panels = ["input", "reconstruction", "segmentation"], []
@@ -160,7 +183,9 @@ def plot_decomposition(
         panels.append(row[:3] + truth + row[3:])
         if masks:
             panels.append([None] * len(columns) + list(heat_map(output.masks[b])))
-    return draw_grid(panels, columns + _slot_names(size["K"]), frames=_frames(len(columns), size["K"]))
+    return draw_grid(
+        panels, columns + _slot_names(size["K"]), frames=_frames(len(columns), size["K"])
+    )
 
 # %% ../nbs/library/04_figures.ipynb #77c6473d
 def overlay(
@@ -168,7 +193,9 @@ def overlay(
     label: Tensor,  # Integers, [H, W]
 ) -> Tensor:  # uint8 [H, W, 3]
     "Lay the labels' colours over an image, half and half."
-    return ((to_uint8(image.detach()[None])[0].cpu().int() + color_labels(label)) // 2).to(torch.uint8)
+    return ((to_uint8(image.detach()[None])[0].cpu().int() + color_labels(label)) // 2).to(
+        torch.uint8
+    )
 
 
 def grid_size(
@@ -178,7 +205,9 @@ def grid_size(
     "The grid that N tokens come from, if they lie evenly on an image."
     height = max(1, round(math.sqrt(num_tokens * resolution[0] / resolution[1])))
     if num_tokens % height:
-        raise InputError(f"resolution: {num_tokens} tokens form no grid of the proportions {tuple(resolution)}")
+        raise InputError(
+            f"resolution: {num_tokens} tokens form no grid of the proportions {tuple(resolution)}"
+        )
     return height, num_tokens // height
 
 
@@ -198,7 +227,9 @@ def plot_attention(
     size = check_shape("attention", attention, "T N K")
     check_shape("image", image, "C H W", C=3)
     if math.prod(resolution) != size["N"]:
-        raise InputError(f"resolution: expected height x width = N = {size['N']}, got {tuple(resolution)}")
+        raise InputError(
+            f"resolution: expected height x width = N = {size['N']}, got {tuple(resolution)}"
+        )
     rows = [f"iteration {t + 1}" for t in range(size["T"])]
     panels = _attention_rows(attention, resolution, image)
     return draw_grid(panels, ["winners", *_slot_names(size["K"])], rows, _frames(1, size["K"]))
@@ -208,8 +239,11 @@ def slot_statistics(
     masks: Tensor,  # Masks, [B, K, H, W]; sum to one over K
     label: Tensor | None = None,  # True labels [B, H, W]: they say where the background is
     min_share: float = 0.001,  # A slot that wins a smaller share of the pixels is dead
-) -> dict[str, Tensor]:  # For each image [B]: `entropy` in [0, 1], `dead`; with labels `background_split` in [1, K]
-    "Three numbers a picture hides: how undecided the masks are, how many slots win nothing, how many share the background."
+    # For each image [B]: `entropy` in [0, 1], `dead`; with labels `background_split` in [1, K]
+) -> dict[str, Tensor]:
+    """Three numbers a picture hides: how undecided the masks are, how many slots win nothing, how
+    many share the background.
+    """
     size = check_shape("masks", masks, "B K H W")
     masks = masks.detach().float()
     entropy = torch.special.entr(masks).sum(1).mean((1, 2)) / max(math.log(size["K"]), 1e-9)
@@ -218,7 +252,8 @@ def slot_statistics(
     if label is not None:
         check_shape("label", label, "B H W", B=size["B"], H=size["H"], W=size["W"])
         background = (label == 0)[:, None]  # [B, 1, H, W]
-        share = (masks * background).sum((2, 3)) / background.sum((2, 3))  # [B, K]; NaN without background
+        # [B, K]; NaN without background
+        share = (masks * background).sum((2, 3)) / background.sum((2, 3))
         statistics["background_split"] = torch.special.entr(share).sum(1).exp()
     return statistics
 
@@ -236,7 +271,13 @@ def draw_slots(
     check_int("index", index, minimum=0, maximum=len(images) - 1)
     image = images[index : index + 1]
     noise = generator(seed, "slots", device=image.device)
-    output = model(image, num_slots=num_slots, num_iterations=num_iterations, generator=noise, return_attention=True)
+    output = model(
+        image,
+        num_slots=num_slots,
+        num_iterations=num_iterations,
+        generator=noise,
+        return_attention=True,
+    )
     grid = grid_size(output.attention.shape[2], image.shape[-2:])
     film = [[None, None, *row] for row in _attention_rows(output.attention[0], grid, image[0])]
     columns = ["input", "reconstruction", "segmentation", *_slot_names(num_slots)]
@@ -251,14 +292,22 @@ def explore_slots(
     "Sliders for image, T, K and seed; each move redraws `draw_slots`."
     import ipywidgets
 
-    limits = {"index": (0, 0, len(images) - 1), "num_iterations": (3, 1, 7), "num_slots": (4, 1, 8), "seed": (0, 0, 20)}
+    limits = {
+        "index": (0, 0, len(images) - 1),
+        "num_iterations": (3, 1, 7),
+        "num_slots": (4, 1, 8),
+        "seed": (0, 0, 20),
+    }
     sliders = {
-        name: ipywidgets.IntSlider(value, low, high, description=name.replace("num_", "")) for name, (value, low, high) in limits.items()
+        name: ipywidgets.IntSlider(value, low, high, description=name.replace("num_", ""))
+        for name, (value, low, high) in limits.items()
     }
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None):
-        picture.value = to_png(draw_slots(model, images, **{name: slider.value for name, slider in sliders.items()}))
+        picture.value = to_png(
+            draw_slots(model, images, **{name: slider.value for name, slider in sliders.items()})
+        )
 
     for slider in sliders.values():
         slider.observe(redraw, "value")

@@ -1,4 +1,5 @@
 """What the tests share."""
+
 import fcntl
 import functools
 import http.server
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: no GPU, so kernels are interpreted
+    # before anything imports Triton: no GPU, so kernels are interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = [  # the first is a part of this repository; the others hold the files too large for it
@@ -33,12 +35,16 @@ def read_arrays(name: str) -> dict[str, np.ndarray] | None:
 
 @pytest.fixture
 def golden():
-    "Read a file of the original's numbers, or skip the test: `golden('object_discovery.npz')['image']`."
+    """Read a file of the original's numbers, or skip the test:
+    `golden('object_discovery.npz')['image']`.
+    """
 
     def read(name: str) -> dict[str, np.ndarray]:
         arrays = read_arrays(name)
         if arrays is None:
-            pytest.skip(f"{name} is not here; set SLOT_ATTENTION_SHARED to the folder that has golden/{name}")
+            pytest.skip(
+                f"{name} is not here; set SLOT_ATTENTION_SHARED to the folder that has golden/{name}"
+            )
         return arrays
 
     return read
@@ -51,12 +57,17 @@ def run(tmp_path_factory):
     from slot_attention_nbdev.train.trainer import train
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False)
+    train(
+        get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False
+    )
     return out
 
 
 def skip_or_fail(reason: str):
-    "Skip a test for want of a program; where SLOT_ATTENTION_NO_SKIP is set, as in CI, fail instead."
+    """Skip a test for want of a program.
+
+    Where SLOT_ATTENTION_NO_SKIP is set, as in CI, fail instead.
+    """
     (pytest.fail if os.environ.get("SLOT_ATTENTION_NO_SKIP") else pytest.skip)(reason)
 
 
@@ -70,7 +81,11 @@ def site(tmp_path_factory):
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            built = subprocess.run([sys.executable, ROOT / "scripts" / "make_docs.py", "--out", folder], capture_output=True, text=True)
+            built = subprocess.run(
+                [sys.executable, ROOT / "scripts" / "make_docs.py", "--out", folder],
+                capture_output=True,
+                text=True,
+            )
             assert built.returncode == 0, built.stderr
     return folder
 
@@ -83,7 +98,9 @@ def site_address(site):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -96,7 +113,16 @@ def browser():
     if path is None:
         skip_or_fail("chromium is not here; on Debian: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--no-default-browser-check", "--disable-domain-reliability", "--disable-client-side-phishing-detection"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--no-default-browser-check",
+        "--disable-domain-reliability",
+        "--disable-client-side-phishing-detection",
+    ]
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=path, args=quiet)
         yield opened

@@ -1,4 +1,5 @@
 "The two equations: against loops, in every shape and dtype, and their gradients."
+
 import math
 
 import pytest
@@ -22,7 +23,9 @@ def draw(*shape, seed=0):
 @given(sizes, st.integers(0, 99))
 def test_against_loops(size, seed):
     N, K, D = size
-    k, q, v = draw(N, D, seed=seed), draw(K, D, seed=seed + 100), draw(N, D, seed=seed + 200)
+    k = draw(N, D, seed=seed)
+    q = draw(K, D, seed=seed + 100)
+    v = draw(N, D, seed=seed + 200)
     attn = slot_softmax(attention_scores(k, q))
     updates = weighted_mean(attn, v, eps=1e-3)
     for i in range(N):
@@ -48,13 +51,18 @@ def test_any_leading_dimensions(lead, size):
 def test_dtype_is_kept(dtype):
     attn = slot_softmax(attention_scores(draw(2, 5, 4).to(dtype), draw(2, 3, 4).to(dtype)))
     assert attn.dtype == dtype
-    assert_close(attn.sum(-1).double(), torch.ones(2, 5).double(), atol=torch.finfo(dtype).eps * 4, rtol=0)
+    assert_close(
+        attn.sum(-1).double(), torch.ones(2, 5).double(), atol=torch.finfo(dtype).eps * 4, rtol=0
+    )
     assert weighted_mean(attn, draw(2, 5, 4).to(dtype)).dtype == dtype
 
 
 def test_mean_of_a_constant_is_the_constant():
     attn = slot_softmax(draw(3, 50, 4))
-    assert_close(weighted_mean(attn, torch.full((3, 50, 2), 7.0).double()), torch.full((3, 4, 2), 7.0).double())
+    assert_close(
+        weighted_mean(attn, torch.full((3, 50, 2), 7.0).double()),
+        torch.full((3, 4, 2), 7.0).double(),
+    )
 
 
 def test_a_slot_without_votes_sees_the_mean_of_everything():
@@ -71,4 +79,6 @@ def test_large_scores_stay_finite():
 
 def test_gradients():
     k, q, v = (draw(2, n, 3).requires_grad_() for n in (4, 2, 4))
-    assert torch.autograd.gradcheck(lambda k, q, v: weighted_mean(slot_softmax(attention_scores(k, q)), v), (k, q, v))
+    assert torch.autograd.gradcheck(
+        lambda k, q, v: weighted_mean(slot_softmax(attention_scores(k, q)), v), (k, q, v)
+    )

@@ -8,9 +8,18 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.nn.decoder import BroadcastDecoder, CoarseDecoder, SameConvTranspose2d, mix_slots
+from slot_attention_nbdev.nn.decoder import (
+    BroadcastDecoder,
+    CoarseDecoder,
+    SameConvTranspose2d,
+    mix_slots,
+)
 from slot_attention_nbdev.nn.encoder import ConvEncoder, PatchEncoder, same_pad
-from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, small_autoencoder, paper_autoencoder
+from slot_attention_nbdev.models.autoencoder import (
+    SlotAttentionAutoEncoder,
+    small_autoencoder,
+    paper_autoencoder,
+)
 from slot_attention_nbdev.nn.position import SoftPositionEmbed, position_grid
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
@@ -32,11 +41,16 @@ def model(request):
 def tiny():
     encoder = ConvEncoder(output_dim=8, hidden_dim=6, strides=(1, 2))
     decoder = BroadcastDecoder(10, (8, 12), (4, 6), hidden_dim=6, strides=(2, 1))
-    return SlotAttentionAutoEncoder(encoder, SlotAttention(8, 10, num_slots=3, mlp_hidden_dim=12), decoder)
+    return SlotAttentionAutoEncoder(
+        encoder, SlotAttention(8, 10, num_slots=3, mlp_hidden_dim=12), decoder
+    )
 
 
 def images(batch_size, height=35, width=35, dtype=torch.float32):
-    return torch.rand(batch_size, 3, height, width, generator=generator(0, "images"), dtype=dtype) * 2 - 1
+    return (
+        torch.rand(batch_size, 3, height, width, generator=generator(0, "images"), dtype=dtype) * 2
+        - 1
+    )
 
 
 # Position
@@ -81,8 +95,13 @@ def test_padding_is_tensorflows(golden):
     for case in cases["case_names"]:
         kind, k, s, _ = str(case).split("_")
         k, s = int(k[1:]), int(s[1:])
-        x, kernel, bias, output = (torch.from_numpy(cases[f"{case}/{part}"]) for part in ("input", "kernel", "bias", "output"))
-        x, output, weight = x.permute(0, 3, 1, 2), output.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1)
+        x, kernel, bias, output = (
+            torch.from_numpy(cases[f"{case}/{part}"])
+            for part in ("input", "kernel", "bias", "output")
+        )
+        x = x.permute(0, 3, 1, 2)
+        output = output.permute(0, 3, 1, 2)
+        weight = kernel.permute(3, 2, 0, 1)
         if kind == "conv":
             ours = F.conv2d(same_pad(x, k, s), weight, bias, s)
         else:
@@ -99,7 +118,10 @@ def test_transposed_convolution_is_the_transpose(kernel_size, stride):
     torch.nn.init.zeros_(layer.bias)
     v = torch.randn(2, 2, 4, 7, dtype=torch.float64)
     u = torch.randn(2, 3, 4 * stride, 7 * stride, dtype=torch.float64)
-    assert_close((F.conv2d(same_pad(u, kernel_size, stride), layer.weight, stride=stride) * v).sum(), (u * layer(v)).sum())
+    assert_close(
+        (F.conv2d(same_pad(u, kernel_size, stride), layer.weight, stride=stride) * v).sum(),
+        (u * layer(v)).sum(),
+    )
 
 
 def test_transposed_convolution_refuses_holes():
@@ -112,7 +134,11 @@ def test_transposed_convolution_refuses_holes():
 
 @pytest.mark.parametrize(
     "encoder, tokens",
-    [(lambda: ConvEncoder(16, 8), 35 * 30), (lambda: ConvEncoder(16, 8, (1, 2, 2, 1)), 9 * 8), (lambda: PatchEncoder(16, 8), 18 * 15)],
+    [
+        (lambda: ConvEncoder(16, 8), 35 * 30),
+        (lambda: ConvEncoder(16, 8, (1, 2, 2, 1)), 9 * 8),
+        (lambda: PatchEncoder(16, 8), 18 * 15),
+    ],
 )
 def test_encoder_shapes(encoder, tokens):
     encoder = encoder()
@@ -146,7 +172,11 @@ def test_encoder_refuses(encoder, shape):
 # Decoder and mixture
 
 
-@pytest.mark.parametrize("decoder", [BroadcastDecoder(8, (32, 48), (2, 3), 6), CoarseDecoder(8, (35, 21), 6)], ids=["broadcast", "fast"])
+@pytest.mark.parametrize(
+    "decoder",
+    [BroadcastDecoder(8, (32, 48), (2, 3), 6), CoarseDecoder(8, (35, 21), 6)],
+    ids=["broadcast", "fast"],
+)
 def test_decoder_paints_each_slot_alone(decoder):
     slots = torch.randn(2, 3, 8)
     rgba = decoder(slots)
@@ -201,12 +231,21 @@ def test_keywords(model):
     one, two = model(batch, slots=start), model(batch, slots=start[:, [4, 2, 0, 1, 3]])
     assert_close(two.masks, one.masks[:, [4, 2, 0, 1, 3]], rtol=1e-3, atol=1e-4)
     assert_close(two.reconstruction, one.reconstruction, rtol=1e-3, atol=1e-4)
-    assert_close(model(batch, generator=generator(3)).masks, model(batch, generator=generator(3)).masks, rtol=0, atol=0)
+    assert_close(
+        model(batch, generator=generator(3)).masks,
+        model(batch, generator=generator(3)).masks,
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_every_weight_learns(model):
     F.mse_loss(model(images(2)).reconstruction, images(2)).backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
     assert not without
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -219,7 +258,9 @@ def test_paper_sizes():
     assert sum(p.numel() for p in paper_autoencoder().parameters()) == 890_308
     large = paper_autoencoder((96, 128))
     assert large.resolution == (96, 128) and large.decoder.broadcast == (6, 8)
-    assert large.encoder.output_dim == 64 and paper_autoencoder((64, 64), 6).encoder.output_dim == 32
+    assert (
+        large.encoder.output_dim == 64 and paper_autoencoder((64, 64), 6).encoder.output_dim == 32
+    )
     assert paper_autoencoder((64, 64), 6)(images(1, 64, 64)).masks.shape == (1, 6, 64, 64)
     with pytest.raises(InputError, match="resolution"):
         paper_autoencoder((100, 100))
@@ -230,12 +271,18 @@ def test_paper_sizes():
 @pytest.mark.parametrize(
     "image, message",
     [
-        (torch.zeros(1, 1, 8, 12), r"image: expected shape \[B, C=3, H=8, W=12\], got \[1, 1, 8, 12\]"),
+        (
+            torch.zeros(1, 1, 8, 12),
+            r"image: expected shape \[B, C=3, H=8, W=12\], got \[1, 1, 8, 12\]",
+        ),
         (torch.zeros(1, 4, 8, 12), "image: expected shape"),
         (torch.zeros(1, 3, 12, 8), "image: expected shape"),
         (torch.zeros(1, 8, 12, 3), "image: expected shape"),
         (torch.zeros(3, 8, 12), "image: expected shape"),
-        (torch.zeros(1, 3, 8, 12, dtype=torch.uint8), r"image: expected floats in \[-1, 1\], got torch.uint8"),
+        (
+            torch.zeros(1, 3, 8, 12, dtype=torch.uint8),
+            r"image: expected floats in \[-1, 1\], got torch.uint8",
+        ),
         (None, "image: expected a tensor"),
     ],
 )
@@ -244,7 +291,15 @@ def test_autoencoder_refuses(image, message):
         tiny()(image)
 
 
-@pytest.mark.parametrize("keywords", [{"num_slots": 0}, {"num_iterations": 0}, {"slots": torch.zeros(1, 3, 9)}, {"slots": torch.zeros(1, 3, 10), "num_slots": 2}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"num_slots": 0},
+        {"num_iterations": 0},
+        {"slots": torch.zeros(1, 3, 9)},
+        {"slots": torch.zeros(1, 3, 10), "num_slots": 2},
+    ],
+)
 def test_autoencoder_refuses_keywords(keywords):
     with pytest.raises(InputError):
         tiny()(images(1, 8, 12), **keywords)
@@ -255,12 +310,19 @@ def test_autoencoder_refuses_keywords(keywords):
 
 def test_copies_agree(model):
     batch, twin = images(2), copy.deepcopy(model)
-    other = type(model)(*(copy.deepcopy(part) for part in (model.encoder, model.slot_attention, model.decoder)))
+    other = type(model)(
+        *(copy.deepcopy(part) for part in (model.encoder, model.slot_attention, model.decoder))
+    )
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
     other.load_state_dict(model.state_dict())
     for same in (twin, other):
-        assert_close(same(batch, generator=generator(0)).reconstruction, model(batch, generator=generator(0)).reconstruction, rtol=0, atol=0)
+        assert_close(
+            same(batch, generator=generator(0)).reconstruction,
+            model(batch, generator=generator(0)).reconstruction,
+            rtol=0,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
@@ -268,7 +330,8 @@ def test_compiles_whole(builder):
     model, batch = BUILDERS[builder](), images(2)
     start = torch.randn(2, 4, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    ours, truth = compiled(batch, slots=start, return_attention=True), model(batch, slots=start, return_attention=True)
+    ours = compiled(batch, slots=start, return_attention=True)
+    truth = model(batch, slots=start, return_attention=True)
     for one, two in zip(ours, truth):
         assert_close(one, two, rtol=1e-4, atol=1e-5)
 
@@ -276,9 +339,16 @@ def test_compiles_whole(builder):
 def test_exports(model):
     batch, start = images(2), torch.randn(2, 4, 64)
     sizes = {"image": {0: (B := torch.export.Dim("batch", min=1, max=64))}, "slots": {0: B}}
-    program = torch.export.export(model, (batch,), {"slots": start}, dynamic_shapes=sizes, strict=False)
+    program = torch.export.export(
+        model, (batch,), {"slots": start}, dynamic_shapes=sizes, strict=False
+    )
     batch, start = images(3), torch.randn(3, 4, 64)
-    assert_close(program.module()(batch, slots=start).masks, model(batch, slots=start).masks, rtol=1e-4, atol=1e-5)
+    assert_close(
+        program.module()(batch, slots=start).masks,
+        model(batch, slots=start).masks,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_float64():
@@ -290,7 +360,10 @@ def test_float64():
 def test_gradients_are_right():
     model, start = tiny().double(), torch.randn(1, 3, 10, dtype=torch.float64)
     image = images(1, 8, 12, torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda image, slots: model(image, slots=slots, num_iterations=1).reconstruction.mean(), (image, start.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda image, slots: model(image, slots=slots, num_iterations=1).reconstruction.mean(),
+        (image, start.requires_grad_()),
+    )
 
 
 def test_autocast(model):
@@ -305,6 +378,10 @@ def test_feature_maps_are_channels_last(model):
     layouts = []
     for layer in model.modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-            layer.register_forward_hook(lambda layer, inputs, output: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last)))
+            layer.register_forward_hook(
+                lambda layer, inputs, output: layouts.append(
+                    inputs[0].is_contiguous(memory_format=torch.channels_last)
+                )
+            )
     model(images(2))
     assert layouts and all(layouts)

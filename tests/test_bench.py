@@ -1,9 +1,19 @@
 """The benchmark: its rivals compute the same function, its scales weigh right, its command writes what it says."""
+
 import json
 
 import pytest
 import torch
-from slot_attention_nbdev.experiments.bench import STEPS, TextbookSlotAttention, bench_growth, bench_module, kept_bytes, race, slope, textbook
+from slot_attention_nbdev.experiments.bench import (
+    STEPS,
+    TextbookSlotAttention,
+    bench_growth,
+    bench_module,
+    kept_bytes,
+    race,
+    slope,
+    textbook,
+)
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.models.autoencoder import paper_autoencoder
@@ -11,7 +21,9 @@ from slot_attention_nbdev.nn.slot_attention import LOOPS, SlotAttention
 from torch.testing import assert_close
 
 
-@pytest.mark.parametrize("B, N, K, D, T", [(2, 9, 3, 8, 3), (1, 1, 1, 4, 1), (3, 4, 7, 5, 2), (2, 300, 4, 64, 3)])
+@pytest.mark.parametrize(
+    "B, N, K, D, T", [(2, 9, 3, 8, 3), (1, 1, 1, 4, 1), (3, 4, 7, 5, 2), (2, 300, 4, 64, 3)]
+)
 def test_the_textbook_is_the_same_module(B, N, K, D, T):
     ours = SlotAttention(D, D, K, T, 2 * D).double()
     plain = TextbookSlotAttention(D, D, K, T, 2 * D).double()
@@ -36,13 +48,24 @@ def test_the_textbook_autoencoder_shares_values_not_memory(size):
     (resolution, K) = STEPS[size]
     ours = paper_autoencoder(resolution, K)
     plain = textbook(ours)
-    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(ours.parameters(), plain.parameters()))
-    assert type(plain.slot_attention) is TextbookSlotAttention and type(ours.slot_attention) is SlotAttention
+    assert all(
+        torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+        for a, b in zip(ours.parameters(), plain.parameters())
+    )
+    assert (
+        type(plain.slot_attention) is TextbookSlotAttention
+        and type(ours.slot_attention) is SlotAttention
+    )
 
 
 def test_memory_grows_with_tokens_not_with_attention(monkeypatch):
     monkeypatch.delitem(LOOPS, "cpu", raising=False)
-    growth = bench_growth(B=1, rounds=1, middle={"N": 8192, "K": 4, "D": 64, "T": 2}, sweeps={"N": (4096, 16384), "T": (1, 8), "K": (2, 16)})
+    growth = bench_growth(
+        B=1,
+        rounds=1,
+        middle={"N": 8192, "K": 4, "D": 64, "T": 2},
+        sweeps={"N": (4096, 16384), "T": (1, 8), "K": (2, 16)},
+    )
     exponent = {factor: each["exponents"] for factor, each in growth.items()}
     assert 0.9 < exponent["N"]["ours MB"] < 1.05
     assert exponent["T"]["ours MB"] < 0.1 < exponent["T"]["textbook MB"]
@@ -51,7 +74,9 @@ def test_memory_grows_with_tokens_not_with_attention(monkeypatch):
 
 def test_by_compiled_loops_nothing_is_kept_that_grows_with_tokens():
     pytest.importorskip("numba")
-    growth = bench_growth(B=1, rounds=1, middle={"N": 8192, "K": 4, "D": 64, "T": 2}, sweeps={"N": (4096, 16384)})["N"]
+    growth = bench_growth(
+        B=1, rounds=1, middle={"N": 8192, "K": 4, "D": 64, "T": 2}, sweeps={"N": (4096, 16384)}
+    )["N"]
     assert abs(growth["exponents"]["ours MB"]) < 0.01
     assert all(10 * row["ours MB"] < row["textbook MB"] for row in growth["rows"])
 
@@ -88,9 +113,17 @@ def test_without_the_peer(monkeypatch, capsys):
 
 
 def test_the_command_writes_record_and_picture(tmp_path, capsys):
-    assert main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path / "b"), "--json"]) == 0
-    said, kept = json.loads(capsys.readouterr().out), json.loads((tmp_path / "b" / "bench.json").read_text())
-    assert said["modules"] == kept["modules"] and kept["hardware"] and kept["commit"] is not None or "commit" in kept
+    assert (
+        main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path / "b"), "--json"]) == 0
+    )
+    said = json.loads(capsys.readouterr().out)
+    kept = json.loads((tmp_path / "b" / "bench.json").read_text())
+    assert (
+        said["modules"] == kept["modules"]
+        and kept["hardware"]
+        and kept["commit"] is not None
+        or "commit" in kept
+    )
     assert (tmp_path / "b" / "growth.png").stat().st_size > 1000
 
 

@@ -2,6 +2,7 @@
 
 `pytest tests/test_browser.py` looks at a page of each kind and runs the live notebooks; `--slow` looks at every page and runs every notebook in JupyterLab.
 """
+
 import contextlib
 import io
 import json
@@ -27,7 +28,18 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import npm_package  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-KINDS = ["index.html", "attention.html", "train_on_cpu.html", "notation.html", "api/index.html", "api/slot_attention.html", "source/attention.html", "solutions/attention_solutions.html", "CONTRIBUTING.html", "404.html"]
+KINDS = [
+    "index.html",
+    "attention.html",
+    "train_on_cpu.html",
+    "notation.html",
+    "api/index.html",
+    "api/slot_attention.html",
+    "source/attention.html",
+    "solutions/attention_solutions.html",
+    "CONTRIBUTING.html",
+    "404.html",
+]
 
 
 @contextlib.contextmanager
@@ -35,10 +47,29 @@ def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "l
     "A page in a window of its own, and a list that fills with whatever it should not do."
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab, faults = context.new_page(), []
-    tab.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on(
+        "console",
+        lambda message: (
+            faults.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("request", lambda request: faults.append(f"asked for {request.url}") if not request.url.startswith((address, "data:")) else None)
-    tab.on("response", lambda response: faults.append(f"{response.status} for {response.url}") if response.status >= 400 else None)
+    tab.on(
+        "request",
+        lambda request: (
+            faults.append(f"asked for {request.url}")
+            if not request.url.startswith((address, "data:"))
+            else None
+        ),
+    )
+    tab.on(
+        "response",
+        lambda response: (
+            faults.append(f"{response.status} for {response.url}")
+            if response.status >= 400
+            else None
+        ),
+    )
     try:
         tab.goto(f"{address}/{page}", wait_until="load")
         yield tab, faults
@@ -53,7 +84,9 @@ def wide_parts(tab) -> list[str]:
 
 
 def untypeset(tab) -> int:
-    "Formulas that stand there as code, that KaTeX could not read, or whose roots and braces are squeezed flat."
+    """Formulas that stand there as code, that KaTeX could not read, or whose roots and braces are
+    squeezed flat.
+    """
     return tab.evaluate("""() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex")).length + document.querySelectorAll(".katex-error").length
         + [...document.querySelectorAll(".katex svg")].filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 2).length""")
 
@@ -77,18 +110,28 @@ def accessibility_faults(tab) -> list[str]:
     tab.evaluate(axe())
     tab.evaluate(ALIKE_ONCE)
     found = tab.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
-    return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found["violations"] if v["impact"] in ("serious", "critical")]
+    return [
+        f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
 
 
 def look_at(browser, address: str, *pages: str, in_turn: bool = False) -> list[str]:
-    "Everything wrong with some pages: on a desk by day, on a telephone by night. `in_turn` shows axe each page in one of the two only."
+    """Everything wrong with some pages: on a desk by day, on a telephone by night.
+
+    `in_turn` shows axe each page in one of the two only.
+    """
     found = []
     for look, (width, scheme) in enumerate(((1280, "light"), (390, "dark"))):
-        with opened(browser, address, pages[0], width, scheme) as (tab, faults):  # one window for all: opening one takes longer than looking at a page
+        # one window for all: opening one takes longer than looking at a page
+        with opened(browser, address, pages[0], width, scheme) as (tab, faults):
             for number, page in enumerate(pages):
                 if number:
                     tab.goto(f"{address}/{page}", wait_until="load")
-                tab.evaluate("() => document.fonts.ready.then(() => new Promise(requestIdleCallback)).then(() => true)")
+                tab.evaluate(
+                    "() => document.fonts.ready.then(() => new Promise(requestIdleCallback)).then(() => true)"
+                )
                 wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)]
                 wrong += [f"{untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
                 wrong += accessibility_faults(tab) if not in_turn or number % 2 == look else []
@@ -107,7 +150,8 @@ def test_a_page_of_each_kind(browser, site_address, page):
 def test_every_page(browser, site, site_address, part):
     pages = [str(p.relative_to(site)) for p in sorted(site.rglob("*.html"))][part::4]
     assert len(pages) > 20
-    assert look_at(browser, site_address, *pages, in_turn=True) == []  # a page of each kind is shown to axe in both
+    # a page of each kind is shown to axe in both
+    assert look_at(browser, site_address, *pages, in_turn=True) == []
 
 
 def test_faults_are_seen(browser, site_address):
@@ -117,19 +161,33 @@ def test_faults_are_seen(browser, site_address):
     with opened(browser, site_address, "404.html", width=390) as (tab, faults):
         tab.evaluate(plant)
         tab.wait_for_timeout(100)
-        assert any("planted" in fault for fault in faults) and any("asked for http://192.0.2.1" in fault for fault in faults)
+        assert any("planted" in fault for fault in faults) and any(
+            "asked for http://192.0.2.1" in fault for fault in faults
+        )
         assert wide_parts(tab) and untypeset(tab) == 2
-        assert {fault.split(":")[0] for fault in accessibility_faults(tab)} >= {"color-contrast", "button-name"}
+        assert {fault.split(":")[0] for fault in accessibility_faults(tab)} >= {
+            "color-contrast",
+            "button-name",
+        }
 
 
 def test_maths_is_typeset(browser, site_address):
     with opened(browser, site_address, "attention.html") as (tab, _):
         assert tab.locator("main .katex").count() > 40
         assert tab.locator("main .katex-display .katex-tag").count() >= 2  # Eq. (1) and Eq. (2)
-        assert tab.evaluate("() => document.fonts.ready.then(() => [...document.fonts].some(f => f.family.startsWith('KaTeX') && f.status == 'loaded'))")
+        assert tab.evaluate(
+            "() => document.fonts.ready.then(() => [...document.fonts].some(f => f.family.startsWith('KaTeX') && f.status == 'loaded'))"
+        )
 
 
-@pytest.mark.parametrize("query, page, text", [("weighted mean", "/attention.html", "weighted mean"), ("softmax over slots", "attention", "softmax"), ("SlotAttention", "slot_attention", "SlotAttention")])
+@pytest.mark.parametrize(
+    "query, page, text",
+    [
+        ("weighted mean", "/attention.html", "weighted mean"),
+        ("softmax over slots", "attention", "softmax"),
+        ("SlotAttention", "slot_attention", "SlotAttention"),
+    ],
+)
 def test_search_finds_and_leads_there(browser, site_address, query, page, text):
     with opened(browser, site_address, "solutions/notation_solutions.html") as (tab, faults):
         tab.keyboard.press("/")
@@ -151,7 +209,15 @@ def test_search_works_from_a_folder(browser, site):
 
 def brightness(tab) -> float:
     "How bright the page's paper is, 0 to 255."
-    return sum(int(v) for v in re.findall(r"\d+", tab.evaluate("() => getComputedStyle(document.body).backgroundColor"))[:3]) / 3
+    return (
+        sum(
+            int(v)
+            for v in re.findall(
+                r"\d+", tab.evaluate("() => getComputedStyle(document.body).backgroundColor")
+            )[:3]
+        )
+        / 3
+    )
 
 
 def test_dark_colours_follow_the_system_and_the_reader(browser, site_address):
@@ -176,28 +242,68 @@ def test_the_course_opens_as_a_drawer_on_a_telephone(browser, site_address):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A JupyterLab over a copy of the notebooks: its address and its token. Cells for a GPU or for an hour are left out of the copy."
+    """A JupyterLab over a copy of the notebooks: its address and its token.
+
+    Cells for a GPU or for an hour are left out of the copy.
+    """
     program = Path(sys.executable).with_name("jupyter-lab")
     if not program.exists():
         skip_or_fail("JupyterLab is not installed")
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints", "katex", "_quarto.yml", "solutions"))
+    shutil.copytree(
+        ROOT / "nbs",
+        folder / "nbs",
+        ignore=shutil.ignore_patterns(
+            "runs", ".ipynb_checkpoints", "katex", "_quarto.yml", "solutions"
+        ),
+    )
     for name in ("results", "tests/assets", "settings.ini"):
         (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     for path in (folder / "nbs").glob("*.ipynb"):
         notebook = json.loads(path.read_text())
-        notebook["cells"] = [c for c in notebook["cells"] if not re.search(r"^#\|\s*(slow|gpu|notest)\b", "".join(c["source"]), re.M)]
+        notebook["cells"] = [
+            c
+            for c in notebook["cells"]
+            if not re.search(r"^#\|\s*(slow|gpu|notest)\b", "".join(c["source"]), re.M)
+        ]
         path.write_text(json.dumps(notebook))
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings = (
+        folder
+        / "settings"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     settings.parent.mkdir(parents=True)
     settings.write_text('{"fetchNews": "false"}')  # else a question lies over the figures
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token, log = secrets.token_hex(8), open(folder / "log", "w")
-    command = [program, "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **{f"JUPYTER_{kind}": str(folder / kind.lower()) for kind in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")}, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    command = [
+        program,
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--allow-root",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        **{
+            f"JUPYTER_{kind}": str(folder / kind.lower())
+            for kind in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
+        },
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
     environment.pop("MPLBACKEND", None)
     server = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env=environment)
     address = f"http://127.0.0.1:{port}"
@@ -215,7 +321,15 @@ def lab(tmp_path_factory):
 def live_figures(notebook: Path) -> int:
     "How many live figures a notebook shows."
     cells = json.loads(notebook.read_text())["cells"]
-    return sum(bool(re.search(r"^(explore_\w+\(.*\)|explorer)$", "".join(c["source"]).strip().splitlines()[-1])) for c in cells if c["cell_type"] == "code" and c["source"])
+    return sum(
+        bool(
+            re.search(
+                r"^(explore_\w+\(.*\)|explorer)$", "".join(c["source"]).strip().splitlines()[-1]
+            )
+        )
+        for c in cells
+        if c["cell_type"] == "code" and c["source"]
+    )
 
 
 OPEN_AND_RUN_ALL = """async ([path, seconds]) => {
@@ -261,7 +375,11 @@ def lab_tab(browser, lab):
 
 def seen(cell) -> np.ndarray:
     "The pixels of a live figure's picture, as they stand on the screen."
-    return np.asarray(PIL.Image.open(io.BytesIO(cell.query_selector(".widget-html img, .widget-image").screenshot())).convert("RGB")).astype(int)
+    return np.asarray(
+        PIL.Image.open(
+            io.BytesIO(cell.query_selector(".widget-html img, .widget-image").screenshot())
+        ).convert("RGB")
+    ).astype(int)
 
 
 def follows(tab, cell, act) -> bool:
@@ -269,14 +387,21 @@ def follows(tab, cell, act) -> bool:
     before, pixels = tab.evaluate(SOURCE, cell), seen(cell)
     act()
     with contextlib.suppress(Exception):
-        tab.wait_for_function(f"([e, before]) => ({SOURCE})(e) !== before", arg=[cell, before], timeout=10_000)
-    tab.wait_for_function("e => e.querySelector('.widget-html img, .widget-image')?.complete", arg=cell)
+        tab.wait_for_function(
+            f"([e, before]) => ({SOURCE})(e) !== before", arg=[cell, before], timeout=10_000
+        )
+    tab.wait_for_function(
+        "e => e.querySelector('.widget-html img, .widget-image')?.complete", arg=cell
+    )
     now = seen(cell)
     return now.shape != pixels.shape or bool((np.abs(now - pixels).max(-1) > 16).mean() > 1e-3)
 
 
 def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
-    "Move one slider of every live figure by the keyboard, and click a button where there is one; how many figures there are, and what changed nothing."
+    """Move one slider of every live figure by the keyboard, and click a button where there is one.
+
+    How many figures there are, and what changed nothing.
+    """
     found = tab.evaluate(LIVE_CELLS)
     still = []
     for number in found:
@@ -299,18 +424,29 @@ def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
     return len(found), still
 
 
-@pytest.mark.parametrize("notebook", [pytest.param(n, marks=[] if live_figures(n) or n.stem == "attention" else pytest.mark.slow, id=n.stem) for n in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(
+            n, marks=[] if live_figures(n) or n.stem == "attention" else pytest.mark.slow, id=n.stem
+        )
+        for n in NOTEBOOKS
+    ],
+)
 def test_run_all_in_jupyterlab(lab_tab, notebook):
     try:
         done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])
-        if "late" in done:  # the kernel lost a message: seen once in some hundred openings, with a notebook that never hung elsewhere
+        # the kernel lost a message: seen once in some hundred openings, with a notebook that never
+        # hung elsewhere
+        if "late" in done:
             warnings.warn(f"{notebook.stem} was opened once more: {done['late']}")
             lab_tab.evaluate(CLOSE)
             done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])
         assert "late" not in done, done["late"]
         assert done["errors"] == [] and done["run"] == done["filled"] > 0
         if live_figures(notebook):
-            screenshots = os.environ.get("SLOT_ATTENTION_SCREENSHOTS")  # a folder, for whoever wants to look
+            # a folder, for whoever wants to look
+            screenshots = os.environ.get("SLOT_ATTENTION_SCREENSHOTS")
             figures, still = use_figures(lab_tab, screenshots and Path(screenshots))
             assert figures == live_figures(notebook) and still == []
     finally:

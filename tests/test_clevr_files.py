@@ -1,4 +1,5 @@
 """CLEVR: the original's preprocessing, number by number, and the archive as it is unzipped."""
+
 import json
 import shutil
 
@@ -15,7 +16,6 @@ from slot_attention_nbdev.data.clevr_v1 import (
     ClevrFiles,
     crop_scene,
     preprocess_clevr,
-    read_clevr_scenes,
     write_clevr_tree,
 )
 from slot_attention_nbdev.data.files import load_pack, save_pack
@@ -42,8 +42,13 @@ def test_preprocessing_is_the_originals(golden, size):
         ours = preprocess_clevr(image, window)[0].permute(1, 2, 0).numpy()
         assert np.abs(ours - arrays[f"{size}/{name}/image"]).max() < 1e-5
         as_bytes = crop_scene({"image": image[0]}, window)["image"].float().numpy() / 127.5 - 1
-        assert np.abs(as_bytes - arrays[f"{size}/{name}/image"]).max() < 0.5 / 127.5 + 1e-5  # rounded to bytes
-    averaged = np.asarray(Image.fromarray(image[0].numpy()).resize((128, 128), Image.Resampling.BILINEAR)) / 127.5 - 1
+        # rounded to bytes
+        assert np.abs(as_bytes - arrays[f"{size}/{name}/image"]).max() < 0.5 / 127.5 + 1e-5
+    averaged = (
+        np.asarray(Image.fromarray(image[0].numpy()).resize((128, 128), Image.Resampling.BILINEAR))
+        / 127.5
+        - 1
+    )
     assert np.abs(averaged - arrays[f"{size}/nocrop/image"]).max() > 0.1  # the test can tell
 
 
@@ -52,7 +57,8 @@ def test_label_follows_the_image():
     label[100:140, 150:200] = 3
     image = (label == 3)[..., None].expand(-1, -1, 3) * torch.tensor(255, dtype=torch.uint8)
     scene = crop_scene({"image": image, "label": label})
-    inside, outside = scene["image"][scene["label"] == 3].float(), scene["image"][scene["label"] == 0].float()
+    inside = scene["image"][scene["label"] == 3].float()
+    outside = scene["image"][scene["label"] == 0].float()
     assert scene["label"].unique().tolist() == [0, 3] and inside.min() > 127 and outside.max() < 128
 
 
@@ -65,12 +71,21 @@ def test_scenes_are_what_was_written(tree):
             n = len(noted["objects"])
             assert 3 <= n <= 10 and scene["visibility"].sum() == n
             for k, one in enumerate(noted["objects"]):
-                assert [float(scene[axis][k]) for axis in "xyz"] == pytest.approx(one["3d_coords"], abs=1e-6)
-                assert scene["pixel_coords"][k].tolist() == pytest.approx(one["pixel_coords"], abs=1e-5)
+                assert [float(scene[axis][k]) for axis in "xyz"] == pytest.approx(
+                    one["3d_coords"], abs=1e-6
+                )
+                assert scene["pixel_coords"][k].tolist() == pytest.approx(
+                    one["pixel_coords"], abs=1e-5
+                )
                 assert float(scene["rotation"][k]) == pytest.approx(one["rotation"], abs=1e-4)
                 assert all(WORDS[key][scene[key][k]] == one[key] for key in WORDS)
             assert all((value[n:] == 0).all() for name, value in scene.items() if name != "image")
-    assert [tuple(WORDS[key][:2]) for key in WORDS] == [("small", "large"), ("rubber", "metal"), ("cube", "sphere"), ("gray", "red")]
+    assert [tuple(WORDS[key][:2]) for key in WORDS] == [
+        ("small", "large"),
+        ("rubber", "metal"),
+        ("cube", "sphere"),
+        ("gray", "red"),
+    ]
 
 
 def test_the_nearest_object_has_its_colour_where_it_should_be(tree):
@@ -95,19 +110,31 @@ def test_views(tree):
 def test_limits_and_ranges(tree):
     counts = [int(scene["visibility"].sum()) for scene in ClevrFiles(tree)]
     for limit in (3, 6, 9):
-        assert [int(scene["visibility"].sum()) for scene in ClevrFiles(tree, max_objects=limit)] == [n for n in counts if n <= limit]
-    assert [int(scene["visibility"].sum()) for scene in ClevrFiles(tree, start=2, stop=5)] == counts[2:5]
-    assert [int(scene["visibility"].sum()) for scene in ClevrFiles(tree, max_objects=6, start=2, stop=7)] == [n for n in counts[2:7] if n <= 6]
+        assert [
+            int(scene["visibility"].sum()) for scene in ClevrFiles(tree, max_objects=limit)
+        ] == [n for n in counts if n <= limit]
+    assert [
+        int(scene["visibility"].sum()) for scene in ClevrFiles(tree, start=2, stop=5)
+    ] == counts[2:5]
+    assert [
+        int(scene["visibility"].sum()) for scene in ClevrFiles(tree, max_objects=6, start=2, stop=7)
+    ] == [n for n in counts[2:7] if n <= 6]
     assert len(ClevrFiles(tree, "test")) == 8 and list(ClevrFiles(tree, "test")[3]) == ["image"]
 
 
 def test_batches_by_workers_and_packs(tree, tmp_path):
     data = ClevrFiles(tree, resolution=32)
     batches = list(DataLoader(data, batch_size=3, num_workers=2))
-    assert torch.equal(torch.cat([batch["image"] for batch in batches]), torch.stack([scene["image"] for scene in data]))
+    assert torch.equal(
+        torch.cat([batch["image"] for batch in batches]),
+        torch.stack([scene["image"] for scene in data]),
+    )
     scenes = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     save_pack(tmp_path / "clevr.npz", scenes, labelled=False)
-    assert all(torch.equal(value, scenes[key]) for key, value in load_pack(tmp_path / "clevr.npz", labelled=False).items())
+    assert all(
+        torch.equal(value, scenes[key])
+        for key, value in load_pack(tmp_path / "clevr.npz", labelled=False).items()
+    )
 
 
 def edit(change):
@@ -121,23 +148,78 @@ def edit(change):
 
 
 FAULTS = {
-    "extra image": (lambda root: shutil.copy(root / "images/train/CLEVR_train_000000.png", root / "images/train/CLEVR_train_000099.png"), "000099.png: has no scene"),
-    "missing image": (lambda root: (root / "images/train/CLEVR_train_000003.png").unlink(), "000003.png: is missing, though .* lists it"),
-    "all images missing": (lambda root: [path.unlink() for path in (root / "images/train").iterdir()], "000000.png: is missing"),
-    "no scenes file": (lambda root: (root / "scenes/CLEVR_train_scenes.json").unlink(), "CLEVR_train_scenes.json: cannot be read"),
-    "val scenes for train": (lambda root: shutil.copy(root / "scenes/CLEVR_val_scenes.json", root / "scenes/CLEVR_train_scenes.json"), "expected 'train', got 'val'"),
-    "no JSON": (lambda root: (root / "scenes/CLEVR_train_scenes.json").write_text("hello"), "not as in CLEVR"),
-    "binary": (lambda root: (root / "scenes/CLEVR_train_scenes.json").write_bytes(bytes(range(256))), "not as in CLEVR"),
-    "a list": (lambda root: (root / "scenes/CLEVR_train_scenes.json").write_text("[1]"), "not as in CLEVR"),
+    "extra image": (
+        lambda root: shutil.copy(
+            root / "images/train/CLEVR_train_000000.png",
+            root / "images/train/CLEVR_train_000099.png",
+        ),
+        "000099.png: has no scene",
+    ),
+    "missing image": (
+        lambda root: (root / "images/train/CLEVR_train_000003.png").unlink(),
+        "000003.png: is missing, though .* lists it",
+    ),
+    "all images missing": (
+        lambda root: [path.unlink() for path in (root / "images/train").iterdir()],
+        "000000.png: is missing",
+    ),
+    "no scenes file": (
+        lambda root: (root / "scenes/CLEVR_train_scenes.json").unlink(),
+        "CLEVR_train_scenes.json: cannot be read",
+    ),
+    "val scenes for train": (
+        lambda root: shutil.copy(
+            root / "scenes/CLEVR_val_scenes.json", root / "scenes/CLEVR_train_scenes.json"
+        ),
+        "expected 'train', got 'val'",
+    ),
+    "no JSON": (
+        lambda root: (root / "scenes/CLEVR_train_scenes.json").write_text("hello"),
+        "not as in CLEVR",
+    ),
+    "binary": (
+        lambda root: (root / "scenes/CLEVR_train_scenes.json").write_bytes(bytes(range(256))),
+        "not as in CLEVR",
+    ),
+    "a list": (
+        lambda root: (root / "scenes/CLEVR_train_scenes.json").write_text("[1]"),
+        "not as in CLEVR",
+    ),
     "no scenes": (edit(lambda new: new.pop("scenes")), "there is no 'scenes'"),
-    "no objects": (edit(lambda new: new["scenes"][4].pop("objects")), "scene 4: there is no 'objects'"),
-    "unknown word": (edit(lambda new: new["scenes"][4]["objects"][1].update(shape="cone")), "scene 4: .*shape: unknown 'cone'"),
-    "short position": (edit(lambda new: new["scenes"][1]["objects"][0].update({"3d_coords": [1.0]})), "scene 1: not as in"),
-    "eleven objects": (edit(lambda new: new["scenes"][1].update(objects=[new["scenes"][1]["objects"][0]] * 11)), "scene 1: not as in"),
-    "NaN": (edit(lambda new: new["scenes"][1]["objects"][0].update(rotation=float("nan"))), "expected finite numbers"),
-    "no folder": (lambda root: shutil.rmtree(root / "images/train"), "there is no folder images/train"),
-    "broken image": (lambda root: (root / "images/train/CLEVR_train_000002.png").write_bytes(b"x" * 50), "000002.png: cannot be read as an image"),
-    "other size": (lambda root: Image.new("RGB", (320, 240)).save(root / "images/train/CLEVR_train_000002.png"), "000002.png: expected 320 x 480 pixels, got 240 x 320"),
+    "no objects": (
+        edit(lambda new: new["scenes"][4].pop("objects")),
+        "scene 4: there is no 'objects'",
+    ),
+    "unknown word": (
+        edit(lambda new: new["scenes"][4]["objects"][1].update(shape="cone")),
+        "scene 4: .*shape: unknown 'cone'",
+    ),
+    "short position": (
+        edit(lambda new: new["scenes"][1]["objects"][0].update({"3d_coords": [1.0]})),
+        "scene 1: not as in",
+    ),
+    "eleven objects": (
+        edit(lambda new: new["scenes"][1].update(objects=[new["scenes"][1]["objects"][0]] * 11)),
+        "scene 1: not as in",
+    ),
+    "NaN": (
+        edit(lambda new: new["scenes"][1]["objects"][0].update(rotation=float("nan"))),
+        "expected finite numbers",
+    ),
+    "no folder": (
+        lambda root: shutil.rmtree(root / "images/train"),
+        "there is no folder images/train",
+    ),
+    "broken image": (
+        lambda root: (root / "images/train/CLEVR_train_000002.png").write_bytes(b"x" * 50),
+        "000002.png: cannot be read as an image",
+    ),
+    "other size": (
+        lambda root: Image.new("RGB", (320, 240)).save(
+            root / "images/train/CLEVR_train_000002.png"
+        ),
+        "000002.png: expected 320 x 480 pixels, got 240 x 320",
+    ),
 }
 
 
@@ -162,6 +244,11 @@ def test_skipping_is_asked_for_and_counted(copy, tree):
 
 
 def test_wrong_requests(tree):
-    for settings, message in (({"split": "dev"}, "split: unknown 'dev'"), ({"split": "test", "max_objects": 6}, "no annotations"), ({"resolution": 0}, "resolution"), ({"on_error": "no"}, "on_error")):
+    for settings, message in (
+        ({"split": "dev"}, "split: unknown 'dev'"),
+        ({"split": "test", "max_objects": 6}, "no annotations"),
+        ({"resolution": 0}, "resolution"),
+        ({"on_error": "no"}, "on_error"),
+    ):
         with pytest.raises(InputError, match=message):
             ClevrFiles(tree, **settings)

@@ -1,4 +1,5 @@
 """The command line: what it prints, what it writes, and how fast it helps."""
+
 import json
 import os
 import resource
@@ -17,8 +18,8 @@ from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
-from slot_attention_nbdev.train.recipes import RECIPES, get_recipe, to_dict
-from slot_attention_nbdev.train.trainer import load_model, train
+from slot_attention_nbdev.train.recipes import RECIPES, to_dict
+from slot_attention_nbdev.train.trainer import load_model
 
 VERBS = ("recipes", "train", "evaluate", "segment", "predict", "data", "convert", "bench")
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
@@ -40,7 +41,12 @@ def say(capsys):
 
 def script(*words, **options):
     "The console script in a process of its own."
-    command = [sys.executable, "-c", "from slot_attention_nbdev.cli import console; console()", *map(str, words)]
+    command = [
+        sys.executable,
+        "-c",
+        "from slot_attention_nbdev.cli import console; console()",
+        *map(str, words),
+    ]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -75,7 +81,9 @@ def test_version(say):
 def test_recipes(say):
     lines = say("recipes").splitlines()
     assert [line.split()[0] for line in lines] == ["recipe", *RECIPES]
-    assert json.loads(say("recipes", "--json")) == {name: to_dict(recipe) for name, recipe in RECIPES.items()}
+    assert json.loads(say("recipes", "--json")) == {
+        name: to_dict(recipe) for name, recipe in RECIPES.items()
+    }
     assert json.loads(say("--json", "recipes", "tiny")) == to_dict(RECIPES["tiny"])
     assert "learning_rate" in say("recipes", "tiny")
 
@@ -84,7 +92,9 @@ def test_train_says_how_well_and_where(say, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = say("train", "tiny", *SHORT, "--seed", "3", "num_slots=5")
     folder = Path("runs/tiny-seed3")
-    assert {"checkpoint.pt", "model.safetensors", "record.json", "curve.png", "slots.png"} <= {p.name for p in folder.iterdir()}
+    assert {"checkpoint.pt", "model.safetensors", "record.json", "curve.png", "slots.png"} <= {
+        p.name for p in folder.iterdir()
+    }
     assert str(folder / "slots.png") in text and "fg_ari" in text and "mse" in text
     record = json.loads((folder / "record.json").read_text())
     assert (record["seed"], record["recipe"]["num_slots"], record["recipe"]["steps"]) == (3, 5, 4)
@@ -99,7 +109,21 @@ def test_train_json_is_the_record_and_resumes(say, tmp_path):
 
 
 def test_train_fits_its_budget(say, tmp_path):
-    record = json.loads(say("train", "tiny", "steps=100000", "eval_images=4", "--device", "cpu", "--budget", "1s", "--out", tmp_path / "run", "--json"))
+    record = json.loads(
+        say(
+            "train",
+            "tiny",
+            "steps=100000",
+            "eval_images=4",
+            "--device",
+            "cpu",
+            "--budget",
+            "1s",
+            "--out",
+            tmp_path / "run",
+            "--json",
+        )
+    )
     assert record["finished"] and record["step"] < 100_000 and record["budget"] == 1.0
 
 
@@ -114,19 +138,33 @@ def test_evaluate_agrees_with_its_parts(say, run, tmp_path):
         output = model(image, generator=generator(0, "evaluate"))
     for name, values in segmentation_metrics(scenes["label"], output.masks).items():
         assert found[name] == pytest.approx(float(values.nanmean()), abs=1e-6)
-    assert found["mse"] == pytest.approx(float((output.reconstruction - image).square().mean()), abs=1e-6)
+    assert found["mse"] == pytest.approx(
+        float((output.reconstruction - image).square().mean()), abs=1e-6
+    )
 
 
 def test_evaluate_by_name_file_and_number(say, run):
     by_folder = json.loads(say("evaluate", run, "--data", "tetrominoes", "--n", "8", "--json"))
-    by_file = json.loads(say("evaluate", run / "model.safetensors", "--data", "tetrominoes", "--n", "8", "--json"))
-    by_checkpoint = json.loads(say("evaluate", run / "checkpoint.pt", "--data", "tetrominoes", "--n", "8", "--json"))
+    by_file = json.loads(
+        say("evaluate", run / "model.safetensors", "--data", "tetrominoes", "--n", "8", "--json")
+    )
+    by_checkpoint = json.loads(
+        say("evaluate", run / "checkpoint.pt", "--data", "tetrominoes", "--n", "8", "--json")
+    )
     assert by_folder == by_file == by_checkpoint and by_folder["n"] == 8
 
 
 def test_evaluate_without_objects_says_null(say, run, tmp_path):
-    save_pack(tmp_path / "empty.npz", {"image": torch.zeros(2, 35, 35, 3, dtype=torch.uint8), "label": torch.zeros(2, 35, 35, dtype=torch.uint8)})
-    assert json.loads(say("evaluate", run, "--data", tmp_path / "empty.npz", "--json"))["miou"] is None
+    save_pack(
+        tmp_path / "empty.npz",
+        {
+            "image": torch.zeros(2, 35, 35, 3, dtype=torch.uint8),
+            "label": torch.zeros(2, 35, 35, dtype=torch.uint8),
+        },
+    )
+    assert (
+        json.loads(say("evaluate", run, "--data", tmp_path / "empty.npz", "--json"))["miou"] is None
+    )
     assert "miou nan" in say("evaluate", run, "--data", tmp_path / "empty.npz")
 
 
@@ -145,7 +183,9 @@ def test_segment_writes_label_maps_and_pictures(say, run, tmp_path):
         with torch.no_grad():
             output = model(read_image(path, (35, 35)), generator=generator(0, "slots"))
         labels = Image.open(entry["labels"])
-        assert labels.mode == "L" and np.array_equal(np.asarray(labels), output.masks[0].argmax(0).numpy())
+        assert labels.mode == "L" and np.array_equal(
+            np.asarray(labels), output.masks[0].argmax(0).numpy()
+        )
         assert Image.open(entry["slots"]).size[0] > 400
     assert str(out / "x_2_slots.png") in say("segment", run, *paths, "--out", out)
 
@@ -168,9 +208,26 @@ def test_data_draws_packs_and_sheets(say, tmp_path):
     many, few, other = (load_pack(tmp_path / f"{name}.npz") for name in ("many", "few", "other"))
     assert len(many["image"]) == 300 and torch.equal(many["image"][:7], few["image"])
     assert not torch.equal(few["image"], other["image"])
-    held_out = {scene.numpy().tobytes() for split in ("train", "test") for scene in sprite_scenes("tetrominoes", 320, seed=2, split=split)["image"]}
+    held_out = {
+        scene.numpy().tobytes()
+        for split in ("train", "test")
+        for scene in sprite_scenes("tetrominoes", 320, seed=2, split=split)["image"]
+    }
     assert not held_out & {scene.numpy().tobytes() for scene in many["image"]}
-    assert json.loads(say("data", "multi_dsprites_binarized", "--n", "3", "--out", tmp_path / "sheet.png", "--json"))["n"] == 3
+    assert (
+        json.loads(
+            say(
+                "data",
+                "multi_dsprites_binarized",
+                "--n",
+                "3",
+                "--out",
+                tmp_path / "sheet.png",
+                "--json",
+            )
+        )["n"]
+        == 3
+    )
     assert Image.open(tmp_path / "sheet.png").size[0] > 300
 
 
@@ -190,7 +247,8 @@ def test_data_goes_on_where_it_was_stopped(say, tmp_path, monkeypatch, capsys):
         patched.setattr(files, "save_pack", full)
         assert main(list(words)) == 1
     out, err = capsys.readouterr()
-    assert out == "" and "51%" in err and "No space left on device" in err  # the bar, then the reason
+    # the bar, then the reason
+    assert out == "" and "51%" in err and "No space left on device" in err
     assert main(["data", "tetrominoes", "--n", "999", "--out", str(tmp_path / "pack.npz")]) == 2
     assert "n was 1000 and is now 999" in capsys.readouterr().err
     assert json.loads(say(*words, "--json"))["n"] == 1000
@@ -207,7 +265,8 @@ def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path, capsys):
         mask = np.zeros((40, 50), np.uint8)
         mask[10:20, 10:20] = 1
         Image.fromarray(mask).save(tmp_path / f"{i}_mask.png")
-    assert json.loads(say("evaluate", run, "--data", tmp_path, "--json"))["n"] == 3  # in the model's size, 35 x 35
+    # in the model's size, 35 x 35
+    assert json.loads(say("evaluate", run, "--data", tmp_path, "--json"))["n"] == 3
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
@@ -220,7 +279,9 @@ def test_debug_shows_where(place):
 
 
 def test_positionals_may_come_late():
-    arguments = cli.parse(["train", "tiny", "--seed", "1", "steps=2", "--budget", "5m", "num_slots=3"])
+    arguments = cli.parse(
+        ["train", "tiny", "--seed", "1", "steps=2", "--budget", "5m", "num_slots=3"]
+    )
     assert arguments.overrides == ["steps=2", "num_slots=3"]
     assert main(["data", "tetrominoes", "--out", "x.png", "extra"]) == 2
     assert main(["train", "tiny", "--see", "1"]) == 2  # no abbreviations
@@ -231,7 +292,11 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["data", "tetrominoes", "--out", str(tmp_path / "a.png")]) == 1
     err = capsys.readouterr().err
-    assert "needs matplotlib" in err and "pip install 'slot-attention-nbdev[train]'" in err and err.count("\n") == 1
+    assert (
+        "needs matplotlib" in err
+        and "pip install 'slot-attention-nbdev[train]'" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_console_exits_with_the_code(monkeypatch):
@@ -254,4 +319,8 @@ def test_a_reader_may_leave_early():
 def test_a_full_disk_behind_the_output():
     with open("/dev/full", "w") as full:
         ended = script("recipes", stdout=full)
-    assert ended.returncode == 1 and "No space left on device" in ended.stderr and "Traceback" not in ended.stderr
+    assert (
+        ended.returncode == 1
+        and "No space left on device" in ended.stderr
+        and "Traceback" not in ended.stderr
+    )

@@ -1,4 +1,5 @@
 "Our small model: seeds, shape read-out, stamps, and the autoencoder around an untouched Slot Attention."
+
 from copy import deepcopy
 
 import pytest
@@ -48,7 +49,8 @@ def test_tokens_lie_where_the_patches_look(size):
     features = encoder.features(picture)
     grid = token_grid(size)
     assert len(grid) == features[0, 0].numel()
-    token = (features.shape[2] // 2) * features.shape[3] + features.shape[3] // 2  # away from the border
+    # away from the border
+    token = (features.shape[2] // 2) * features.shape[3] + features.shape[3] // 2
     features.flatten(2)[0, :, token].abs().sum().backward()
     seen = picture.grad.abs().sum((0, 1)).nonzero().float().mean(0)
     assert_close(grid[token], seen - (torch.tensor(size) - 1) / 2)
@@ -65,7 +67,13 @@ def test_seeds_are_far_apart(seed, count):
         for k in range(count):
             best = max(range(40), key=lambda n: nearest[n])
             assert int(chosen[b, k]) == best
-            gap = [float((colors[b, n] - colors[b, best]).square().sum() + (places[n] - places[best]).square().sum()) for n in range(40)]
+            gap = [
+                float(
+                    (colors[b, n] - colors[b, best]).square().sum()
+                    + (places[n] - places[best]).square().sum()
+                )
+                for n in range(40)
+            ]
             nearest = [min(a, g) for a, g in zip(nearest, gap)]
 
 
@@ -76,8 +84,18 @@ def test_shape_does_not_depend_on_place(down, across, seed):
     weights = torch.zeros(1, 34, 34, 1)
     weights[0, 12:16, 12:17, 0] = torch.rand(4, 5, generator=generator(seed))
     moved = weights.roll((down, across), (1, 2))
-    centres, shapes = zip(*(readout.describe(w.flatten(1, 2) / w.sum(), 2 * torch.cartesian_prod(torch.arange(34.0), torch.arange(34.0))) for w in (weights, moved)))
-    assert_close(centres[1] - centres[0], torch.tensor([[[2.0 * down, 2.0 * across]]]), rtol=0, atol=1e-3)
+    centres, shapes = zip(
+        *(
+            readout.describe(
+                w.flatten(1, 2) / w.sum(),
+                2 * torch.cartesian_prod(torch.arange(34.0), torch.arange(34.0)),
+            )
+            for w in (weights, moved)
+        )
+    )
+    assert_close(
+        centres[1] - centres[0], torch.tensor([[[2.0 * down, 2.0 * across]]]), rtol=0, atol=1e-3
+    )
     assert_close(shapes[0], shapes[1], rtol=0, atol=1e-4)
 
 
@@ -91,7 +109,8 @@ def test_a_stamp_moves_by_whole_pixels_exactly():
 def test_gradients_are_right_in_double_precision():
     decoder = StampDecoder(4, (7, 6), stamp_size=3, hidden_dim=5).double()
     readout = ShapeReadout(4, period=9.0, orders=1, hidden_dim=5).double()
-    slots, centre = draw(1, 2, 4, dtype=torch.float64).requires_grad_(), (0.3 * draw(1, 2, 2, dtype=torch.float64)).requires_grad_()
+    slots = draw(1, 2, 4, dtype=torch.float64).requires_grad_()
+    centre = (0.3 * draw(1, 2, 2, dtype=torch.float64)).requires_grad_()
     weights = draw(1, 9, 2, dtype=torch.float64).softmax(1).requires_grad_()
     places = draw(9, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(decoder, (slots, centre))
@@ -127,8 +146,12 @@ def test_every_trainable_weight_learns(model, image):
     (output.reconstruction - image).square().mean().backward()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     silent = {name for name, p in trainable.items() if p.grad is None or not p.grad.abs().sum() > 0}
-    assert silent <= {"slot_attention.norm_slots.bias"}  # the same number for every slot: a softmax over slots does not see it
-    assert {name for name, _ in model.named_parameters()} - trainable.keys() == {"slot_attention.slots_mu", "slot_attention.slots_log_sigma"}
+    # the same number for every slot: a softmax over slots does not see it
+    assert silent <= {"slot_attention.norm_slots.bias"}
+    assert {name for name, _ in model.named_parameters()} - trainable.keys() == {
+        "slot_attention.slots_mu",
+        "slot_attention.slots_log_sigma",
+    }
 
 
 def test_an_untrained_model_starts_as_k_means(model):
@@ -140,8 +163,15 @@ def test_an_untrained_model_starts_as_k_means(model):
 
 def test_compile_export_copy(model, image):
     expected = model(image).masks
-    assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(image).masks, expected, rtol=1e-4, atol=1e-5)
-    assert_close(torch.export.export(model, (image,)).module()(image).masks, expected, rtol=1e-4, atol=1e-5)
+    assert_close(
+        torch.compile(model, fullgraph=True, backend="aot_eager")(image).masks,
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert_close(
+        torch.export.export(model, (image,)).module()(image).masks, expected, rtol=1e-4, atol=1e-5
+    )
     assert_close(deepcopy(model)(image).masks, expected)
     fresh = fast_autoencoder()
     fresh.load_state_dict(model.state_dict())
@@ -178,7 +208,9 @@ def test_gaussian_against_pytorch(seed):
     centre = weights.mT @ places
     away = places - centre[:, :, None]  # [2, 3, N, 2]
     covariance = torch.einsum("bnk,bkni,bknj->bkij", weights, away, away) + 1.5 * torch.eye(2)
-    expected = torch.distributions.MultivariateNormal(centre[:, :, None], covariance[:, :, None]).log_prob(pixels)
+    expected = torch.distributions.MultivariateNormal(
+        centre[:, :, None], covariance[:, :, None]
+    ).log_prob(pixels)
     ours = gaussian_logits(weights, centre, places, pixels, floor=1.5)
     assert_close(ours - ours.mean(), expected - expected.mean(), rtol=1e-3, atol=1e-3)
 
@@ -188,7 +220,11 @@ def test_a_narrow_slot_wins_its_surroundings_and_a_wide_one_the_rest():
     narrow = torch.exp(-(places - torch.tensor([6.0, -4.0])).square().sum(-1) / 8)
     weights = torch.stack([narrow, torch.ones(len(places))], dim=1)[None]
     weights = weights / weights.sum(1, keepdim=True)
-    wins = gaussian_logits(weights, weights.mT @ places, places, token_grid((32, 32), 1)).argmax(1).view(32, 32)
+    wins = (
+        gaussian_logits(weights, weights.mT @ places, places, token_grid((32, 32), 1))
+        .argmax(1)
+        .view(32, 32)
+    )
     assert wins[21, 11] == 0 and wins[0, 0] == wins[31, 31] == wins[0, 31] == 1
     assert 20 < (wins == 0).sum() < 300
 
@@ -200,9 +236,15 @@ def test_seeded_model():
     image = to_model(multi_dsprites(2, generator=generator(0, "seeded"))["image"])
     output = model(image)
     assert_close(output.masks.sum(1), torch.ones(2, 64, 64))
-    assert_close(output.reconstruction, (output.masks[:, :, None] * output.slot_reconstructions).sum(1))
+    assert_close(
+        output.reconstruction, (output.masks[:, :, None] * output.slot_reconstructions).sum(1)
+    )
     output.reconstruction.square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in model.parameters()
+        if p.requires_grad
+    )
     assert model(image, num_slots=9).masks.shape == (2, 9, 64, 64)
     with pytest.raises(InputError, match="image: expected shape"):
         model(image[..., :32])
@@ -211,7 +253,10 @@ def test_seeded_model():
 @given(st.integers(0, 10_000), st.floats(0.3, 1.0))
 @settings(max_examples=30, deadline=None)
 def test_hue_is_much_the_same_in_the_shade(seed, shade):
-    bright = torch.rand(1, 1, 3, generator=generator(seed)) * torch.tensor([0.4, 0.3, 0.3]) + torch.tensor([0.6, 0.0, 0.0])  # red light in [0, 1]
+    # red light in [0, 1]
+    bright = torch.rand(1, 1, 3, generator=generator(seed)) * torch.tensor(
+        [0.4, 0.3, 0.3]
+    ) + torch.tensor([0.6, 0.0, 0.0])
     grey = torch.full((1, 9, 3), 0.45)
     lit, shaded, ground = hues(2 * torch.cat([bright, shade * bright, grey], dim=1) - 1)[0, :3]
     assert (lit - shaded).norm() < 0.75 * min((lit - ground).norm(), (shaded - ground).norm())
@@ -219,7 +264,9 @@ def test_hue_is_much_the_same_in_the_shade(seed, shade):
 
 
 def test_opposite_hues_lie_apart_and_dark_grey_is_not_ground():
-    light = torch.tensor([[0.7, 0.3, 0.3], [0.3, 0.65, 0.65], [0.15, 0.15, 0.15], *[[0.5, 0.5, 0.5]] * 7])[None]
+    light = torch.tensor(
+        [[0.7, 0.3, 0.3], [0.3, 0.65, 0.65], [0.15, 0.15, 0.15], *[[0.5, 0.5, 0.5]] * 7]
+    )[None]
     red, cyan, dark, ground = hues(2 * light - 1)[0, :4]
     assert (red - cyan).norm() > 1.5 and (dark - ground).norm() > 0.7 and (dark - red).norm() > 0.7
 
@@ -229,18 +276,25 @@ def test_seeds_stop_when_all_is_found():
     colors.view(2, 6, 6, 2)[0, 1:4, 1:4] = torch.tensor([1.0, 0.0])  # one thing, three tokens wide
     colors.view(2, 6, 6, 2)[1, 2, 2] = torch.tensor([1.0, 0.0])  # one token alone
     seeds = farthest_first(colors, places, 3, (6, 6), enough=0.35)
-    assert seeds.tolist() == [[14, -1, -1], [-1, -1, -1]]  # the middle of the thing; nothing for noise
+    # the middle of the thing; nothing for noise
+    assert seeds.tolist() == [[14, -1, -1], [-1, -1, -1]]
     assert farthest_first(colors, places, 1).tolist() == [[7], [14]]  # single tokens, however few
 
 
 def shaded_squares():
-    "Grey sloping ground with a soft shadow and three squares, lit from above; light in [-1, 1], and the squares' corners."
+    """Grey sloping ground with a soft shadow and three squares, lit from above.
+
+    Light in [-1, 1], and the squares' corners.
+    """
     row = torch.linspace(0.35, 0.6, 64)[:, None]
     image = row.expand(3, 64, 64).clone()
     image[:, 28:36, 20:30] *= 0.7  # shadow
-    corners, paints = [(8, 8), (22, 44), (44, 14)], torch.tensor([[0.7, 0.2, 0.2], [0.2, 0.3, 0.8], [0.7, 0.2, 0.2]])
+    corners = [(8, 8), (22, 44), (44, 14)]
+    paints = torch.tensor([[0.7, 0.2, 0.2], [0.2, 0.3, 0.8], [0.7, 0.2, 0.2]])
     for (y, x), paint in zip(corners, paints):
-        image[:, y : y + 12, x : x + 12] = paint[:, None, None] * torch.linspace(1.0, 0.45, 12)[:, None]
+        image[:, y : y + 12, x : x + 12] = (
+            paint[:, None, None] * torch.linspace(1.0, 0.45, 12)[:, None]
+        )
     return 2 * image[None] - 1, corners
 
 
@@ -249,14 +303,18 @@ def test_solids_get_one_seed_each_and_spare_slots_paint_nothing():
         torch.manual_seed(0)
         model = SolidsAutoEncoder((64, 64), 7)
     image, corners = shaded_squares()
-    image = torch.cat([image, torch.full_like(image, 0.1)])  # the second picture shows nothing at all
+    # the second picture shows nothing at all
+    image = torch.cat([image, torch.full_like(image, 0.1)])
     output = model(image, return_attention=True)
     drawn = output.masks.amax(dim=(2, 3)) > 0
     assert drawn.tolist() == [[True] * 4 + [False] * 3, [True] + [False] * 6]
     owners = output.masks[0].argmax(0)
     middles = [int(owners[y + 6, x + 6]) for y, x in corners]
     assert sorted(middles) == [1, 2, 3]  # two of one hue, but apart
-    assert all((owners[y + 2 : y + 10, x + 2 : x + 10] == own).float().mean() > 0.9 for (y, x), own in zip(corners, middles))
+    assert all(
+        (owners[y + 2 : y + 10, x + 2 : x + 10] == own).float().mean() > 0.9
+        for (y, x), own in zip(corners, middles)
+    )
     holder = output.attention[0, -1].argmax(1).view(32, 32)
     assert int(holder[16, 12]) == int(holder[30, 30]) == 0  # shadow and light ground are ground
     assert_close(output.masks.sum(1), torch.ones(2, 64, 64))
@@ -271,11 +329,35 @@ def test_solids_learn_all_but_what_binds():
     (output.reconstruction - image).square().mean().backward()
     fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
     module = "slot_attention."
-    assert fixed == {"encoder.color.weight", *(module + f"norm_{what}.{which}" for what in ("inputs", "slots") for which in ("weight", "bias")), "seed.0.weight", "seed.0.bias", "seed.1.weight", "seed.1.bias", module + "project_q.weight", module + "project_k.weight", module + "slots_mu", module + "slots_log_sigma"}
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert fixed == {
+        "encoder.color.weight",
+        *(
+            module + f"norm_{what}.{which}"
+            for what in ("inputs", "slots")
+            for which in ("weight", "bias")
+        ),
+        "seed.0.weight",
+        "seed.0.bias",
+        "seed.1.weight",
+        "seed.1.bias",
+        module + "project_q.weight",
+        module + "project_k.weight",
+        module + "slots_mu",
+        module + "slots_log_sigma",
+    }
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in model.parameters()
+        if p.requires_grad
+    )
     for K, T in ((1, 1), (9, 3)):
         assert model(image, num_slots=K, num_iterations=T).masks.shape == (1, K, 32, 31)
-    assert_close(torch.export.export(model, (image,)).module()(image).masks, output.masks, rtol=1e-4, atol=1e-5)
+    assert_close(
+        torch.export.export(model, (image,)).module()(image).masks,
+        output.masks,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_hue_encoder_says_where_things_are():

@@ -1,4 +1,5 @@
 """Packs and pictures: round trips, and every way a file can be wrong."""
+
 import os
 import pickle
 import tracemalloc
@@ -33,8 +34,12 @@ def test_round_trip(tmp_path, name):
     save_pack(tmp_path / "deep" / "pack.npz", scenes)
     back = load_pack(tmp_path / "deep" / "pack.npz")
     assert back.keys() == scenes.keys()
-    assert all(torch.equal(back[key], scenes[key]) and back[key].dtype == scenes[key].dtype for key in scenes)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["pack.npz"]  # no temporary file is left
+    assert all(
+        torch.equal(back[key], scenes[key]) and back[key].dtype == scenes[key].dtype
+        for key in scenes
+    )
+    # no temporary file is left
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["pack.npz"]
 
 
 def test_foreign_pack(tmp_path):
@@ -43,7 +48,11 @@ def test_foreign_pack(tmp_path):
     extra = {"x": np.array([[1, 2], [3, 4]], ">i4"), "color": np.ones((2, 2, 3), ">f8")}
     np.savez(tmp_path / "pack.npz", image=image, label=np.zeros((2, 4, 5), np.uint8), **extra)
     back = load_pack(tmp_path / "pack.npz")
-    assert np.array_equal(back["image"], image) and back["x"].tolist() == [[1, 2], [3, 4]] and back["color"].shape == (2, 2, 3)
+    assert (
+        np.array_equal(back["image"], image)
+        and back["x"].tolist() == [[1, 2], [3, 4]]
+        and back["color"].shape == (2, 2, 3)
+    )
 
 
 def test_first_n(pack, scenes):
@@ -66,21 +75,51 @@ FAULTS = {
     "no image": (without("image"), "no array 'image'; there are: color, label, shape, x"),
     "no label": (without("label"), "no array 'label'"),
     "nothing": (lambda good: {}, "no array 'image'; there are: none"),
-    "float image": (lambda good: good | {"image": good["image"] / 255.0}, "'image': expected uint8 .*, got float64"),
-    "int64 label": (lambda good: good | {"label": good["label"].astype(np.int64)}, "'label': expected uint8 .*, got int64"),
-    "grey image": (lambda good: good | {"image": good["image"][..., 0]}, r"'image': expected uint8 \[N, H, W, 3\], got uint8 \[6, 35, 35\]"),
-    "RGBA image": (lambda good: good | {"image": np.concatenate([good["image"]] * 2, -1)[..., :4]}, r"got uint8 \[6, 35, 35, 4\]"),
-    "label rank": (lambda good: good | {"label": good["label"][..., None]}, r"'label': expected uint8 \[N, H, W\]"),
-    "label size": (lambda good: good | {"label": good["label"][:, 1:]}, r"'label': expected the images' size \[6, 35, 35\], got \[6, 34, 35\]"),
+    "float image": (
+        lambda good: good | {"image": good["image"] / 255.0},
+        "'image': expected uint8 .*, got float64",
+    ),
+    "int64 label": (
+        lambda good: good | {"label": good["label"].astype(np.int64)},
+        "'label': expected uint8 .*, got int64",
+    ),
+    "grey image": (
+        lambda good: good | {"image": good["image"][..., 0]},
+        r"'image': expected uint8 \[N, H, W, 3\], got uint8 \[6, 35, 35\]",
+    ),
+    "RGBA image": (
+        lambda good: good | {"image": np.concatenate([good["image"]] * 2, -1)[..., :4]},
+        r"got uint8 \[6, 35, 35, 4\]",
+    ),
+    "label rank": (
+        lambda good: good | {"label": good["label"][..., None]},
+        r"'label': expected uint8 \[N, H, W\]",
+    ),
+    "label size": (
+        lambda good: good | {"label": good["label"][:, 1:]},
+        r"'label': expected the images' size \[6, 35, 35\], got \[6, 34, 35\]",
+    ),
     "label count": (lambda good: good | {"label": good["label"][:5]}, r"got \[5, 35, 35\]"),
-    "property count": (lambda good: good | {"x": good["x"][:5]}, r"'x': expected numbers \[N=6, M\]"),
+    "property count": (
+        lambda good: good | {"x": good["x"][:5]},
+        r"'x': expected numbers \[N=6, M\]",
+    ),
     "property rank": (change(x=np.float64(3)), "'x': expected numbers"),
     "property NaN": (change(x=np.full((6, 3), np.nan)), "'x': expected finite numbers"),
     "property text": (change(x=np.full((6, 3), "red")), "'x': expected numbers"),
-    "object array": (change(x=np.full((6, 3), None)), "array 'x': damaged, or not part of a pack: Object arrays"),
+    "object array": (
+        change(x=np.full((6, 3), None)),
+        "array 'x': damaged, or not part of a pack: Object arrays",
+    ),
     "object image": (change(image=np.full((6, 3), None)), "array 'image': damaged"),
-    "no images": (lambda good: {key: value[:0] for key, value in good.items()}, "expected at least one image"),
-    "no pixels": (lambda good: good | {"image": good["image"][:, :0], "label": good["label"][:, :0]}, "at least one image and one pixel"),
+    "no images": (
+        lambda good: {key: value[:0] for key, value in good.items()},
+        "expected at least one image",
+    ),
+    "no pixels": (
+        lambda good: good | {"image": good["image"][:, :0], "label": good["label"][:, :0]},
+        "at least one image and one pixel",
+    ),
 }
 
 
@@ -88,7 +127,10 @@ FAULTS = {
 def test_refused(tmp_path, scenes, fault):
     spoil, message = FAULTS[fault]
     path = tmp_path / "bad.npz"
-    np.savez(path, **spoil({key: scenes[key].numpy() for key in ("image", "label", "shape", "x", "color")}))
+    np.savez(
+        path,
+        **spoil({key: scenes[key].numpy() for key in ("image", "label", "shape", "x", "color")}),
+    )
     with pytest.raises(FileError, match=message) as error:
         load_pack(path)
     assert str(error.value).startswith(str(path))  # names the file
@@ -96,13 +138,22 @@ def test_refused(tmp_path, scenes, fault):
 
 def test_refused_containers(tmp_path, pack):
     whole = pack.read_bytes()
-    empty, text, npy, foreign = (tmp_path / name for name in ("empty.npz", "text.npz", "array.npy", "foreign.zip"))
+    empty, text, npy, foreign = (
+        tmp_path / name for name in ("empty.npz", "text.npz", "array.npy", "foreign.zip")
+    )
     empty.write_bytes(b"")
     text.write_text("hello")
     np.save(npy, np.zeros(3))
     with zipfile.ZipFile(foreign, "w") as archive:
         archive.writestr("image", b"not an array")
-    for path, message in ((empty, "not a zip"), (text, "not a zip"), (npy, "not a zip"), (foreign, "'image'"), (tmp_path, "no such file"), (tmp_path / "gone.npz", "no such file")):
+    for path, message in (
+        (empty, "not a zip"),
+        (text, "not a zip"),
+        (npy, "not a zip"),
+        (foreign, "'image'"),
+        (tmp_path, "no such file"),
+        (tmp_path / "gone.npz", "no such file"),
+    ):
         with pytest.raises(FileError, match=message):
             load_pack(path)
     for size in range(0, len(whole), max(1, len(whole) // 40)):  # cut anywhere
@@ -120,16 +171,30 @@ def test_damaged_anywhere(tmp_path, pack, scenes):
             back = load_pack(path)
         except FileError:
             continue
-        assert torch.equal(back["image"], scenes["image"]) and torch.equal(back["label"], scenes["label"])
+        assert torch.equal(back["image"], scenes["image"]) and torch.equal(
+            back["label"], scenes["label"]
+        )
 
 
 @pytest.mark.parametrize(
     "scenes, message",
     [
         ({}, "scenes: no array 'image'"),
-        ({"image": torch.zeros(1, 4, 4, 3), "label": torch.zeros(1, 4, 4, dtype=torch.uint8)}, "'image': expected uint8"),
-        ({"image": torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "label": torch.zeros(1, 4, 4)}, "'label': expected uint8"),
-        ({"image": torch.zeros(0, 4, 4, 3, dtype=torch.uint8), "label": torch.zeros(0, 4, 4, dtype=torch.uint8)}, "at least one image"),
+        (
+            {"image": torch.zeros(1, 4, 4, 3), "label": torch.zeros(1, 4, 4, dtype=torch.uint8)},
+            "'image': expected uint8",
+        ),
+        (
+            {"image": torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "label": torch.zeros(1, 4, 4)},
+            "'label': expected uint8",
+        ),
+        (
+            {
+                "image": torch.zeros(0, 4, 4, 3, dtype=torch.uint8),
+                "label": torch.zeros(0, 4, 4, dtype=torch.uint8),
+            },
+            "at least one image",
+        ),
     ],
 )
 def test_save_refuses(tmp_path, scenes, message):
@@ -157,7 +222,11 @@ def test_failed_write_leaves_the_old_pack(pack, scenes, monkeypatch):
 def picture(path: Path, mode: str) -> Path:
     pixels = torch.randint(256, (20, 30, 3), generator=generator(3), dtype=torch.uint8).numpy()
     image = Image.fromarray(pixels)
-    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     path = path / ("picture.tif" if mode in ("CMYK", "F", "I", "LAB") else "picture.png")
     if mode == "F":
         image = Image.fromarray(pixels[..., 0].astype(np.float32) / 255)
@@ -165,7 +234,9 @@ def picture(path: Path, mode: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "LAB"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "LAB"]
+)
 @pytest.mark.parametrize("resolution", [(20, 30), (35, 35), (7, 64)])
 def test_any_mode_and_size(tmp_path, mode, resolution):
     image = read_image(picture(tmp_path, mode), resolution)
@@ -175,7 +246,12 @@ def test_any_mode_and_size(tmp_path, mode, resolution):
 
 def test_values(tmp_path):
     pixels = torch.randint(256, (1, 20, 30, 3), generator=generator(3), dtype=torch.uint8)
-    for mode, expected in (("RGB", pixels), ("RGBA", pixels), ("F", pixels[..., :1]), ("I;16", pixels[..., :1])):
+    for mode, expected in (
+        ("RGB", pixels),
+        ("RGBA", pixels),
+        ("F", pixels[..., :1]),
+        ("I;16", pixels[..., :1]),
+    ):
         read = to_uint8(read_image(picture(tmp_path, mode), (20, 30)))
         assert (read.int() - expected.int()).abs().max() == 0, mode
 
@@ -220,11 +296,20 @@ def stored(path, scenes):
 def test_a_stored_pack_is_mapped_and_a_compressed_one_is_loaded(tmp_path, pack, scenes):
     for path, mapped in ((stored(tmp_path / "stored.npz", scenes), True), (pack, False)):
         opened = open_pack(path, labelled=True, checked=True)
-        assert [isinstance(opened.arrays[name], np.memmap) for name in ("image", "label", "x")] == [mapped, mapped, False]
+        assert [isinstance(opened.arrays[name], np.memmap) for name in ("image", "label", "x")] == [
+            mapped,
+            mapped,
+            False,
+        ]
         assert len(opened) == 6 and opened.resolution == (35, 35)
         for i in (0, 5, -1):
-            assert all(torch.equal(value, scenes[name][i]) and value.dtype == scenes[name].dtype for name, value in opened[i].items())
-        assert all(torch.equal(value, scenes[name][[4, 0, 4]]) for name, value in opened[[4, 0, 4]].items())
+            assert all(
+                torch.equal(value, scenes[name][i]) and value.dtype == scenes[name].dtype
+                for name, value in opened[i].items()
+            )
+        assert all(
+            torch.equal(value, scenes[name][[4, 0, 4]]) for name, value in opened[[4, 0, 4]].items()
+        )
         with pytest.raises(IndexError):
             opened[6]
 
@@ -245,7 +330,10 @@ def test_opening_and_reading_does_not_load(tmp_path):
 
 
 def test_mapped_from_another_order_and_by_workers(tmp_path, scenes):
-    arrays = {"image": np.asfortranarray(scenes["image"].numpy()), "label": np.asfortranarray(scenes["label"].numpy())}
+    arrays = {
+        "image": np.asfortranarray(scenes["image"].numpy()),
+        "label": np.asfortranarray(scenes["label"].numpy()),
+    }
     np.savez(tmp_path / "pack.npz", **arrays)
     opened = open_pack(tmp_path / "pack.npz")
     assert isinstance(opened.arrays["image"], np.memmap)
@@ -258,7 +346,10 @@ def test_mapped_from_another_order_and_by_workers(tmp_path, scenes):
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "no label"])
 def test_mapped_packs_are_checked_likewise(tmp_path, scenes, fault):
     spoil, message = FAULTS[fault]
-    np.savez(tmp_path / "bad.npz", **spoil({key: scenes[key].numpy() for key in ("image", "label", "shape", "x", "color")}))
+    np.savez(
+        tmp_path / "bad.npz",
+        **spoil({key: scenes[key].numpy() for key in ("image", "label", "shape", "x", "color")}),
+    )
     with pytest.raises(FileError, match=message):
         open_pack(tmp_path / "bad.npz")
 
@@ -266,8 +357,15 @@ def test_mapped_packs_are_checked_likewise(tmp_path, scenes, fault):
 def test_labels_may_be_missing_if_asked(tmp_path, scenes):
     images = {"image": scenes["image"], "x": scenes["x"]}
     save_pack(tmp_path / "pack.npz", images, labelled=False)
-    assert list(load_pack(tmp_path / "pack.npz", labelled=False)) == ["image", "x"] == list(open_pack(tmp_path / "pack.npz")[0])
-    for strict in (lambda: load_pack(tmp_path / "pack.npz"), lambda: open_pack(tmp_path / "pack.npz", labelled=True)):
+    assert (
+        list(load_pack(tmp_path / "pack.npz", labelled=False))
+        == ["image", "x"]
+        == list(open_pack(tmp_path / "pack.npz")[0])
+    )
+    for strict in (
+        lambda: load_pack(tmp_path / "pack.npz"),
+        lambda: open_pack(tmp_path / "pack.npz", labelled=True),
+    ):
         with pytest.raises(FileError, match="no array 'label'"):
             strict()
 
@@ -281,7 +379,8 @@ def test_a_damaged_stored_pack_is_noticed_when_asked(tmp_path, scenes):
             opened = open_pack(damaged, checked=True)
         except FileError:
             continue
-        assert torch.equal(opened[list(range(6))]["image"], scenes["image"])  # the byte said nothing of the scenes
+        # the byte said nothing of the scenes
+        assert torch.equal(opened[list(range(6))]["image"], scenes["image"])
     for size in range(0, len(whole), len(whole) // 20):
         damaged.write_bytes(whole[:size])
         with pytest.raises(FileError):
@@ -304,7 +403,9 @@ def test_interrupted_packs_are_the_same_to_the_byte(tmp_path, scenes):
         writer.finish()
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
-    assert all(torch.equal(value, scenes[key]) for key, value in load_pack(tmp_path / "a.npz").items())
+    assert all(
+        torch.equal(value, scenes[key]) for key, value in load_pack(tmp_path / "a.npz").items()
+    )
 
 
 def test_a_pack_in_the_making_is_not_taken_for_whole(tmp_path, scenes, pack):
@@ -329,7 +430,12 @@ def test_parts_of_something_else_are_refused(tmp_path, scenes):
     with pytest.raises(InputError, match="n was 6 and is now 7"):
         PackWriter(tmp_path / "p.npz", {"data": "a", "n": 7})
     writer = PackWriter(tmp_path / "p.npz", {"data": "a", "n": 6})
-    for wrong in (part(scenes, 2, 4) | {"x": scenes["x"][2:4].double()}, {"image": scenes["image"][2:4]}, part(scenes, 2, 4) | {"image": scenes["image"][2:4, :30], "label": scenes["label"][2:4, :30]}):
+    for wrong in (
+        part(scenes, 2, 4) | {"x": scenes["x"][2:4].double()},
+        {"image": scenes["image"][2:4]},
+        part(scenes, 2, 4)
+        | {"image": scenes["image"][2:4, :30], "label": scenes["label"][2:4, :30]},
+    ):
         with pytest.raises(InputError, match="unlike the first part"):
             writer.add(wrong)
     assert writer.written == 2
@@ -344,14 +450,24 @@ def test_a_full_disk_costs_one_part(tmp_path, scenes, call, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(*{"replace": (os, "replace"), "fsync": (os, "fsync"), "savez": (np, "savez_compressed")}[call], full)
+        patched.setattr(
+            *{
+                "replace": (os, "replace"),
+                "fsync": (os, "fsync"),
+                "savez": (np, "savez_compressed"),
+            }[call],
+            full,
+        )
         with pytest.raises(FileError, match="No space left on device"):
             writer.add(part(scenes, 2, 4))
-    assert writer.written == 2 and len(list((tmp_path / "p.npz.parts").iterdir())) == 2  # the note and the first part
+    # the note and the first part
+    assert writer.written == 2 and len(list((tmp_path / "p.npz.parts").iterdir())) == 2
     writer.add(part(scenes, 2, 6))
     with monkeypatch.context() as patched:
         patched.setattr(zipfile.ZipFile, "open", full)
-        with pytest.raises(FileError, match="p.npz: cannot be written: No space left on device|damaged"):
+        with pytest.raises(
+            FileError, match="p.npz: cannot be written: No space left on device|damaged"
+        ):
             writer.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz.parts"]
     writer.finish()

@@ -1,4 +1,5 @@
 "The fused kernels are the textbook form in one read: in the interpreter here, compiled where there is a GPU."
+
 import os
 import subprocess
 import sys
@@ -14,21 +15,46 @@ pytest.importorskip("triton")
 from slot_attention_nbdev.ops import triton_pass as fused
 from slot_attention_nbdev.nn.attention import attention_scores, slot_softmax, weighted_mean
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.ops.triton_pass import compete_backward_triton, compete_triton, fused_compete, plain_compete, plain_compete_backward
+from slot_attention_nbdev.ops.triton_pass import (
+    compete_backward_triton,
+    compete_triton,
+    fused_compete,
+    plain_compete,
+    plain_compete_backward,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = [(1, 1, 1, 1), (1, 1, 5, 3), (2, 9, 1, 4), (2, 3, 9, 8), (1, 64, 16, 16), (3, 65, 17, 33), (1, 130, 7, 64), (1, 20, 64, 20), (1, 20, 3, 256), (1, 17, 33, 129)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 1, 5, 3),
+    (2, 9, 1, 4),
+    (2, 3, 9, 8),
+    (1, 64, 16, 16),
+    (3, 65, 17, 33),
+    (1, 130, 7, 64),
+    (1, 20, 64, 20),
+    (1, 20, 3, 256),
+    (1, 17, 33, 129),
+]
 LIMITS = {torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 2e-2}
 
 
 def scene(B, N, K, C, dtype=torch.float32, scale=1.0, seed=0):
     "Tokens in a dtype, queries and bias in float32, on the device."
-    draw = lambda *shape: torch.randn(*shape, generator=generator(seed, "fused", *shape), dtype=torch.float64)
-    return draw(B, N, C).to(DEVICE, dtype), (scale * draw(B, K, C) * C**-0.5).to(DEVICE, torch.float32), (scale * draw(B, K)).to(DEVICE, torch.float32)
+    draw = lambda *shape: torch.randn(
+        *shape, generator=generator(seed, "fused", *shape), dtype=torch.float64
+    )
+    return (
+        draw(B, N, C).to(DEVICE, dtype),
+        (scale * draw(B, K, C) * C**-0.5).to(DEVICE, torch.float32),
+        (scale * draw(B, K)).to(DEVICE, torch.float32),
+    )
 
 
 def gradients(B, K, C, seed=1):
-    draw = lambda *shape: torch.randn(*shape, generator=generator(seed, "gradients", *shape)).to(DEVICE)
+    draw = lambda *shape: torch.randn(*shape, generator=generator(seed, "gradients", *shape)).to(
+        DEVICE
+    )
     return draw(B, K, C), draw(B, K)
 
 
@@ -52,7 +78,10 @@ def test_forward_is_the_textbooks(shape, dtype):
     x, q, bias = scene(*shape, dtype)
     sums, totals = compete_triton(x, q, bias)
     assert sums.dtype == totals.dtype == torch.float32
-    wide, queries, eps = x.double(), q.double() * shape[-1] ** 0.5, 1e-3  # attention_scores divides by sqrt(C)
+    # attention_scores divides by sqrt(C)
+    wide = x.double()
+    queries = q.double() * shape[-1] ** 0.5
+    eps = 1e-3
     attn = slot_softmax(attention_scores(wide, queries) + bias.double()[:, None])
     updates = (sums + eps * x.float().sum(1, keepdim=True)) / (totals + shape[1] * eps)[..., None]
     near([totals, updates], [attn.sum(1), weighted_mean(attn, wide, eps)], LIMITS[dtype])
@@ -67,19 +96,34 @@ def test_backward_is_autograds(shape, dtype):
     want = torch.autograd.grad(plain_compete(*leaves), leaves, doubles(*grads))
     got = compete_backward_triton(*grads, x, q, bias)
     assert [g.dtype for g in got] == [dtype, torch.float32, torch.float32]
-    near(got, want, max(LIMITS[dtype], {torch.float16: 1e-3}.get(dtype, 0)))  # dx is rounded to the dtype of x
+    # dx is rounded to the dtype of x
+    near(got, want, max(LIMITS[dtype], {torch.float16: 1e-3}.get(dtype, 0)))
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 2), st.integers(1, 70), st.integers(1, 20), st.integers(1, 40), st.sampled_from(sorted(LIMITS, key=str)), st.sampled_from([0.1, 1.0, 30.0]))
+@given(
+    st.integers(1, 2),
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.integers(1, 40),
+    st.sampled_from(sorted(LIMITS, key=str)),
+    st.sampled_from([0.1, 1.0, 30.0]),
+)
 def test_any_shape(B, N, K, C, dtype, scale):
     x, q, bias = scene(B, N, K, C, dtype, scale)
-    largest = max(1.0, (q.double() @ x.double().mT + bias.double()[..., None]).abs().max().item() / 10)
+    largest = max(
+        1.0, (q.double() @ x.double().mT + bias.double()[..., None]).abs().max().item() / 10
+    )
     near(compete_triton(x, q, bias), plain_compete(*doubles(x, q, bias)), LIMITS[dtype] * largest)
     grads = gradients(B, K, C)
     want = plain_compete_backward(*doubles(*grads), *doubles(x, q, bias))
     for got, wanted in zip(compete_backward_triton(*grads, x, q, bias), want):
-        near([got], [wanted], largest * (2e-2 if dtype == torch.bfloat16 else 1e-3 if got.dtype == torch.float16 else 3e-5))
+        near(
+            [got],
+            [wanted],
+            largest
+            * (2e-2 if dtype == torch.bfloat16 else 1e-3 if got.dtype == torch.float16 else 3e-5),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,14 +132,17 @@ def test_extreme_logits(dtype):
     sums, totals = compete_triton(x, q, bias)
     assert_close(totals.sum(1), torch.full((2,), 40.0, device=DEVICE))
     near([sums, totals], plain_compete(*doubles(x, q, bias)), 2e-2)
-    assert all(part.isfinite().all() for part in compete_backward_triton(*gradients(2, 5, 8), x, q, bias))
+    assert all(
+        part.isfinite().all() for part in compete_backward_triton(*gradients(2, 5, 8), x, q, bias)
+    )
 
 
 def test_bfloat16_queries_keep_sixteen_bits():
     x, q, bias = scene(1, 60, 5, 8, torch.bfloat16, scale=10.0)
     near([compete_triton(x, q, bias)[1]], [plain_compete(*doubles(x, q, bias))[1]], 5e-4)
     rounded = plain_compete(x.double(), q.bfloat16().double(), bias.double())[1]
-    assert (rounded - plain_compete(*doubles(x, q, bias))[1]).abs().max() > 5e-3  # what one bfloat16 would do
+    # what one bfloat16 would do
+    assert (rounded - plain_compete(*doubles(x, q, bias))[1]).abs().max() > 5e-3
 
 
 def test_a_slot_may_be_shut_out():
@@ -133,18 +180,34 @@ def test_any_number_of_programs(monkeypatch, programs):
     want = compete_triton(x, q, bias), compete_backward_triton(*grads, x, q, bias)
     monkeypatch.setattr(fused, "PROGRAMS", programs)
     assert fused.launch_plan(x, 7)[0][1] <= programs
-    assert_close((compete_triton(x, q, bias), compete_backward_triton(*grads, x, q, bias)), want, atol=1e-4, rtol=1e-5)
+    assert_close(
+        (compete_triton(x, q, bias), compete_backward_triton(*grads, x, q, bias)),
+        want,
+        atol=1e-4,
+        rtol=1e-5,
+    )
 
 
 def test_the_same_numbers_every_time():
     x, q, bias = scene(2, 100, 7, 20)
-    one, other = (compete_triton(x, q, bias) + compete_backward_triton(*gradients(2, 7, 20), x, q, bias) for _ in range(2))
+    one, other = (
+        compete_triton(x, q, bias) + compete_backward_triton(*gradients(2, 7, 20), x, q, bias)
+        for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-@given(st.integers(1, 3000), st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 256), st.sampled_from(sorted(LIMITS, key=str)))
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 10**6),
+    st.integers(1, 64),
+    st.integers(1, 256),
+    st.sampled_from(sorted(LIMITS, key=str)),
+)
 def test_plan_covers_every_token_once(B, N, K, C, dtype):
-    (images, parts), span, chosen = fused.launch_plan(torch.empty(B, N, C, dtype=dtype, device="meta"), K)
+    (images, parts), span, chosen = fused.launch_plan(
+        torch.empty(B, N, C, dtype=dtype, device="meta"), K
+    )
     assert images == B and (parts - 1) * span < N <= parts * span and span % chosen["BLOCK"] == 0
     assert chosen["KP"] >= K and chosen["CP"] >= C
     assert parts <= max(1, -(-fused.PROGRAMS // B))
@@ -153,7 +216,9 @@ def test_plan_covers_every_token_once(B, N, K, C, dtype):
 def test_views_will_do():
     x, q, bias = scene(2, 30, 5, 8)
     want = compete_triton(x, q, bias)
-    assert_close(compete_triton(x.mT.contiguous().mT, q.mT.contiguous().mT, bias.T.contiguous().T), want)
+    assert_close(
+        compete_triton(x.mT.contiguous().mT, q.mT.contiguous().mT, bias.T.contiguous().T), want
+    )
     wide = torch.cat([x, x], dim=2)[:, :, :8]
     assert not wide.is_contiguous()
     assert_close(compete_triton(wide, q, bias), want)
@@ -169,7 +234,9 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype):
-    torch.library.opcheck(fused_compete, [tensor.requires_grad_() for tensor in scene(2, 9, 3, 5, dtype)])
+    torch.library.opcheck(
+        fused_compete, [tensor.requires_grad_() for tensor in scene(2, 9, 3, 5, dtype)]
+    )
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -187,7 +254,9 @@ def test_compile_and_export_with_changing_sizes():
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
     for shape in ((2, 30, 5, 8), (3, 17, 4, 8)):
         leaves = [tensor.requires_grad_() for tensor in scene(*shape)]
-        assert_close(torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(f(*leaves), leaves))
+        assert_close(
+            torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(f(*leaves), leaves)
+        )
 
     class Wrapped(torch.nn.Module):
         def forward(self, x, q, bias):
@@ -199,7 +268,16 @@ def test_compile_and_export_with_changing_sizes():
     assert_close(program(*scene(3, 17, 4, 8)), compete_triton(*scene(3, 17, 4, 8)))
 
 
-@pytest.mark.parametrize("shape, dtype", [((2, 9, 3, 4), torch.float64), ((2, 0, 3, 4), torch.float32), ((0, 9, 3, 4), torch.float32), ((1, 5, 65, 4), torch.float32), ((1, 5, 2, 257), torch.float32)])
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((2, 9, 3, 4), torch.float64),
+        ((2, 0, 3, 4), torch.float32),
+        ((0, 9, 3, 4), torch.float32),
+        ((1, 5, 65, 4), torch.float32),
+        ((1, 5, 2, 257), torch.float32),
+    ],
+)
 def test_what_kernels_cannot_do_falls_back(shape, dtype):
     x, q, bias = scene(*shape, dtype)
     x.requires_grad_()
@@ -223,7 +301,11 @@ def test_what_kernels_cannot_do_falls_back(shape, dtype):
     ],
 )
 def test_bad_arguments(change, message):
-    arguments = {"x": torch.zeros(2, 9, 4), "q": torch.zeros(2, 3, 4), "bias": torch.zeros(2, 3)} | change
+    arguments = {
+        "x": torch.zeros(2, 9, 4),
+        "q": torch.zeros(2, 3, 4),
+        "bias": torch.zeros(2, 3),
+    } | change
     with pytest.raises(InputError) as error:
         compete_triton(**{name: tensor.to(DEVICE) for name, tensor in arguments.items()})
     assert message in str(error.value)
@@ -233,7 +315,9 @@ def test_bad_arguments(change, message):
 
 
 def python(code, **environment):
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -313,20 +397,28 @@ for name, extra in {kernels}.items():
 
 
 def compiled_sizes(tmp_path, capability, dtype, K, C, kernels, module="fused", ones=()):
-    "Bytes of fast memory each kernel takes, as Triton compiles it for a card that need not be there."
-    code = COMPILE.format(capability=capability, dtype=dtype, K=K, C=C, kernels=kernels, module=module, ones=ones)
+    """Bytes of fast memory each kernel takes, as Triton compiles it for a card that need not be
+    there.
+    """
+    code = COMPILE.format(
+        capability=capability, dtype=dtype, K=K, C=C, kernels=kernels, module=module, ones=ones
+    )
     lines = python(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).split("\n")
     return {line.split()[0]: int(line.split()[1]) for line in lines if line}
 
 
 KERNELS = {"_compete_kernel": {}, "_backward_kernel": {"WITH_DX": True}}
-LOOP_KERNELS = {"_loop_kernel": {"RESIDENT": False, "DP": 64, "HP": 128, "num_warps": 8}, "_tokens_kernel": {}}
+LOOP_KERNELS = {
+    "_loop_kernel": {"RESIDENT": False, "DP": 64, "HP": 128, "num_warps": 8},
+    "_tokens_kernel": {},
+}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_kernels_compile_for_a_hopper_card(tmp_path, dtype):
     sizes = compiled_sizes(tmp_path, 90, dtype, 7, 64, KERNELS)
-    assert sizes.keys() == KERNELS.keys() and max(sizes.values()) < 100_000  # two programs and more fit a processor
+    # two programs and more fit a processor
+    assert sizes.keys() == KERNELS.keys() and max(sizes.values()) < 100_000
 
 
 def test_the_loop_compiles_for_a_hopper_card(tmp_path):
@@ -337,15 +429,27 @@ def test_the_loop_compiles_for_a_hopper_card(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("module, kernels", [("fused", KERNELS), ("fused_loop", LOOP_KERNELS)])
 def test_sizes_of_one_are_constants_to_the_compiler(tmp_path, module, kernels):
-    compiled_sizes(tmp_path, 90, "float32", 1, 1, kernels, module, ones=("B", "N", "K", "C", "D", "H", "T"))
+    compiled_sizes(
+        tmp_path, 90, "float32", 1, 1, kernels, module, ones=("B", "N", "K", "C", "D", "H", "T")
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [{"RESIDENT": True, "BLOCK": 64}, {"DP": 128, "HP": 256}, {"KP": 32, "DP": 128, "HP": 128}])
+@pytest.mark.parametrize(
+    "extra",
+    [{"RESIDENT": True, "BLOCK": 64}, {"DP": 128, "HP": 256}, {"KP": 32, "DP": 128, "HP": 128}],
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_loop_of_every_size_compiles(tmp_path, dtype, extra):
     kernels = {"_loop_kernel": LOOP_KERNELS["_loop_kernel"] | extra}
-    assert max(compiled_sizes(tmp_path, 90, dtype, 7, 128 if "DP" in extra else 64, kernels, "fused_loop").values()) <= 232_448
+    assert (
+        max(
+            compiled_sizes(
+                tmp_path, 90, dtype, 7, 128 if "DP" in extra else 64, kernels, "fused_loop"
+            ).values()
+        )
+        <= 232_448
+    )
 
 
 @pytest.mark.slow
@@ -361,7 +465,9 @@ def test_kernels_of_every_size_compile(tmp_path, capability, memory, dtype, K, C
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("shape", [(8, 1225, 4, 64), (4, 16384, 7, 64), (2, 1024, 64, 256), (2, 1000, 33, 100)])
+@pytest.mark.parametrize(
+    "shape", [(8, 1225, 4, 64), (4, 16384, 7, 64), (2, 1024, 64, 256), (2, 1000, 33, 100)]
+)
 def test_large_images_on_the_gpu(shape, dtype):
     x, q, bias = scene(*shape, dtype)
     near(compete_triton(x, q, bias), plain_compete(*doubles(x, q, bias)), LIMITS[dtype])

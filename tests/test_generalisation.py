@@ -1,11 +1,19 @@
 """More objects, more slots, another line 8: scenes, scores and the exchange of what Equation 2 divides by."""
+
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import COLORS, to_model
 from slot_attention_nbdev.models.seeded import fast_autoencoder
-from slot_attention_nbdev.experiments.generalization import NORMALISATIONS, draw_crowd, draw_pieces, held_out_pairs, mask_scores, normalise_by
+from slot_attention_nbdev.experiments.generalization import (
+    NORMALISATIONS,
+    draw_crowd,
+    draw_pieces,
+    held_out_pairs,
+    mask_scores,
+    normalise_by,
+)
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 
@@ -38,30 +46,48 @@ def test_only_allowed_pairs_appear_and_their_colours_are_on_the_picture():
 
 def test_pairs_are_drawn_evenly():
     scenes = draw_pieces(600, 3, generator(1, "even"))
-    counts = torch.zeros(19, 6).index_put_((scenes["shape"].flatten(), scenes["hue"].flatten()), torch.ones(1800), accumulate=True)
+    counts = torch.zeros(19, 6).index_put_(
+        (scenes["shape"].flatten(), scenes["hue"].flatten()), torch.ones(1800), accumulate=True
+    )
     expected = 1800 / 114
-    assert ((counts - expected).square() / expected).sum() < 180  # chi squared, 113 degrees of freedom: one in ten thousand
+    # chi squared, 113 degrees of freedom: one in ten thousand
+    assert ((counts - expected).square() / expected).sum() < 180
 
 
 def test_crowds():
     scenes = draw_crowd(5, 8, generator(0, "crowd"))
-    assert scenes["image"].shape == (5, 64, 64, 3) and scenes["label"].max() <= 8 and scenes["visibility"].sum(1).tolist() == [8] * 5
+    assert (
+        scenes["image"].shape == (5, 64, 64, 3)
+        and scenes["label"].max() <= 8
+        and scenes["visibility"].sum(1).tolist() == [8] * 5
+    )
 
 
 def test_both_scores_against_scikit_learn(model):
     scenes = draw_pieces(6, 4, generator(0, "scores"))
     ours = mask_scores(model, scenes, num_slots=5, num_iterations=3, batch_size=4)
     with torch.no_grad():
-        output = model(to_model(scenes["image"]), num_slots=5, num_iterations=3, return_attention=True)
-    maps = torch.nn.functional.interpolate(output.attention[:, -1].mT.unflatten(-1, (18, 18)), (35, 35), mode="bilinear")
+        output = model(
+            to_model(scenes["image"]), num_slots=5, num_iterations=3, return_attention=True
+        )
+    maps = torch.nn.functional.interpolate(
+        output.attention[:, -1].mT.unflatten(-1, (18, 18)), (35, 35), mode="bilinear"
+    )
     for key, masks in (("fg_ari", output.masks), ("attention", maps)):
-        each = [adjusted_rand_score(truth[truth > 0], mask.argmax(0)[truth > 0]) for truth, mask in zip(scenes["label"], masks)]
+        each = [
+            adjusted_rand_score(truth[truth > 0], mask.argmax(0)[truth > 0])
+            for truth, mask in zip(scenes["label"], masks)
+        ]
         assert ours[key] == pytest.approx(sum(each) / 6, abs=1e-6)
-    assert ours["n"] == 6 and ours["mse"] == pytest.approx((output.reconstruction - to_model(scenes["image"])).square().mean().item(), rel=1e-5)
+    assert ours["n"] == 6 and ours["mse"] == pytest.approx(
+        (output.reconstruction - to_model(scenes["image"])).square().mean().item(), rel=1e-5
+    )
 
 
 def tokens_and_slots():
-    return torch.randn(2, 30, 16, generator=generator(0, "tokens")), torch.randn(2, 4, 16, generator=generator(0, "slots"))
+    return torch.randn(2, 30, 16, generator=generator(0, "tokens")), torch.randn(
+        2, 4, 16, generator=generator(0, "slots")
+    )
 
 
 def module(name):
@@ -74,7 +100,9 @@ def module(name):
 
 def test_the_mean_is_the_module_itself():
     tokens, slots = tokens_and_slots()
-    torch.testing.assert_close(module("mean")(tokens, slots=slots), module(None)(tokens, slots=slots), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        module("mean")(tokens, slots=slots), module(None)(tokens, slots=slots), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["sum", "scaled sum"])
@@ -88,7 +116,9 @@ def test_sums_against_a_loop(name):
             q = double.project_q(double.norm_slots(s))
             updates = torch.zeros(4, 16, dtype=torch.float64)
             for i in range(30):
-                score = torch.stack([(double.project_k(x[i]) * q[j]).sum() / 4 for j in range(4)]).softmax(0)
+                score = torch.stack(
+                    [(double.project_k(x[i]) * q[j]).sum() / 4 for j in range(4)]
+                ).softmax(0)
                 for j in range(4):
                     updates[j] += score[j] * double.project_v(x[i])
             s = double.gru(updates / (1 if name == "sum" else 30 / 4), s)
@@ -109,7 +139,10 @@ def test_bad_input(model):
     for call, words in [
         (lambda: draw_pieces(0, 3), "n: expected an integer ≥ 1"),
         (lambda: draw_pieces(1, 7), "count: expected an integer"),
-        (lambda: draw_pieces(1, 1, allowed=torch.zeros(19, 6, dtype=torch.bool)), "allowed: no pair"),
+        (
+            lambda: draw_pieces(1, 1, allowed=torch.zeros(19, 6, dtype=torch.bool)),
+            "allowed: no pair",
+        ),
         (lambda: normalise_by(model, "median"), "name: unknown 'median'"),
         (lambda: draw_crowd(1, 11), "count: expected an integer"),
     ]:

@@ -1,11 +1,16 @@
 """Fresh weights follow the laws of Keras, as measured on the original."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.models.original import original_arrays, original_autoencoder, original_slot_attention
+from slot_attention_nbdev.models.original import (
+    original_arrays,
+    original_autoencoder,
+    original_slot_attention,
+)
 
 BUILDS = 5
 
@@ -13,7 +18,10 @@ BUILDS = 5
 @pytest.fixture(scope="module")
 def builds():
     models = [original_autoencoder(generator=generator(seed)) for seed in range(BUILDS)]
-    return [{path: x.detach().double() for path, x in original_arrays(model).items()} for model in models]
+    return [
+        {path: x.detach().double() for path, x in original_arrays(model).items()}
+        for model in models
+    ]
 
 
 def law(path, shape):
@@ -47,30 +55,45 @@ def test_same_statistics_as_the_original(builds, golden):
     assert sorted(builds[0]) == sorted(arrays["weight_paths"])
     for name, path in zip(arrays["weight_names"], arrays["weight_paths"]):
         ours = torch.stack([build[path] for build in builds])
-        theirs = {key: arrays[f"{name}/{key}"].astype(np.float64) for key in ("mean", "std", "min", "max")}
+        theirs = {
+            key: arrays[f"{name}/{key}"].astype(np.float64) for key in ("mean", "std", "min", "max")
+        }
         limit, std = law(path, ours.shape[1:])
-        error = 5 * std * math.sqrt(2 / ours.numel())  # of the difference of two means over all builds
+        # of the difference of two means over all builds
+        error = 5 * std * math.sqrt(2 / ours.numel())
         low, high = ours.min().item(), ours.max().item()
         if path.endswith(("gamma", "beta", "bias")):
             assert low == theirs["min"].min() and high == theirs["max"].max(), path
             continue
         assert abs(ours.mean().item() - theirs["mean"].mean()) <= error, path
-        assert abs(ours.flatten(1).std(dim=1, correction=0).mean().item() - theirs["std"].mean()) <= error, path
+        assert (
+            abs(ours.flatten(1).std(dim=1, correction=0).mean().item() - theirs["std"].mean())
+            <= error
+        ), path
         reach = limit if not path.endswith("recurrent_kernel") else theirs["max"].max()
-        slack = max(10 * reach * 2 / ours.numel(), 0.15 * reach * path.endswith("recurrent_kernel"))  # extremes of a sample
-        assert abs(low - theirs["min"].min()) <= slack and abs(high - theirs["max"].max()) <= slack, path
+        # extremes of a sample
+        slack = max(10 * reach * 2 / ours.numel(), 0.15 * reach * path.endswith("recurrent_kernel"))
+        assert (
+            abs(low - theirs["min"].min()) <= slack and abs(high - theirs["max"].max()) <= slack
+        ), path
 
 
 def test_recurrent_kernel_is_orthogonal_as_one_matrix(builds):
     for build in builds:
         kernel = build["slot_attention/gru/recurrent_kernel"]
-        torch.testing.assert_close(kernel @ kernel.T, torch.eye(64, dtype=torch.float64), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            kernel @ kernel.T, torch.eye(64, dtype=torch.float64), atol=1e-5, rtol=0
+        )
 
 
 def test_layer_norm_epsilon_and_seeds():
     model = original_autoencoder((35, 35))
     norms = [layer.eps for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm)]
     assert norms == [1e-3] * 4
-    a, b, c = (original_slot_attention(generator=generator(seed)).state_dict() for seed in (0, 0, 1))
+    a, b, c = (
+        original_slot_attention(generator=generator(seed)).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["slots_mu"], c["slots_mu"]) and not torch.equal(a["gru.weight_hh"], c["gru.weight_hh"])
+    assert not torch.equal(a["slots_mu"], c["slots_mu"]) and not torch.equal(
+        a["gru.weight_hh"], c["gru.weight_hh"]
+    )

@@ -1,4 +1,5 @@
 "The ledger: it is what the records make, and a new record enters it by itself."
+
 import json
 import shutil
 import statistics
@@ -31,48 +32,93 @@ def row(text: str, start: str) -> list[str]:
 def put(results, name: str, **changes) -> dict:
     "A record made from one of the demo's."
     record = json.loads((results / "tetrominoes_fast" / "seed0.json").read_text())
-    record = record | changes | {"recipe": record["recipe"] | {"name": name.split("/")[0]} | changes.get("recipe", {})}
+    record = (
+        record
+        | changes
+        | {"recipe": record["recipe"] | {"name": name.split("/")[0]} | changes.get("recipe", {})}
+    )
     (results / name).parent.mkdir(exist_ok=True)
     (results / name).write_text(json.dumps(record))
     return record
 
 
 def test_the_committed_pages_are_what_the_records_make():
-    assert ledger.readme() == (ROOT / "results" / "README.md").read_text(), "run scripts/make_ledger.py"
+    assert ledger.readme() == (ROOT / "results" / "README.md").read_text(), (
+        "run scripts/make_ledger.py"
+    )
     assert ledger.is_current(), "run scripts/make_ledger.py"
 
 
 def test_mean_and_spread_are_those_of_the_records():
-    found = [json.loads(path.read_text())["final"]["fg_ari"] for path in (ROOT / "results" / "tetrominoes_fast").glob("seed*.json")]
+    found = [
+        json.loads(path.read_text())["final"]["fg_ari"]
+        for path in (ROOT / "results" / "tetrominoes_fast").glob("seed*.json")
+    ]
     cells = row(section("Object discovery on Tetrominoes"), "`tetrominoes_fast` | ")
-    assert cells[1].startswith(f"{len(found)} of {len(found)} finished") and cells[3] == f"{statistics.mean(found):.4f} ± {statistics.stdev(found):.4f}"
+    assert (
+        cells[1].startswith(f"{len(found)} of {len(found)} finished")
+        and cells[3] == f"{statistics.mean(found):.4f} ± {statistics.stdev(found):.4f}"
+    )
 
 
 def test_a_new_record_enters_by_itself(results):
-    assert "\n- `tetrominoes_paper`: 5 of 5 seeds, on a GPU" in section("Object discovery on Tetrominoes")
+    assert "\n- `tetrominoes_paper`: 5 of 5 seeds, on a GPU" in section(
+        "Object discovery on Tetrominoes"
+    )
     for seed, score in enumerate((0.99, 0.98, 0.97)):
-        put(results, f"tetrominoes_paper/seed{seed}.json", recipe={"model": "paper"}, seed=seed, seconds=7200.0, hardware={"gpu": "Some GPU", "cpu": "x"}, final={"fg_ari": score, "n": 320})
+        put(
+            results,
+            f"tetrominoes_paper/seed{seed}.json",
+            recipe={"model": "paper"},
+            seed=seed,
+            seconds=7200.0,
+            hardware={"gpu": "Some GPU", "cpu": "x"},
+            final={"fg_ari": score, "n": 320},
+        )
     text = section("Object discovery on Tetrominoes")
-    assert row(text, "`tetrominoes_paper` |")[1:4] == ["3 of 3 finished", "2 h 0 min on average", "0.9800 ± 0.0100"]
+    assert row(text, "`tetrominoes_paper` |")[1:4] == [
+        "3 of 3 finished",
+        "2 h 0 min on average",
+        "0.9800 ± 0.0100",
+    ]
     assert "\n- `tetrominoes_paper`: 2 of 5 seeds, on a GPU" in text
     assert "Some GPU" in row(text, "`tetrominoes_paper/seed1.json`")[5]
-    assert ledger.readme() != (ROOT / "results" / "README.md").read_text() and not ledger.is_current()
+    assert (
+        ledger.readme() != (ROOT / "results" / "README.md").read_text() and not ledger.is_current()
+    )
 
 
 def test_failed_runs_are_named(results):
     put(results, "tetrominoes_paper/seed0.json", seed=0, final={"fg_ari": 0.98, "n": 320})
     put(results, "tetrominoes_paper/seed1.json", seed=1, final={"fg_ari": 0.40, "n": 320})
-    put(results, "tetrominoes_paper/seed2.json", seed=2, final=None, finished=False, failed="loss not finite in step 7")
+    put(
+        results,
+        "tetrominoes_paper/seed2.json",
+        seed=2,
+        final=None,
+        finished=False,
+        failed="loss not finite in step 7",
+    )
     text = section("Object discovery on Tetrominoes")
-    assert row(text, "`tetrominoes_paper` |")[1] == "2 of 3 finished; failed: 2; far below the best: 1"
+    assert (
+        row(text, "`tetrominoes_paper` |")[1] == "2 of 3 finished; failed: 2; far below the best: 1"
+    )
     assert row(text, "`tetrominoes_paper/seed2.json`")[2] == "✕ failed; loss not finite in step 7"
     assert row(text, "`tetrominoes_paper/seed1.json`")[2] == "✓ finished, far below the best"
     assert "\n- `tetrominoes_paper`: 3 of 5 seeds" in text
 
 
 def test_runs_of_later_versions_are_seeds_of_the_same_experiment(results):
-    put(results, "tetrominoes_fast/seed9.json", seed=9, recipe={"precision": "auto", "resolution": 0, "compile": "off"}, final={"fg_ari": 0.9, "n": 320})
-    assert row(section("Object discovery on Tetrominoes"), "`tetrominoes_fast` |")[1].startswith("6 of 6")
+    put(
+        results,
+        "tetrominoes_fast/seed9.json",
+        seed=9,
+        recipe={"precision": "auto", "resolution": 0, "compile": "off"},
+        final={"fg_ari": 0.9, "n": 320},
+    )
+    assert row(section("Object discovery on Tetrominoes"), "`tetrominoes_fast` |")[1].startswith(
+        "6 of 6"
+    )
 
 
 def test_a_recipe_that_nobody_foresaw_is_not_lost(results):
@@ -91,11 +137,26 @@ def test_every_record_stands_in_the_ledger():
 
 def test_what_was_not_run_says_so():
     text = ledger.readme()
-    for recipe in ("tetrominoes_paper", "multi_dsprites_paper", "clevr6_paper", "clevr10_properties_paper"):
+    for recipe in (
+        "tetrominoes_paper",
+        "multi_dsprites_paper",
+        "clevr6_paper",
+        "clevr10_properties_paper",
+    ):
         if not (ROOT / "results" / recipe).exists():
             assert f"\n- `{recipe}`: 5 of 5 seeds" in text and "**Not run yet:**" in text, recipe
 
 
 def test_where_a_goal_was_reached_is_read_from_the_curve(results):
-    put(results, "tetrominoes_paper/seed0.json", curve=[{"step": 1, "seconds": 5.0, "fg_ari": 0.5}, {"step": 2, "seconds": 61.4, "fg_ari": 0.96}], final={"fg_ari": 0.96, "n": 320})
-    assert row(section("Object discovery on Tetrominoes"), "`tetrominoes_paper/seed0.json`")[-2:] == ["61 s", "never"]
+    put(
+        results,
+        "tetrominoes_paper/seed0.json",
+        curve=[
+            {"step": 1, "seconds": 5.0, "fg_ari": 0.5},
+            {"step": 2, "seconds": 61.4, "fg_ari": 0.96},
+        ],
+        final={"fg_ari": 0.96, "n": 320},
+    )
+    assert row(section("Object discovery on Tetrominoes"), "`tetrominoes_paper/seed0.json`")[
+        -2:
+    ] == ["61 s", "never"]

@@ -1,4 +1,5 @@
 """Live figures: they follow every control at once, say what they show, and show what fails."""
+
 import base64
 import io
 import re
@@ -43,7 +44,9 @@ def model():
 
 def shown(figure) -> tuple[np.ndarray, str]:
     "What a figure's HTML shows: pixels and alt text."
-    alt, data = re.search(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"', figure.picture.value).groups()
+    alt, data = re.search(
+        r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"', figure.picture.value
+    ).groups()
     return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data)))), alt
 
 
@@ -70,15 +73,20 @@ def test_every_control_moves_the_picture_and_the_words(figures, name):
         control.value = another_value(key, control)
         now, now_alt = shown(figure)
         assert pixels.shape != now.shape or (pixels != now).any(), f"{key} changes no pixel"
-        if name != "attention" or key == "pieces":  # there the words only name owners, which may stay
+        # there the words only name owners, which may stay
+        if name != "attention" or key == "pieces":
             assert alt != now_alt, f"{key} changes no word"
         control.value = old
-        assert shown(figure)[1] == alt and (shown(figure)[0] == pixels).all(), f"{key} does not come back"
+        assert shown(figure)[1] == alt and (shown(figure)[0] == pixels).all(), (
+            f"{key} does not come back"
+        )
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_each_answers_in_under_a_tenth_of_a_second(figures, name):
-    "From the value of a control to the bytes that are sent, on one core, by the processor's clock; the fastest of a few, since others may share the core."
+    """From the value of a control to the bytes that are sent, on one core, by the processor's
+    clock; the fastest of a few, since others may share the core.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -110,7 +118,9 @@ def test_a_page_without_a_kernel_finds_small_multiples(figures, name, monkeypatc
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_controls_have_names(figures, name):
     for key, control in figures[name].controls.items():
-        assert getattr(control, "description", "board") or isinstance(control, live_scenes.PieceBoard), key
+        assert getattr(control, "description", "board") or isinstance(
+            control, live_scenes.PieceBoard
+        ), key
     assert plt.get_fignums() == []
 
 
@@ -134,7 +144,11 @@ def test_softmax_picture_against_numpy():
     e = np.exp(scores.double().numpy() / 0.7)
     for side, axis in ((0, 1), (1, 0)):
         corners = np.stack([path.vertices[:4] for path in picture.bars[side].get_paths()])
-        np.testing.assert_allclose((corners[:, 1, 0] - corners[:, 0, 0]).reshape(5, 4), e / e.sum(axis, keepdims=True), atol=1e-6)
+        np.testing.assert_allclose(
+            (corners[:, 1, 0] - corners[:, 0, 0]).reshape(5, 4),
+            e / e.sum(axis, keepdims=True),
+            atol=1e-6,
+        )
 
 
 def test_competition_is_soft_k_means():
@@ -153,8 +167,14 @@ def test_a_stage_draws_what_matplotlib_draws(model):
     panel = sprite_scenes("tetrominoes", 1)["image"][0]
     pixels = np.asarray(PIL.Image.open(io.BytesIO(grid([[panel, None]]))))
     large = panel.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy()
-    found = [(y, x) for y in range(pixels.shape[0] - 104) for x in range(0, 60) if (pixels[y, x : x + 105] == large[0]).all()]
-    assert any((pixels[y : y + 105, x : x + 105] == large).all() for y, x in found)  # each pixel three times as large, nothing blurred
+    found = [
+        (y, x)
+        for y in range(pixels.shape[0] - 104)
+        for x in range(0, 60)
+        if (pixels[y, x : x + 105] == large[0]).all()
+    ]
+    # each pixel three times as large, nothing blurred
+    assert any((pixels[y : y + 105, x : x + 105] == large).all() for y, x in found)
     assert (pixels[30:, -100:] == 255).all()  # the hole
 
 
@@ -164,16 +184,22 @@ def test_a_board_draws_its_cells(shape):
     image, label = live_scenes.draw_board([piece])
     lit = {(r, c) for r in range(7) for c in range(7) if label[0, 5 * r + 2, 5 * c + 2]}
     assert lit == live_scenes.cells(piece) and int(label.sum()) == 100
-    assert image[0][label[0] == 1][:, 1].max() == 0 and image[0][label[0] == 1][:, 0].max() == 255  # magenta has no green
+    # magenta has no green
+    assert image[0][label[0] == 1][:, 1].max() == 0 and image[0][label[0] == 1][:, 0].max() == 255
 
 
 def test_clicks_set_and_take_away(figures):
     board = live_scenes.PieceBoard()
     board.shape.value, board.color.value = PIECES.index("11/11"), 3
-    for row, column in ((2, 2), (1, 1), (6, 6), (5, 5)):  # the second would lie over the first, the third leave the board
+    # the second would lie over the first, the third leave the board
+    for row, column in ((2, 2), (1, 1), (6, 6), (5, 5)):
         board.buttons[row, column].click()
     assert board.value == ((2, 2, 0, 3), (5, 5, 0, 3))
-    assert "yellow" in board.buttons[6, 6].tooltip and board.buttons[2, 2].description == "1" and board.buttons[4, 4].description == "\u00a0"
+    assert (
+        "yellow" in board.buttons[6, 6].tooltip
+        and board.buttons[2, 2].description == "1"
+        and board.buttons[4, 4].description == "\u00a0"
+    )
     board.buttons[3, 3].click()
     assert board.value == ((5, 5, 0, 3),) and "empty" in board.buttons[2, 2].tooltip
     figure = live_scenes.explore_attention()
@@ -185,12 +211,16 @@ def test_surgery_changes_one_slot_alone(model):
     images = to_model(sprite_scenes("tetrominoes", 12)["image"])
     slots, centre = live_scenes.find_slots(model, images)
     with torch.inference_mode():
-        torch.testing.assert_close(live_scenes.paint_slots(model, slots, centre)[0], model(images).reconstruction)
+        torch.testing.assert_close(
+            live_scenes.paint_slots(model, slots, centre)[0], model(images).reconstruction
+        )
     patient, donor = ((slots[i : i + 1], centre[i : i + 1]) for i in (2, 5))
     for operation in live_scenes.OPERATIONS[2:]:
         what, where = live_scenes.operate(patient, donor, 2, operation)
         others = [0, 1, 3]
-        assert torch.equal(what[:, others], patient[0][:, others]) and torch.equal(where[:, others], patient[1][:, others])
+        assert torch.equal(what[:, others], patient[0][:, others]) and torch.equal(
+            where[:, others], patient[1][:, others]
+        )
         assert torch.equal(what[:, 2], donor[0][:, 2]) == (operation != "exchange only where it is")
         assert torch.equal(where[:, 2], donor[1][:, 2]) == (operation != "exchange only what it is")
     removed = live_scenes.paint_slots(model, *live_scenes.operate(patient, donor, 2, "remove it"))
@@ -202,6 +232,14 @@ def test_surgery_changes_one_slot_alone(model):
 def test_a_quick_look_shows_the_scene():
     scene = draw_scenes(1, (4, 4), generator=generator(8, "scenes"))
     quick = live_scenes.look(scene).float()
-    slow = to_srgb(trace(scene, "full", (84, 112), samples=32, bounces=1, generator=generator(0, "noise"))[0][0]).float()
-    assert quick.shape == (84, 112, 3) and (quick - slow).abs().mean() < 8 and (quick - slow).abs().median() < 6
+    slow = to_srgb(
+        trace(scene, "full", (84, 112), samples=32, bounces=1, generator=generator(0, "noise"))[0][
+            0
+        ]
+    ).float()
+    assert (
+        quick.shape == (84, 112, 3)
+        and (quick - slow).abs().mean() < 8
+        and (quick - slow).abs().median() < 6
+    )
     assert torch.equal(quick, live_scenes.look(scene).float())

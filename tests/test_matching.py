@@ -1,4 +1,5 @@
 """Matchings against every permutation, the set loss against the original's numbers."""
+
 import math
 import subprocess
 import sys
@@ -26,16 +27,36 @@ from slot_attention_nbdev.metrics.matching import (
     sinkhorn,
 )
 
-SOLVERS = {"hungarian": hungarian, "auction": auction, "greedy": greedy, "sinkhorn": sinkhorn, "chamfer": chamfer}
-PARTS = [CostPart("place", 2), CostPart("colour", 2, "cross_entropy"), CostPart("there", 1, "binary_cross_entropy", 0.5)]
-CASES = "clevr_padded generic_large ties more_targets more_predictions permuted_exact".split()
+SOLVERS = {
+    "hungarian": hungarian,
+    "auction": auction,
+    "greedy": greedy,
+    "sinkhorn": sinkhorn,
+    "chamfer": chamfer,
+}
+PARTS = [
+    CostPart("place", 2),
+    CostPart("colour", 2, "cross_entropy"),
+    CostPart("there", 1, "binary_cross_entropy", 0.5),
+]
+CASES = [
+    "clevr_padded",
+    "generic_large",
+    "ties",
+    "more_targets",
+    "more_predictions",
+    "permuted_exact",
+]
 
 
 def cheapest(cost):
     "The least sum over every way to match all of the smaller set."
     cost = cost if cost.shape[0] <= cost.shape[1] else cost.T
     rows = range(cost.shape[0])
-    return min(sum(cost[m, n].item() for m, n in zip(rows, chosen)) for chosen in permutations(range(cost.shape[1]), cost.shape[0]))
+    return min(
+        sum(cost[m, n].item() for m, n in zip(rows, chosen))
+        for chosen in permutations(range(cost.shape[1]), cost.shape[0])
+    )
 
 
 def check_pairs(pairs, M, N):
@@ -43,7 +64,12 @@ def check_pairs(pairs, M, N):
     assert pairs.shape[1:] == (2, min(M, N)) and not pairs.is_floating_point()
     for targets, predictions in pairs.tolist():
         assert targets == sorted(set(targets)) and len(set(predictions)) == len(predictions)
-        assert 0 <= min(targets) and max(targets) < M and 0 <= min(predictions) and max(predictions) < N
+        assert (
+            min(targets) >= 0
+            and max(targets) < M
+            and min(predictions) >= 0
+            and max(predictions) < N
+        )
 
 
 # The original's numbers
@@ -51,7 +77,11 @@ def check_pairs(pairs, M, N):
 
 @pytest.mark.parametrize("case", CASES)
 def test_cost_loss_and_gradients_of_the_original(golden, case):
-    arrays = {key.removeprefix(case + "/"): torch.as_tensor(x) for key, x in golden("hungarian_huber_loss.npz").items() if key.startswith(case + "/")}
+    arrays = {
+        key.removeprefix(case + "/"): torch.as_tensor(x)
+        for key, x in golden("hungarian_huber_loss.npz").items()
+        if key.startswith(case + "/")
+    }
     x, y = arrays["x"].requires_grad_(), arrays["y"].requires_grad_()
     cost = huber_cost(x, y)
     assert_close(cost.detach(), arrays["pairwise_cost"], rtol=1e-6, atol=1e-6)
@@ -74,7 +104,12 @@ def test_every_case_of_the_original_is_compared(golden):
 
 
 @settings(max_examples=60, deadline=None)
-@given(M=st.integers(1, 6), N=st.integers(1, 6), seed=st.integers(0, 10**6), levels=st.sampled_from([2, 4, 0]))
+@given(
+    M=st.integers(1, 6),
+    N=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    levels=st.sampled_from([2, 4, 0]),
+)
 def test_hungarian_and_auction_against_all_permutations(M, N, seed, levels):
     cost = torch.rand(2, M, N, generator=generator(seed), dtype=torch.float64)
     cost = cost if levels == 0 else (cost * levels).floor()  # many ties
@@ -82,7 +117,7 @@ def test_hungarian_and_auction_against_all_permutations(M, N, seed, levels):
     for solver in (hungarian, auction, greedy):
         check_pairs(solver(cost), M, N)
     assert_close(matched_cost(cost, hungarian(cost)), best)
-    span = (cost.amax((1, 2)) - cost.amin((1, 2)))
+    span = cost.amax((1, 2)) - cost.amin((1, 2))
     found = matched_cost(cost, auction(cost))
     assert (found >= best - 1e-9).all() and (found <= best + max(M, N) * 1e-3 * span + 1e-9).all()
     assert (matched_cost(cost, greedy(cost)) >= best - 1e-9).all()
@@ -94,16 +129,24 @@ def test_auction_keeps_its_promise_on_larger_tables(M, N, scale, shift):
     cost = torch.rand(64, M, N, generator=generator(0), dtype=torch.float64) * scale + shift
     pairs = auction(cost)
     check_pairs(pairs, M, N)
-    assert (matched_cost(cost, pairs) - matched_cost(cost, hungarian(cost)) <= max(M, N) * 1e-3 * scale).all()
+    assert (
+        matched_cost(cost, pairs) - matched_cost(cost, hungarian(cost)) <= max(M, N) * 1e-3 * scale
+    ).all()
 
 
 def test_auction_of_padded_targets_and_equal_tables():
     "Rows of zeros are bidders that want the same goods: the price war that takes longest."
     g = generator(1)
-    targets = torch.rand(256, 10, 19, generator=g).round() * (torch.arange(10) < torch.randint(0, 11, (256, 1), generator=g))[..., None]
+    targets = (
+        torch.rand(256, 10, 19, generator=g).round()
+        * (torch.arange(10) < torch.randint(0, 11, (256, 1), generator=g))[..., None]
+    )
     cost = huber_cost(torch.rand(256, 10, 19, generator=g), targets)
     span = cost.amax((1, 2)) - cost.amin((1, 2))
-    assert (matched_cost(cost, auction(cost)) - matched_cost(cost, hungarian(cost)) <= 10 * 1e-3 * span + 1e-5).all()
+    assert (
+        matched_cost(cost, auction(cost)) - matched_cost(cost, hungarian(cost))
+        <= 10 * 1e-3 * span + 1e-5
+    ).all()
     check_pairs(auction(torch.zeros(3, 6, 6)), 6, 6)
     check_pairs(auction(cost, phases=1, rounds=1), 10, 10)  # far too short: still a matching
 
@@ -132,7 +175,12 @@ def test_device_solvers_need_torch_alone():
 
 
 @settings(max_examples=40, deadline=None)
-@given(M=st.integers(1, 6), N=st.integers(1, 6), seed=st.integers(0, 10**6), name=st.sampled_from(sorted(SOLVERS)))
+@given(
+    M=st.integers(1, 6),
+    N=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    name=st.sampled_from(sorted(SOLVERS)),
+)
 def test_loss_and_gradients_follow_permutations(M, N, seed, name):
     g = generator(seed, "order")
     x, y = (torch.rand(2, n, 5, generator=g, dtype=torch.float64) for n in (N, M))
@@ -149,8 +197,13 @@ def test_loss_and_gradients_follow_permutations(M, N, seed, name):
 # Costs and gradients
 
 
-@pytest.mark.parametrize("cost", [huber_cost, partial(huber_cost, delta=0.2), l2_cost, partial(mixed_cost, parts=PARTS)])
-@pytest.mark.parametrize("matching", [hungarian, auction, greedy, partial(sinkhorn, temperature=0.1, iterations=10), chamfer])
+@pytest.mark.parametrize(
+    "cost", [huber_cost, partial(huber_cost, delta=0.2), l2_cost, partial(mixed_cost, parts=PARTS)]
+)
+@pytest.mark.parametrize(
+    "matching",
+    [hungarian, auction, greedy, partial(sinkhorn, temperature=0.1, iterations=10), chamfer],
+)
 def test_gradients_in_float64(cost, matching):
     g = generator(2)
     x = (0.1 + 0.8 * torch.rand(2, 4, 5, generator=g, dtype=torch.float64)).requires_grad_()
@@ -161,13 +214,21 @@ def test_gradients_in_float64(cost, matching):
 def test_huber_bends_at_delta():
     error = torch.tensor([[[0.5], [1.0], [3.0]]])
     assert huber_cost(error, torch.zeros(1, 1, 1)).tolist() == [[[0.125, 0.5, 2.5]]]
-    assert huber_cost(error, torch.zeros(1, 1, 1), delta=0.5)[0, 0].tolist() == pytest.approx([0.125, 0.375, 1.375])
+    assert huber_cost(error, torch.zeros(1, 1, 1), delta=0.5)[0, 0].tolist() == pytest.approx(
+        [0.125, 0.375, 1.375]
+    )
 
 
 def test_cross_entropy_of_a_sure_mistake_is_finite():
-    wrong = mixed_cost(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]), [CostPart("colour", 2, "cross_entropy")])
+    wrong = mixed_cost(
+        torch.tensor([[[1.0, 0.0]]]),
+        torch.tensor([[[0.0, 1.0]]]),
+        [CostPart("colour", 2, "cross_entropy")],
+    )
     assert 10 < wrong.item() < 20
-    nothing = mixed_cost(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]), [CostPart("colour", 2, "cross_entropy")])
+    nothing = mixed_cost(
+        torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]), [CostPart("colour", 2, "cross_entropy")]
+    )
     assert math.isfinite(nothing.item())
 
 
@@ -176,39 +237,89 @@ def test_sinkhorn_gives_a_plan_that_sharpens(M, N):
     cost = torch.rand(8, M, N, generator=generator(3), dtype=torch.float64)
     plan = sinkhorn(cost, 0.05, 2000)
     assert (plan >= 0).all()
-    assert_close(plan.sum((1, 2)), torch.full((8,), float(min(M, N)), dtype=torch.float64), rtol=0, atol=1e-6)
+    assert_close(
+        plan.sum((1, 2)), torch.full((8,), float(min(M, N)), dtype=torch.float64), rtol=0, atol=1e-6
+    )
     assert plan.sum(1).max() <= 1 + 1e-6 and plan.sum(2).max() <= 1 + 1e-6
     best = matched_cost(cost, hungarian(cost))
-    gaps = [(matched_cost(cost, sinkhorn(cost, t, 3000)) - best).mean().item() for t in (0.1, 0.03, 0.01)]
+    gaps = [
+        (matched_cost(cost, sinkhorn(cost, t, 3000)) - best).mean().item()
+        for t in (0.1, 0.03, 0.01)
+    ]
     assert gaps[0] > gaps[1] > gaps[2] > -1e-9
 
 
 # Bad input
 
-x, y = torch.rand(2, 4, 5, generator=generator(4)), torch.rand(2, 3, 5, generator=generator(5))
+x = torch.rand(2, 4, 5, generator=generator(4))
+y = torch.rand(2, 3, 5, generator=generator(5))
 nan = torch.where(torch.arange(5) == 2, math.nan, x)
 BAD = [
     ("NaN predictions", lambda: set_loss(nan, y), "cost: expected finite numbers"),
     ("NaN targets", lambda: set_loss(x, nan[:, :3]), "cost: expected finite numbers"),
-    ("infinite cost", lambda: hungarian(torch.full((1, 2, 2), math.inf)), "cost: expected finite numbers, got 4 NaN or Inf"),
+    (
+        "infinite cost",
+        lambda: hungarian(torch.full((1, 2, 2), math.inf)),
+        "cost: expected finite numbers, got 4 NaN or Inf",
+    ),
     ("no predictions", lambda: set_loss(x[:, :0], y), "predictions: expected at least one set"),
     ("no targets", lambda: set_loss(x, y[:, :0]), "targets: expected at least one set"),
     ("no sets", lambda: set_loss(x[:0], y[:0]), "predictions: expected at least one set"),
-    ("empty cost", lambda: auction(torch.zeros(1, 0, 3)), "cost: expected at least one set with a target and a prediction"),
-    ("another width", lambda: l2_cost(x, y[..., :4]), "targets: expected shape [B=2, M, D=5], got [2, 3, 4]"),
-    ("another batch", lambda: huber_cost(x, y[:1]), "targets: expected shape [B=2, M, D=5], got [1, 3, 5]"),
+    (
+        "empty cost",
+        lambda: auction(torch.zeros(1, 0, 3)),
+        "cost: expected at least one set with a target and a prediction",
+    ),
+    (
+        "another width",
+        lambda: l2_cost(x, y[..., :4]),
+        "targets: expected shape [B=2, M, D=5], got [2, 3, 4]",
+    ),
+    (
+        "another batch",
+        lambda: huber_cost(x, y[:1]),
+        "targets: expected shape [B=2, M, D=5], got [1, 3, 5]",
+    ),
     ("two dimensions", lambda: huber_cost(x[0], y[0]), "predictions: expected shape [B, N, D]"),
     ("a list", lambda: huber_cost([[1.0]], y), "predictions: expected a tensor"),
-    ("more targets, strict", lambda: set_loss(y, x, strict=True), "4 targets for 3 predictions, so 1 would go unmatched"),
-    ("strict hungarian", lambda: hungarian(torch.zeros(1, 3, 2), strict=True), "cost: 3 targets for 2 predictions"),
+    (
+        "more targets, strict",
+        lambda: set_loss(y, x, strict=True),
+        "4 targets for 3 predictions, so 1 would go unmatched",
+    ),
+    (
+        "strict hungarian",
+        lambda: hungarian(torch.zeros(1, 3, 2), strict=True),
+        "cost: 3 targets for 2 predictions",
+    ),
     ("delta", lambda: huber_cost(x, y, delta=math.nan), "delta: expected a number > 0"),
-    ("temperature", lambda: sinkhorn(torch.zeros(1, 2, 2), temperature=-1), "temperature: expected a number > 0"),
-    ("iterations", lambda: sinkhorn(torch.zeros(1, 2, 2), iterations=0), "iterations: expected an integer"),
-    ("tolerance", lambda: auction(torch.zeros(1, 2, 2), tolerance=0), "tolerance: expected a number > 0"),
+    (
+        "temperature",
+        lambda: sinkhorn(torch.zeros(1, 2, 2), temperature=-1),
+        "temperature: expected a number > 0",
+    ),
+    (
+        "iterations",
+        lambda: sinkhorn(torch.zeros(1, 2, 2), iterations=0),
+        "iterations: expected an integer",
+    ),
+    (
+        "tolerance",
+        lambda: auction(torch.zeros(1, 2, 2), tolerance=0),
+        "tolerance: expected a number > 0",
+    ),
     ("rounds", lambda: auction(torch.zeros(1, 2, 2), rounds=0), "rounds: expected an integer"),
-    ("widths", lambda: mixed_cost(x, y, PARTS[:2]), "parts: expected widths that sum to 5, got place 2, colour 2"),
+    (
+        "widths",
+        lambda: mixed_cost(x, y, PARTS[:2]),
+        "parts: expected widths that sum to 5, got place 2, colour 2",
+    ),
     ("kind", lambda: mixed_cost(x, y, [CostPart("all", 5, "l1")]), "parts: all: unknown kind 'l1'"),
-    ("not a share", lambda: mixed_cost(x - 1, y, PARTS), "predictions: colour: cross_entropy expects numbers in [0, 1]"),
+    (
+        "not a share",
+        lambda: mixed_cost(x - 1, y, PARTS),
+        "predictions: colour: cross_entropy expects numbers in [0, 1]",
+    ),
 ]
 
 

@@ -1,4 +1,5 @@
 """ARI against scikit-learn, overlaps against brute force, over partitions of every kind."""
+
 import itertools
 import math
 
@@ -23,7 +24,10 @@ from slot_attention_nbdev.metrics.segmentation import (
 
 @st.composite
 def batches(draw, max_labels=6, max_pixels=40):
-    "Truth and prediction of a few images: random, constant, all different, equal, renamed; empty ones too."
+    """Truth and prediction of a few images: random, constant, all different, equal, renamed.
+
+    Empty ones too.
+    """
     B, N = draw(st.integers(1, 4)), draw(st.integers(0, max_pixels))
     row = lambda: st.one_of(
         st.lists(st.integers(0, max_labels - 1), min_size=N, max_size=N),
@@ -39,7 +43,10 @@ def batches(draw, max_labels=6, max_pixels=40):
 
 def sklearn_ari(true, pred, foreground=False):
     keep = [t > 0 if foreground else np.ones(len(t), bool) for t in true.numpy()]
-    return torch.tensor([adjusted_rand_score(t[k], p[k]) for t, p, k in zip(true.numpy(), pred.numpy(), keep)], dtype=torch.float64)
+    return torch.tensor(
+        [adjusted_rand_score(t[k], p[k]) for t, p, k in zip(true.numpy(), pred.numpy(), keep)],
+        dtype=torch.float64,
+    )
 
 
 def iou(true, pred, t, p):
@@ -53,18 +60,25 @@ def brute_force_miou(true, pred):
         return math.nan
     table = [[iou(true, pred, t, p) for p in segments] + [0.0] * len(objects) for t in objects]
     columns = range(len(table[0]))
-    return max(sum(row[c] for row, c in zip(table, chosen)) for chosen in itertools.permutations(columns, len(objects))) / len(objects)
+    return max(
+        sum(row[c] for row, c in zip(table, chosen))
+        for chosen in itertools.permutations(columns, len(objects))
+    ) / len(objects)
 
 
 def brute_force_mbo(true, pred):
     objects = set(true.tolist()) - {0}
     if not objects:
         return math.nan
-    return sum(max(iou(true, pred, t, p) for p in set(pred.tolist())) for t in objects) / len(objects)
+    return sum(max(iou(true, pred, t, p) for p in set(pred.tolist())) for t in objects) / len(
+        objects
+    )
 
 
 def close(ours, oracle):
-    torch.testing.assert_close(ours, torch.as_tensor(oracle, dtype=torch.float64), rtol=0, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(
+        ours, torch.as_tensor(oracle, dtype=torch.float64), rtol=0, atol=1e-12, equal_nan=True
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,8 +92,14 @@ def test_ari_equals_scikit_learn(batch):
 @given(batches(max_labels=5, max_pixels=25))
 def test_overlaps_equal_brute_force(batch):
     true, pred = batch
-    close(mean_iou(true, pred), [brute_force_miou(*scene) for scene in zip(true.numpy(), pred.numpy())])
-    close(mean_best_overlap(true, pred), [brute_force_mbo(*scene) for scene in zip(true.numpy(), pred.numpy())])
+    close(
+        mean_iou(true, pred),
+        [brute_force_miou(*scene) for scene in zip(true.numpy(), pred.numpy())],
+    )
+    close(
+        mean_best_overlap(true, pred),
+        [brute_force_mbo(*scene) for scene in zip(true.numpy(), pred.numpy())],
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -87,7 +107,12 @@ def test_overlaps_equal_brute_force(batch):
 def test_one_by_one_is_the_same(batch):
     together = segmentation_metrics(*batch)
     assert list(together) == ["fg_ari", "ari", "miou", "mbo"]
-    for key, function in (("fg_ari", foreground_ari), ("ari", adjusted_rand_index), ("miou", mean_iou), ("mbo", mean_best_overlap)):
+    for key, function in (
+        ("fg_ari", foreground_ari),
+        ("ari", adjusted_rand_index),
+        ("miou", mean_iou),
+        ("mbo", mean_best_overlap),
+    ):
         close(function(*batch), together[key])
         close(torch.cat([function(t[None], p[None]) for t, p in zip(*batch)]), together[key])
 
@@ -95,22 +120,40 @@ def test_one_by_one_is_the_same(batch):
 def test_six_objects_against_every_permutation():
     true = torch.randint(7, (4, 60), generator=generator(0))
     pred = torch.randint(6, (4, 60), generator=generator(1))
-    tables = [[[iou(true[b].numpy(), pred[b].numpy(), t, p) for p in range(6)] for t in range(1, 7)] for b in range(4)]
-    best = [max(sum(table[i][p] for i, p in enumerate(chosen)) for chosen in itertools.permutations(range(6))) / 6 for table in tables]
+    tables = [
+        [[iou(true[b].numpy(), pred[b].numpy(), t, p) for p in range(6)] for t in range(1, 7)]
+        for b in range(4)
+    ]
+    best = [
+        max(
+            sum(table[i][p] for i, p in enumerate(chosen))
+            for chosen in itertools.permutations(range(6))
+        )
+        / 6
+        for table in tables
+    ]
     close(mean_iou(true, pred), best)
 
 
 def test_full_size_images():
-    "Pair counts of 128 x 128 pixels are near 2^28, their products near 2^56: more than float32 or an int32 holds."
+    """Pair counts of 128 x 128 pixels are near 2^28, their products near 2^56: more than float32 or
+    an int32 holds.
+    """
     true = torch.randint(11, (3, 128, 128), generator=generator(2))
-    pred = torch.where(torch.rand(true.shape, generator=generator(3)) < 0.8, true, torch.randint(7, true.shape, generator=generator(4)))
+    pred = torch.where(
+        torch.rand(true.shape, generator=generator(3)) < 0.8,
+        true,
+        torch.randint(7, true.shape, generator=generator(4)),
+    )
     close(adjusted_rand_index(true, pred), sklearn_ari(true.flatten(1), pred.flatten(1)))
     assert contingency(true, pred).sum() == true.numel()
 
 
 def test_many_labels_and_images():
     "More triples than a 16-bit number holds."
-    true, pred = (torch.randint(k, (40, 300), generator=generator(k), dtype=torch.uint8) for k in (255, 200))
+    true, pred = (
+        torch.randint(k, (40, 300), generator=generator(k), dtype=torch.uint8) for k in (255, 200)
+    )
     close(adjusted_rand_index(true, pred), sklearn_ari(true, pred))
 
 
@@ -119,19 +162,32 @@ def test_masks():
     labels = torch.randint(4, (3, 8, 9), generator=generator(6), dtype=torch.uint8)
     hard = torch.nn.functional.one_hot(soft.argmax(1), 5).movedim(-1, 1)
     assert torch.equal(to_labels(soft).long(), soft.argmax(1).flatten(1))
-    for masks in (soft, soft.double(), soft.bfloat16().float(), hard, hard.bool(), 255 * hard.to(torch.uint8), soft.requires_grad_()):
+    for masks in (
+        soft,
+        soft.double(),
+        soft.bfloat16().float(),
+        hard,
+        hard.bool(),
+        255 * hard.to(torch.uint8),
+        soft.requires_grad_(),
+    ):
         expected = segmentation_metrics(labels, masks.detach().to(torch.float32).argmax(1))
         for key, value in segmentation_metrics(labels, masks).items():
             close(value, expected[key])
-    true = torch.nn.functional.one_hot(labels.long(), 4).movedim(-1, 1)  # a truth of masks, background first
+    # a truth of masks, background first
+    true = torch.nn.functional.one_hot(labels.long(), 4).movedim(-1, 1)
     close(foreground_ari(true, soft.detach()), foreground_ari(labels, soft.detach()))
     assert to_labels(torch.zeros(2, 3, 4, 4)).sum() == 0  # ties go to the lower number
-    assert to_labels(torch.full((1, 2, 1, 1), -math.inf).index_fill(1, torch.tensor(1), 0.0)).item() == 1
+    assert (
+        to_labels(torch.full((1, 2, 1, 1), -math.inf).index_fill(1, torch.tensor(1), 0.0)).item()
+        == 1
+    )
 
 
 def test_renaming_and_order_do_not_matter():
     true, pred = (torch.randint(5, (4, 100), generator=generator(k)) for k in (7, 8))
-    names, pixels = torch.randperm(5, generator=generator(9)), torch.randperm(100, generator=generator(10))
+    names = torch.randperm(5, generator=generator(9))
+    pixels = torch.randperm(100, generator=generator(10))
     for key, value in segmentation_metrics(true, pred).items():
         close(segmentation_metrics(true, names[pred])[key], value)
         close(segmentation_metrics(true[:, pixels], pred[:, pixels])[key], value)
@@ -158,10 +214,22 @@ def test_conventions():
         (torch.zeros(2, 4), torch.zeros(2, 4).long(), "labels: expected integers"),
         (torch.zeros(4).long(), torch.zeros(4).long(), "labels: expected integers"),
         (torch.zeros(1, 0, 4, 4), torch.zeros(1, 4, 4).long(), "masks"),
-        (torch.zeros(1, 4, 4).long(), torch.full((1, 3, 4, 4), math.nan), "masks: expected finite numbers"),
-        (torch.zeros(1, 4, 4).long(), torch.zeros(1, 4, 5).long(), r"expected the same images, got \[1, 16\] and \[1, 20\]"),
+        (
+            torch.zeros(1, 4, 4).long(),
+            torch.full((1, 3, 4, 4), math.nan),
+            "masks: expected finite numbers",
+        ),
+        (
+            torch.zeros(1, 4, 4).long(),
+            torch.zeros(1, 4, 5).long(),
+            r"expected the same images, got \[1, 16\] and \[1, 20\]",
+        ),
         (torch.zeros(1, 4, 4).long(), torch.zeros(2, 4, 4).long(), "expected the same images"),
-        (torch.full((1, 4, 4), -1), torch.zeros(1, 4, 4).long(), "true: expected labels in 0…255, got -1"),
+        (
+            torch.full((1, 4, 4), -1),
+            torch.zeros(1, 4, 4).long(),
+            "true: expected labels in 0…255, got -1",
+        ),
         (torch.zeros(1, 4, 4).long(), torch.full((1, 4, 4), 256), "pred: expected labels in 0…255"),
     ],
 )
@@ -172,7 +240,8 @@ def test_bad_input(true, pred, message):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_the_device():
-    true, soft = torch.randint(7, (8, 64, 64), generator=generator(11)), torch.rand(8, 7, 64, 64, generator=generator(12))
+    true = torch.randint(7, (8, 64, 64), generator=generator(11))
+    soft = torch.rand(8, 7, 64, 64, generator=generator(12))
     for key, value in segmentation_metrics(true.cuda(), soft.cuda()).items():
         assert value.is_cuda
         close(value.cpu(), segmentation_metrics(true, soft)[key])

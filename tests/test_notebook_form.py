@@ -1,4 +1,5 @@
 "The notebook-form script passes a notebook in form and finds a planted fault of each kind."
+
 import base64
 import importlib.util
 import json
@@ -7,39 +8,47 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("check_notebooks", ROOT / "scripts" / "check_notebooks.py")
+spec = importlib.util.spec_from_file_location(
+    "check_notebooks", ROOT / "scripts" / "check_notebooks.py"
+)
 checker = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(checker)
 
-EXPORT = '''#| export
+EXPORT = """#| export
 def double(
     x: Tensor,  # Anything, [B, N]
 ) -> Tensor:  # Twice that, [B, N]
     "Twice the input."
-    return 2 * x  # Eq. (1)'''
+    return 2 * x  # Eq. (1)"""
 
 GOOD = [
     ("markdown", "# A title\n\n> and what it says"),
-    ("markdown", "**You will learn** a thing.\n\n**Prerequisites:** none.\n\n**Time:** 1 minute.\n\n**Hardware:** any."),
+    (
+        "markdown",
+        "**You will learn** a thing.\n\n**Prerequisites:** none.\n\n**Time:** 1 minute.\n\n**Hardware:** any.",
+    ),
     ("code", "#| default_exp good"),
     ("code", "import torch\nfrom torch import Tensor"),
     ("markdown", "$$y = 2x \\tag{1}$$"),
     ("code", "def double_naive(x):\n    return torch.stack([v + v for v in x])"),
     ("code", EXPORT),
-    ("code", "x = torch.rand(3, generator=torch.Generator().manual_seed(0))\ntorch.testing.assert_close(double(x), double_naive(x))"),
+    (
+        "code",
+        "x = torch.rand(3, generator=torch.Generator().manual_seed(0))\ntorch.testing.assert_close(double(x), double_naive(x))",
+    ),
     ("code", '#| fig-alt: "a line"\nax.set_xlabel("x")'),
     ("markdown", "## What can go wrong"),
     ("code", "assert 1 != 2"),
     ("code", "assert 2 != 3"),
     ("markdown", "## Exercises\n\n**0.1 ★** One. **0.2 ★★** Two. **0.3 ★★★** Three."),
-    ("code", 'check_exercise("0.1", None, test)\ncheck_exercise("0.2", None, test)\ncheck_exercise("0.3", None, test)'),
+    (
+        "code",
+        'check_exercise("0.1", None, test)\ncheck_exercise("0.2", None, test)\ncheck_exercise("0.3", None, test)',
+    ),
     ("markdown", "## Summary\n\nShort.\n\n**Next:** none. **Previous:** none."),
     ("markdown", "## References\n\n[arXiv:2006.15055](https://arxiv.org/abs/2006.15055)"),
 ]
-SOLUTIONS = [
-    ("markdown", "# Solutions\n\n> to the exercises"),
-    ("code", "print()"),
-]
+SOLUTIONS = [("markdown", "# Solutions\n\n> to the exercises"), ("code", "print()")]
 
 
 def write(path: Path, cells, outputs=None) -> Path:
@@ -57,19 +66,39 @@ def write(path: Path, cells, outputs=None) -> Path:
 
 def image(size: int = 10) -> list[dict]:
     "An output that holds an image of some bytes."
-    return [{"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(b"x" * size).decode()}}]
+    return [
+        {
+            "output_type": "display_data",
+            "metadata": {},
+            "data": {"image/png": base64.b64encode(b"x" * size).decode()},
+        }
+    ]
 
 
 def solved(*labels: str) -> list[dict]:
     "An output that says these exercises are solved."
-    return [{"output_type": "stream", "name": "stdout", "text": "".join(f"Exercise {label}: solved.\n" for label in labels)}]
+    return [
+        {
+            "output_type": "stream",
+            "name": "stdout",
+            "text": "".join(f"Exercise {label}: solved.\n" for label in labels),
+        }
+    ]
 
 
-def faults(folder: Path, cells=GOOD, outputs=None, labels=("0.1", "0.2", "0.3"), name="10_good") -> list[str]:
+def faults(
+    folder: Path, cells=GOOD, outputs=None, labels=("0.1", "0.2", "0.3"), name="10_good"
+) -> list[str]:
     "The faults of a notebook that has a solutions notebook beside it."
     if labels is not None:
-        write(folder / "nbs" / "solutions" / f"{name}_solutions.ipynb", SOLUTIONS, {1: solved(*labels)})
-    return checker.check([write(folder / "nbs" / f"{name}.ipynb", cells, {8: image(), **(outputs or {})})])
+        write(
+            folder / "nbs" / "solutions" / f"{name}_solutions.ipynb",
+            SOLUTIONS,
+            {1: solved(*labels)},
+        )
+    return checker.check(
+        [write(folder / "nbs" / f"{name}.ipynb", cells, {8: image(), **(outputs or {})})]
+    )
 
 
 def swap(old: str, new: str):
@@ -104,21 +133,40 @@ PLANTED = {
     "no docment": ("docments", swap("  # Anything, [B, N]", "")),
     "no return docment": ("docments", swap("  # Twice that, [B, N]", "")),
     "no docstring": ("docments", swap('    "Twice the input."\n', "")),
-    "no test after an export": ("test", [c for c in GOOD if "assert" not in c[1] or "1 != 2" in c[1]][:7] + [("code", "1")] * 3 + GOOD[8:]),
+    "no test after an export": (
+        "test",
+        [c for c in GOOD if "assert" not in c[1] or "1 != 2" in c[1]][:7]
+        + [("code", "1")] * 3
+        + GOOD[8:],
+    ),
     "equation without code": ("equation", swap("  # Eq. (1)", "")),
     "code without equation": ("equation", swap("\\tag{1}", "")),
     "no naive form": ("naive", swap("double_naive", "double_slowly")),
-    "naive form never compared": ("naive", swap("torch.testing.assert_close(double(x), double_naive(x))", "assert len(double(x)) == 3")),
-    "no shape comment": ("shape-comment", swap("return 2 * x  # Eq. (1)", "return (2 * x).reshape(-1)  # Eq. (1)")),
+    "naive form never compared": (
+        "naive",
+        swap(
+            "torch.testing.assert_close(double(x), double_naive(x))", "assert len(double(x)) == 3"
+        ),
+    ),
+    "no shape comment": (
+        "shape-comment",
+        swap("return 2 * x  # Eq. (1)", "return (2 * x).reshape(-1)  # Eq. (1)"),
+    ),
     "unseeded torch": ("seed", swap("generator=torch.Generator().manual_seed(0)", "")),
     "unseeded in place": ("seed", add("x.normal_()")),
     "global numpy": ("seed", add("np.random.rand(3)")),
     "absolute path": ("path", add('open("/home/me/x")')),
     "network": ("network", add("import urllib.request")),
     "pip": ("network", add("!pip install x")),
-    "a slow cell that others need": ("leaf", [*GOOD[:4], ("code", "#| slow\nlong = 1"), ("code", "print(long)"), *GOOD[4:]]),
+    "a slow cell that others need": (
+        "leaf",
+        [*GOOD[:4], ("code", "#| slow\nlong = 1"), ("code", "print(long)"), *GOOD[4:]],
+    ),
     "too many cells": ("size", GOOD + [("markdown", "more")] * 50),
-    "too many exported lines": ("size", add("#| export\n" + "\n".join(f"x{i} = {i}" for i in range(151)), at=6)),
+    "too many exported lines": (
+        "size",
+        add("#| export\n" + "\n".join(f"x{i} = {i}" for i in range(151)), at=6),
+    ),
     "misleading colours": ("colour", add('plot(cmap="jet")')),
     "no alt text": ("alt-text", swap('#| fig-alt: "a line"\n', "")),
     "neither labels nor caption": ("caption", swap('ax.set_xlabel("x")', "plot()")),
@@ -129,7 +177,10 @@ PLANTED = {
     "no summary": ("ending", swap("## Summary", "## End")),
     "no way on": ("ending", swap("**Next:** none. **Previous:** none.", "")),
     "no references": ("ending", drop("## References")),
-    "references without DOI": ("ending", drop("## References") + [("markdown", "## References\n\nA book.")]),
+    "references without DOI": (
+        "ending",
+        drop("## References") + [("markdown", "## References\n\nA book.")],
+    ),
     "broken link": ("link", add("[x](99_nowhere.ipynb)", "markdown")),
 }
 
@@ -137,7 +188,14 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_fault_in_a_cell(tmp_path, name):
     rule, cells = PLANTED[name]
-    index = next((i for i, c in enumerate(cells) if "fig-alt" in c[1] or "xlabel" in c[1] or c[1] == '#| fig-alt: "a line"\nplot()'), 8)
+    index = next(
+        (
+            i
+            for i, c in enumerate(cells)
+            if "fig-alt" in c[1] or "xlabel" in c[1] or c[1] == '#| fig-alt: "a line"\nplot()'
+        ),
+        8,
+    )
     found = faults(tmp_path, cells, {8: [], index: image()})
     assert any(f" {rule}: " in fault for fault in found), found
 
@@ -145,7 +203,10 @@ def test_planted_fault_in_a_cell(tmp_path, name):
 @pytest.mark.parametrize(
     "rule, outputs",
     [
-        ("output", {7: [{"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}]}),
+        (
+            "output",
+            {7: [{"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}]},
+        ),
         ("output", {7: [{"output_type": "stream", "name": "stderr", "text": "warning"}]}),
         ("size", {8: image(101_000)}),
         ("size", {7: [{"output_type": "stream", "name": "stdout", "text": "x" * 301_000}]}),
@@ -156,7 +217,9 @@ def test_planted_fault_in_an_output(tmp_path, rule, outputs):
 
 
 def test_solutions_must_exist_and_show_each_exercise_solved(tmp_path):
-    assert any("no solutions/10_good_solutions.ipynb" in fault for fault in faults(tmp_path, labels=None))
+    assert any(
+        "no solutions/10_good_solutions.ipynb" in fault for fault in faults(tmp_path, labels=None)
+    )
     assert any("0.3 solved" in fault for fault in faults(tmp_path / "b", labels=("0.1", "0.2")))
 
 
@@ -166,11 +229,34 @@ def test_two_notebooks_cannot_export_one_module(tmp_path):
 
 
 def test_a_page_beside_the_course_needs_no_exercises_but_an_opening_and_an_end(tmp_path):
-    page = [cell for cell in drop("## Exercises") if "check_exercise" not in cell[1] and "export" not in cell[1] and "default_exp" not in cell[1] and "tag{" not in cell[1]]
+    page = [
+        cell
+        for cell in drop("## Exercises")
+        if "check_exercise" not in cell[1]
+        and "export" not in cell[1]
+        and "default_exp" not in cell[1]
+        and "tag{" not in cell[1]
+    ]
     assert faults(tmp_path, page, {8: [], 3: []}, labels=None, name="gallery") == []
-    assert any(" opening: " in fault for fault in faults(tmp_path, [c for c in page if "You will learn" not in c[1]], {8: []}, labels=None, name="gallery"))
-    assert any(" default-exp: " in fault for fault in faults(tmp_path, [*page, ("code", EXPORT)], {8: []}, labels=None, name="gallery"))
+    assert any(
+        " opening: " in fault
+        for fault in faults(
+            tmp_path,
+            [c for c in page if "You will learn" not in c[1]],
+            {8: []},
+            labels=None,
+            name="gallery",
+        )
+    )
+    assert any(
+        " default-exp: " in fault
+        for fault in faults(
+            tmp_path, [*page, ("code", EXPORT)], {8: []}, labels=None, name="gallery"
+        )
+    )
 
 
 def test_slow_notebooks_are_found():
-    assert checker.too_slow("Success.\n10_a.ipynb: 21 secs\n11_b.ipynb: 20 secs\n") == ["10_a.ipynb:0 time: 21 s, at most 20"]
+    assert checker.too_slow("Success.\n10_a.ipynb: 21 secs\n11_b.ipynb: 20 secs\n") == [
+        "10_a.ipynb:0 time: 21 s, at most 20"
+    ]

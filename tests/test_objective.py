@@ -1,17 +1,30 @@
 """The switches that make training quicker or smaller: what they change, and that they change nothing else."""
+
 import math
 
 import pytest
 import torch
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.train.tasks import Objective, draw_noise, evaluate, pick_precision, show_slots
+from slot_attention_nbdev.train.tasks import (
+    Objective,
+    draw_noise,
+    evaluate,
+    pick_precision,
+    show_slots,
+)
 from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, identity
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.trainer import Run, train
 
-SHORT = dict(eval_images=4, log_every=4, eval_every=8, checkpoint_every=4, batch_size=4, warmup_steps=2)
-MODELS = {"fast": ("tetrominoes_fast", (35, 35)), "paper": ("tetrominoes_paper", (35, 35)), "sets": ("sprites_properties", (64, 64))}
+SHORT = dict(
+    eval_images=4, log_every=4, eval_every=8, checkpoint_every=4, batch_size=4, warmup_steps=2
+)
+MODELS = {
+    "fast": ("tetrominoes_fast", (35, 35)),
+    "paper": ("tetrominoes_paper", (35, 35)),
+    "sets": ("sprites_properties", (64, 64)),
+}
 
 
 def losses(name, steps=4, **settings):
@@ -28,23 +41,37 @@ def losses(name, steps=4, **settings):
 @pytest.mark.parametrize("name", ["tetrominoes_fast", "tetrominoes_paper", "sprites_properties"])
 def test_half_precision_stays_close(name):
     steps = 2 if name == "tetrominoes_paper" else 6
-    full, half = (losses(name, steps, precision=precision, batch_size=2)[0] for precision in ("fp32", "bf16"))
+    full, half = (
+        losses(name, steps, precision=precision, batch_size=2)[0] for precision in ("fp32", "bf16")
+    )
     assert 0 < ((half - full) / full).abs().max() < 0.03  # bf16 has two to three digits
 
 
 def test_weights_and_loss_stay_in_full_precision():
     _, run = losses("tiny", 2, precision="bf16")
-    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in run.model.parameters() if p.grad is not None)
-    assert run.facts["precision"] == "bf16" and pick_precision("auto", torch.device("cpu")) == "fp32"
+    assert all(
+        p.dtype == torch.float32 and p.grad.dtype == torch.float32
+        for p in run.model.parameters()
+        if p.grad is not None
+    )
+    assert (
+        run.facts["precision"] == "bf16" and pick_precision("auto", torch.device("cpu")) == "fp32"
+    )
 
 
-@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"accumulate": 3}, {"checkpoint_activations": "on"}, {"fused": "on"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"accumulate": 2}, {"accumulate": 3}, {"checkpoint_activations": "on"}, {"fused": "on"}],
+)
 def test_switches_change_rounding_alone(settings):
     plain, run = losses("tiny", 6)
     other, changed = losses("tiny", 6, **settings)
     torch.testing.assert_close(plain, other, rtol=1e-4, atol=0)
     if settings == {"checkpoint_activations": "on"}:
-        assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), changed.model.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(run.model.parameters(), changed.model.parameters(), strict=True)
+        )
 
 
 def test_resume_across_switches(tmp_path):
@@ -55,10 +82,14 @@ def test_resume_across_switches(tmp_path):
     while run.step < 4:
         run.update(stream.batch(run.step))
         if run.step % 4 == 0:
-            run.curve.append({"step": 4, "seconds": 0.0, **run.measure(), "learning_rate": run.rate})
+            run.curve.append(
+                {"step": 4, "seconds": 0.0, **run.measure(), "learning_rate": run.rate}
+            )
             run.window.clear()
     run.save(tmp_path / "half")
-    other = get_recipe("tiny", steps=8, **SHORT, fused="on", accumulate=2, checkpoint_activations="on")
+    other = get_recipe(
+        "tiny", steps=8, **SHORT, fused="on", accumulate=2, checkpoint_activations="on"
+    )
     assert identity(other, 0) == identity(recipe, 0)
     ended = train(other, tmp_path / "half", device="cpu", resume=True, progress=False)
     for a, b in zip(whole["curve"], ended["curve"], strict=True):
@@ -67,7 +98,12 @@ def test_resume_across_switches(tmp_path):
     assert state["optimizer"]["param_groups"][0]["fused"] is True
     train(recipe, tmp_path / "half", device="cpu", resume=True, progress=False)  # and back
     with pytest.raises(InputError, match="precision was None and is now 'bf16'"):
-        train(get_recipe("tiny", steps=8, **SHORT, precision="bf16"), tmp_path / "half", device="cpu", resume=True)
+        train(
+            get_recipe("tiny", steps=8, **SHORT, precision="bf16"),
+            tmp_path / "half",
+            device="cpu",
+            resume=True,
+        )
 
 
 def test_noise_is_the_models_own():
@@ -75,9 +111,13 @@ def test_noise_is_the_models_own():
     noise = draw_noise(model, 3, 5, 7)
     module = model.slot_attention
     random = torch.Generator().manual_seed(0)
-    ours = module.slots_mu + module.slots_log_sigma.exp() * torch.empty(3, 4, 64).normal_(generator=random)
+    ours = module.slots_mu + module.slots_log_sigma.exp() * torch.empty(3, 4, 64).normal_(
+        generator=random
+    )
     assert torch.equal(ours, module.initial_slots(3, generator=torch.Generator().manual_seed(0)))
-    assert torch.equal(noise, draw_noise(model, 3, 5, 7)) and not torch.equal(noise, draw_noise(model, 3, 5, 8))
+    assert torch.equal(noise, draw_noise(model, 3, 5, 7)) and not torch.equal(
+        noise, draw_noise(model, 3, 5, 8)
+    )
 
 
 @pytest.mark.slow
@@ -85,9 +125,19 @@ def test_noise_is_the_models_own():
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiles_without_graph_breaks(kind, recompute):
     name, resolution = MODELS[kind]
-    settings = dict(compile="on", checkpoint_activations="on" if recompute else "off", batch_size=2, warmup_steps=0)
-    run, plain = (Run(get_recipe(name, **{**settings, **extra}), resolution=resolution) for extra in ({}, {"compile": "off"}))
-    scenes = sprite_scenes("tetrominoes" if resolution[0] == 35 else "multi_dsprites_colored_on_grayscale", 2)
+    settings = dict(
+        compile="on",
+        checkpoint_activations="on" if recompute else "off",
+        batch_size=2,
+        warmup_steps=0,
+    )
+    run, plain = (
+        Run(get_recipe(name, **{**settings, **extra}), resolution=resolution)
+        for extra in ({}, {"compile": "off"})
+    )
+    scenes = sprite_scenes(
+        "tetrominoes" if resolution[0] == 35 else "multi_dsprites_colored_on_grayscale", 2
+    )
     for _ in range(3):
         run.update(scenes)
         plain.update(scenes)
@@ -97,7 +147,12 @@ def test_compiles_without_graph_breaks(kind, recompute):
 def test_objective_looks_at_images_alone():
     model, scenes = build_model(get_recipe("tiny")), sprite_scenes("tetrominoes", 2)
     loss = Objective(model)({"image": scenes["image"]}, None)
-    assert loss.item() == pytest.approx((model(to_model(scenes["image"])).reconstruction - to_model(scenes["image"])).square().mean().item())
+    assert loss.item() == pytest.approx(
+        (model(to_model(scenes["image"])).reconstruction - to_model(scenes["image"]))
+        .square()
+        .mean()
+        .item()
+    )
 
 
 @pytest.mark.parametrize("name", ["tetrominoes_fast", "tetrominoes_paper", "sprites_properties"])
@@ -108,18 +163,33 @@ def test_slots_shown_against_plain_loops(name):
     image = to_model(scenes["image"][:3])
     with torch.no_grad():
         output = model(image, generator=generator(3, "evaluate"), return_attention=True)
-    masks = output.masks if hasattr(output, "masks") else output.attention[:, -1].mT.unflatten(-1, (32, 32))  # [B, K, h, w]
-    entropies, dead, K = [], [], masks.shape[1]
+    # [B, K, h, w]
+    masks = (
+        output.masks
+        if hasattr(output, "masks")
+        else output.attention[:, -1].mT.unflatten(-1, (32, 32))
+    )
+    entropies = []
+    dead = []
+    K = masks.shape[1]
     for mask in masks:
         pixels = mask.flatten(1).T.tolist()
-        entropies.append(sum(-p * math.log(p) for pixel in pixels for p in pixel if p > 0) / len(pixels) / math.log(K))
+        entropies.append(
+            sum(-p * math.log(p) for pixel in pixels for p in pixel if p > 0)
+            / len(pixels)
+            / math.log(K)
+        )
         winners = [pixel.index(max(pixel)) for pixel in pixels]
         dead.append(sum(winners.count(k) < 0.001 * len(pixels) for k in range(K)))
     assert figures["slot_entropy"] == pytest.approx(sum(entropies) / 3, abs=1e-4)
     assert figures["dead_slots"] == pytest.approx(sum(dead) / 3)
     height, width = image.shape[-2:]
     columns = K + (3 if hasattr(output, "masks") else 2)
-    assert sheet.dtype == torch.uint8 and sheet.shape == (3, 2 * (height + 2), columns * (width + 2))
+    assert sheet.dtype == torch.uint8 and sheet.shape == (
+        3,
+        2 * (height + 2),
+        columns * (width + 2),
+    )
     assert torch.equal(sheet[:, 1 : height + 1, 1 : width + 1], scenes["image"][0].permute(2, 0, 1))
     assert (sheet[:, 0] == 255).all()  # a white frame
 

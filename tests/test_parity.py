@@ -1,4 +1,5 @@
 """The same function as the original implementation: outputs, gradients, weights by name, learning rates, padding."""
+
 import random
 from copy import deepcopy
 
@@ -62,7 +63,9 @@ def check_gradient(path, ours, theirs, limit):
 def module(request, golden):
     arrays = golden(request.param)
     batch, tokens, slots, iterations, dim, hidden = arrays["config"].tolist()
-    sa = load_original(original_slot_attention(dim, dim, slots, iterations, hidden), weights(arrays))
+    sa = load_original(
+        original_slot_attention(dim, dim, slots, iterations, hidden), weights(arrays)
+    )
     return sa, {name: torch.as_tensor(x) for name, x in arrays.items() if x.dtype.kind in "fi"}
 
 
@@ -70,7 +73,9 @@ def module(request, golden):
 def test_module_outputs(module, T):
     sa, arrays = module
     assert sa.norm_inputs.eps == arrays["layernorm_epsilon"] and sa.eps == arrays["epsilon"]
-    slots, attention = sa(arrays["inputs"], slots=start(sa, arrays["noise"]), num_iterations=T, return_attention=True)
+    slots, attention = sa(
+        arrays["inputs"], slots=start(sa, arrays["noise"]), num_iterations=T, return_attention=True
+    )
     close(slots, arrays[f"slots_T{T}"], MODULE)
     for t in range(T):
         close(attention[:, t], arrays[f"attn_{t + 1}"], MODULE)
@@ -82,7 +87,9 @@ def test_module_logits(module, T):
     slots = start(sa, arrays["noise"])
     if T > 1:
         slots = sa(arrays["inputs"], slots=slots, num_iterations=T - 1)
-    scores = attention_scores(sa.project_k(sa.norm_inputs(arrays["inputs"])), sa.project_q(sa.norm_slots(slots)))
+    scores = attention_scores(
+        sa.project_k(sa.norm_inputs(arrays["inputs"])), sa.project_q(sa.norm_slots(slots))
+    )
     close(scores, arrays[f"attn_logits_{T}"], MODULE)
 
 
@@ -97,7 +104,11 @@ def test_module_gradients(module):
     assert len(paths) == 18
     for (kind, number, variable), path in paths.items():
         name = join_name(kind, number, variable)
-        theirs = next(x for key, x in arrays.items() if key in (f"grads/{name}", f"grads/slot_attention/{name}"))
+        theirs = next(
+            x
+            for key, x in arrays.items()
+            if key in (f"grads/{name}", f"grads/slot_attention/{name}")
+        )
         check_gradient(path, ours[path], theirs, GRADIENTS)
 
 
@@ -125,11 +136,23 @@ def run(model, arrays, **keywords):
 def test_autoencoder_outputs_and_gradients(autoencoder, golden):
     arrays = golden("object_discovery.npz")
     model, kept = load_original(autoencoder, arrays), {}
-    keep = lambda name: lambda layer, args, result: kept.update({name: result.detach(), name + "_in": args[0].detach()})
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in {
-        "encoder_pos": model.encoder.position, "inputs": model.encoder, "decoder_pos": model.decoder.position,
-        **{f"decoder_{i}": layer for i, layer in enumerate([*model.decoder.convs, model.decoder.to_rgba])},
-    }.items()]
+    keep = lambda name: (
+        lambda layer, args, result: kept.update(
+            {name: result.detach(), name + "_in": args[0].detach()}
+        )
+    )
+    hooks = [
+        layer.register_forward_hook(keep(name))
+        for name, layer in {
+            "encoder_pos": model.encoder.position,
+            "inputs": model.encoder,
+            "decoder_pos": model.decoder.position,
+            **{
+                f"decoder_{i}": layer
+                for i, layer in enumerate([*model.decoder.convs, model.decoder.to_rgba])
+            },
+        }.items()
+    ]
     image, output = run(model, arrays, return_attention=True)
     for hook in hooks:
         hook.remove()
@@ -150,9 +173,18 @@ def test_autoencoder_outputs_and_gradients(autoencoder, golden):
     close(last(kept["encoder_pos_in"])[:, ::9, ::9], arrays["mid/encoder_cnn_sub"], IMAGES)
     close(last(kept["encoder_pos"])[:, ::9, ::9], arrays["mid/encoder_pos_sub"], IMAGES)
     close(kept["inputs"][:, ::61], arrays["mid/slot_attention_inputs_sub"], IMAGES)
-    close(last(kept["decoder_pos"]) + output.slots.flatten(0, 1)[:, None, None], arrays["mid/decoder_pos"], IMAGES)  # ours embeds the places once for all slots
+    # ours embeds the places once for all slots
+    close(
+        last(kept["decoder_pos"]) + output.slots.flatten(0, 1)[:, None, None],
+        arrays["mid/decoder_pos"],
+        IMAGES,
+    )
     for i, step in enumerate((2, 4, 9, 17)):
-        close(last(kept[f"decoder_{i + 1}_in"])[:, ::step, ::step], arrays[f"mid/decoder_cnn_{i}_sub"], IMAGES)
+        close(
+            last(kept[f"decoder_{i + 1}_in"])[:, ::step, ::step],
+            arrays[f"mid/decoder_cnn_{i}_sub"],
+            IMAGES,
+        )
 
     loss = F.mse_loss(output.reconstruction, image)
     assert loss.item() == pytest.approx(arrays["loss"].item(), abs=IMAGES)
@@ -162,9 +194,13 @@ def test_autoencoder_outputs_and_gradients(autoencoder, golden):
     assert sorted(ours) == sorted(arrays["weight_paths"])
     for path, name in zip(arrays["weight_paths"], arrays["weight_names"]):
         flat = ours[path].flatten()
-        check_gradient(path, flat if len(flat) <= 4096 else flat[::97], arrays[f"grad_sub/{name}"], GRADIENTS)
+        check_gradient(
+            path, flat if len(flat) <= 4096 else flat[::97], arrays[f"grad_sub/{name}"], GRADIENTS
+        )
         if not path.endswith("norm_slots/beta"):
-            assert ours[path].double().norm().item() == pytest.approx(float(arrays[f"grad_norm/{name}"]), rel=GRADIENTS), path
+            assert ours[path].double().norm().item() == pytest.approx(
+                float(arrays[f"grad_norm/{name}"]), rel=GRADIENTS
+            ), path
 
 
 def test_autoencoder_batch_of_two(autoencoder, golden):
@@ -176,9 +212,15 @@ def test_autoencoder_batch_of_two(autoencoder, golden):
     close(output.slots, arrays["slots"], IMAGES)
     close(output.reconstruction.permute(0, 2, 3, 1), arrays["recon_combined"], IMAGES)
     sub = torch.as_tensor(arrays["sub_index"])
-    close(output.slot_reconstructions.permute(0, 1, 3, 4, 2)[:, :, sub][:, :, :, sub], arrays["recons_sub"], IMAGES)
+    close(
+        output.slot_reconstructions.permute(0, 1, 3, 4, 2)[:, :, sub][:, :, :, sub],
+        arrays["recons_sub"],
+        IMAGES,
+    )
     close(output.masks[..., None][:, :, sub][:, :, :, sub], arrays["masks_sub"], IMAGES)
-    assert F.mse_loss(output.reconstruction, image).item() == pytest.approx(arrays["loss"].item(), abs=IMAGES)
+    assert F.mse_loss(output.reconstruction, image).item() == pytest.approx(
+        arrays["loss"].item(), abs=IMAGES
+    )
 
 
 # Weights by name
@@ -189,13 +231,17 @@ def renamed(model, offset=0, scope="", suffix="", prefix="", step=1):
     own, arrays = original_arrays(model), {}
     for (kind, number, variable), path in original_names(model).items():
         number = number * step + offset if kind not in ("", "q", "k", "v") else number
-        arrays[prefix + scope + join_name(kind, number, variable) + suffix] = own[path].detach().clone()
+        arrays[prefix + scope + join_name(kind, number, variable) + suffix] = (
+            own[path].detach().clone()
+        )
     return arrays
 
 
 def checkpoint(model, front="network/layer_with_weights-0/", back="/.ATTRIBUTES/VARIABLE_VALUE"):
     "A model's weights under checkpoint paths."
-    return {front + path + back: x.detach().numpy().copy() for path, x in original_arrays(model).items()}
+    return {
+        front + path + back: x.detach().numpy().copy() for path, x in original_arrays(model).items()
+    }
 
 
 NAMINGS = {
@@ -215,10 +261,13 @@ NAMINGS = {
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-@pytest.mark.parametrize("build", [
-    lambda seed: original_slot_attention(48, 32, mlp_hidden_dim=40, generator=generator(seed)),
-    lambda seed: original_autoencoder((36, 35), num_slots=3, generator=generator(seed)),
-])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda seed: original_slot_attention(48, 32, mlp_hidden_dim=40, generator=generator(seed)),
+        lambda seed: original_autoencoder((36, 35), num_slots=3, generator=generator(seed)),
+    ],
+)
 def test_every_naming_loads_shuffled(build, naming):
     source, target = build(0), build(1)
     with torch.no_grad():
@@ -232,9 +281,14 @@ def test_every_naming_loads_shuffled(build, naming):
 
 
 def test_golden_names_and_paths(golden):
-    "Names, tensor names and paths of the original's own file, shuffled and offset, give the same model."
+    """Names, tensor names and paths of the original's own file, shuffled and offset, give the same
+    model.
+    """
     arrays = golden("object_discovery.npz")
-    by_path = {path: arrays[f"weights/{name}"] for name, path in zip(arrays["weight_names"], arrays["weight_paths"])}
+    by_path = {
+        path: arrays[f"weights/{name}"]
+        for name, path in zip(arrays["weight_names"], arrays["weight_paths"])
+    }
     by_name = {f"{name}:0": arrays[f"weights/{name}"] for name in arrays["weight_names"]}
     expected = original_arrays(load_original(original_autoencoder(), by_path))
     for path, array in by_path.items():
@@ -245,35 +299,59 @@ def test_golden_names_and_paths(golden):
 
 
 def test_entries_of_training_are_ignored():
-    source, target = original_slot_attention(generator=generator(0)), original_slot_attention()
+    source = original_slot_attention(generator=generator(0))
+    target = original_slot_attention()
     arrays = checkpoint(source)
     for extra in (
-        "save_counter/.ATTRIBUTES/VARIABLE_VALUE", "global_step/.ATTRIBUTES/VARIABLE_VALUE", "_CHECKPOINTABLE_OBJECT_GRAPH",
-        "optimizer/iter/.ATTRIBUTES/VARIABLE_VALUE", "optimizer/_variables/1/.ATTRIBUTES/VARIABLE_VALUE",
-        "network/layer_with_weights-0/gru/bias/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE", "Adam/dense/kernel/m:0",
+        "save_counter/.ATTRIBUTES/VARIABLE_VALUE",
+        "global_step/.ATTRIBUTES/VARIABLE_VALUE",
+        "_CHECKPOINTABLE_OBJECT_GRAPH",
+        "optimizer/iter/.ATTRIBUTES/VARIABLE_VALUE",
+        "optimizer/_variables/1/.ATTRIBUTES/VARIABLE_VALUE",
+        "network/layer_with_weights-0/gru/bias/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE",
+        "Adam/dense/kernel/m:0",
     ):
         arrays[extra] = np.array("anything")
     load_original(target, arrays)
     assert torch.equal(target.gru.bias_hh, source.gru.bias_hh)
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda a: a.pop("dense/kernel"), ["missing mlp/layer_with_weights-0/kernel", "dense/kernel", "[64, 128]"]),
-    (lambda a: [a.pop(f"dense/{v}") for v in ("kernel", "bias")], ["missing", "dense/kernel", "dense/bias"]),
-    (lambda a: a.pop("slots_mu"), ["missing slots_mu", "[1, 1, 64]"]),
-    (lambda a: a.update(slot_mu=a.pop("slots_mu")), ["missing slots_mu", "unknown 'slot_mu'"]),
-    (lambda a: a.update({"dense_9/kernel": a["dense/kernel"]}), ["unknown 'dense_9/kernel'"]),
-    (lambda a: a.update({"conv2d/kernel": a["dense/kernel"]}), ["unknown 'conv2d/kernel'"]),
-    (lambda a: a.update({"weights/slots_mu": a["slots_mu"]}), ["'slots_mu' is slots_mu a second time"]),
-    (lambda a: a.update({"dense/kernel": a["dense/kernel"].T}), ["'dense/kernel'", "expected shape [64, 128], got [128, 64]"]),
-    (lambda a: a.update({"gru_cell/bias": a["gru_cell/bias"].flatten()}), ["'gru_cell/bias'", "expected shape [2, 192], got [384]"]),
-    (lambda a: a.update({"q/kernel": np.array(["x"])}), ["'q/kernel'", "expected numbers"]),
-    (lambda a: a.update({"q/kernel": None}), ["'q/kernel'", "expected numbers"]),
-    (lambda a: a.update({"q/kernel": a["q/kernel"] * float("nan")}), ["'q/kernel'", "finite"]),
-    (lambda a: a.clear(), ["missing slots_mu", "and 10 more"]),
-])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (
+            lambda a: a.pop("dense/kernel"),
+            ["missing mlp/layer_with_weights-0/kernel", "dense/kernel", "[64, 128]"],
+        ),
+        (
+            lambda a: [a.pop(f"dense/{v}") for v in ("kernel", "bias")],
+            ["missing", "dense/kernel", "dense/bias"],
+        ),
+        (lambda a: a.pop("slots_mu"), ["missing slots_mu", "[1, 1, 64]"]),
+        (lambda a: a.update(slot_mu=a.pop("slots_mu")), ["missing slots_mu", "unknown 'slot_mu'"]),
+        (lambda a: a.update({"dense_9/kernel": a["dense/kernel"]}), ["unknown 'dense_9/kernel'"]),
+        (lambda a: a.update({"conv2d/kernel": a["dense/kernel"]}), ["unknown 'conv2d/kernel'"]),
+        (
+            lambda a: a.update({"weights/slots_mu": a["slots_mu"]}),
+            ["'slots_mu' is slots_mu a second time"],
+        ),
+        (
+            lambda a: a.update({"dense/kernel": a["dense/kernel"].T}),
+            ["'dense/kernel'", "expected shape [64, 128], got [128, 64]"],
+        ),
+        (
+            lambda a: a.update({"gru_cell/bias": a["gru_cell/bias"].flatten()}),
+            ["'gru_cell/bias'", "expected shape [2, 192], got [384]"],
+        ),
+        (lambda a: a.update({"q/kernel": np.array(["x"])}), ["'q/kernel'", "expected numbers"]),
+        (lambda a: a.update({"q/kernel": None}), ["'q/kernel'", "expected numbers"]),
+        (lambda a: a.update({"q/kernel": a["q/kernel"] * float("nan")}), ["'q/kernel'", "finite"]),
+        (lambda a: a.clear(), ["missing slots_mu", "and 10 more"]),
+    ],
+)
 def test_bad_arrays_are_named_and_change_nothing(spoil, words):
-    source, target = original_slot_attention(generator=generator(0)), original_slot_attention(generator=generator(1))
+    source = original_slot_attention(generator=generator(0))
+    target = original_slot_attention(generator=generator(1))
     before, arrays = deepcopy(target.state_dict()), renamed(source)
     spoil(arrays)
     with pytest.raises(InputError) as error:
@@ -304,18 +382,28 @@ def test_learning_rates(golden, task):
     learning_rate = pytest.importorskip("slot_attention_nbdev.train.trainer").learning_rate
     arrays = golden("learning_rate.npz")
     read = lambda name: arrays[f"{task}/{name}"].item()
-    base, warmup, rate, steps = read("base_learning_rate"), read("warmup_steps"), read("decay_rate"), read("decay_steps")
+    base = read("base_learning_rate")
+    warmup = read("warmup_steps")
+    rate = read("decay_rate")
+    steps = read("decay_steps")
     for step, theirs in zip(arrays[f"{task}/steps"].tolist(), arrays[f"{task}/lr"].tolist()):
-        assert learning_rate(step, base, int(warmup), rate, int(steps)) == pytest.approx(theirs, rel=RATE), step
+        assert learning_rate(step, base, int(warmup), rate, int(steps)) == pytest.approx(
+            theirs, rel=RATE
+        ), step
     assert arrays[f"{task}/lr"][0] == 0
 
 
 def test_padding(golden):
     arrays = golden("conv_padding.npz")
     for case in arrays["case_names"]:
-        x, kernel, bias, theirs = (torch.as_tensor(arrays[f"{case}/{name}"]) for name in ("input", "kernel", "bias", "output"))
+        x, kernel, bias, theirs = (
+            torch.as_tensor(arrays[f"{case}/{name}"])
+            for name in ("input", "kernel", "bias", "output")
+        )
         kind, size, stride = case.split("_")[:3]
-        size, stride, x = int(size[1:]), int(stride[1:]), x.permute(0, 3, 1, 2)
+        size = int(size[1:])
+        stride = int(stride[1:])
+        x = x.permute(0, 3, 1, 2)
         kernel = kernel.permute(3, 2, 0, 1)
         if kind == "conv":
             ours = F.conv2d(same_pad(x, size, stride), kernel, bias, stride)

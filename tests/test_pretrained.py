@@ -1,4 +1,5 @@
 "Weights by name: the round trip, what is refused, the card, and the hub played by a small server."
+
 import base64
 import hashlib
 import http.server
@@ -19,17 +20,30 @@ from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.models.seeded import fast_autoencoder
 from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, paper_autoencoder
 from slot_attention_nbdev.models.hub import BUILDERS, build_described, describe_model, file_digest
-from slot_attention_nbdev.train.recipes import MODELS, get_recipe, load_model
-from slot_attention_nbdev.train.checkpoints import load_record, load_weights, save_record, save_weights, shipped_weights
+from slot_attention_nbdev.train.recipes import MODELS, load_model
+from slot_attention_nbdev.train.checkpoints import (
+    load_record,
+    load_weights,
+    save_record,
+    save_weights,
+    shipped_weights,
+)
 from slot_attention_nbdev.models.set_predictor import SetPredictor
-from slot_attention_nbdev.train.trainer import train
 
-SIZES = {"seeded": (64, 64), "properties_sprites": (64, 64), "set_small": (64, 64), "set_paper": (32, 32), "properties_clevr": (32, 32)}
+SIZES = {
+    "seeded": (64, 64),
+    "properties_sprites": (64, 64),
+    "set_small": (64, 64),
+    "set_paper": (32, 32),
+    "properties_clevr": (32, 32),
+}
 
 
 def built(key: str) -> torch.nn.Module:
     "A model of a kind, with weights that are nobody's first values."
-    model = build_described({"model": key, "resolution": SIZES.get(key, (35, 35)), "num_slots": 5, "num_iterations": 2})
+    model = build_described(
+        {"model": key, "resolution": SIZES.get(key, (35, 35)), "num_slots": 5, "num_iterations": 2}
+    )
     noise = generator(3, key)
     with torch.no_grad():
         for weight in model.parameters():
@@ -40,7 +54,9 @@ def built(key: str) -> torch.nn.Module:
 @pytest.fixture
 def kept(tmp_path):
     "Shipped weights, saved into a folder."
-    return SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").save_pretrained(tmp_path / "kept")
+    return SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").save_pretrained(
+        tmp_path / "kept"
+    )
 
 
 @pytest.mark.parametrize("key", BUILDERS)
@@ -50,7 +66,9 @@ def test_every_kind_of_model_comes_back_the_same(key, tmp_path):
     again = family.from_pretrained(model.save_pretrained(tmp_path / key))
     assert type(again) is type(model) and not again.training
     image = torch.rand(2, 3, *model.resolution, generator=generator(1)) * 2 - 1
-    for ours, theirs in zip(again(image, generator=generator(2)), model.eval()(image, generator=generator(2))):
+    for ours, theirs in zip(
+        again(image, generator=generator(2)), model.eval()(image, generator=generator(2))
+    ):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 
 
@@ -62,14 +80,21 @@ def test_a_run_is_loaded_kept_and_told(run, tmp_path):
     model = SlotAttentionAutoEncoder.from_pretrained(run)
     folder = model.save_pretrained(tmp_path / "kept")
     assert load_record(folder / "record.json") == load_record(run / "record.json")
-    figure = next(each for each in ModelCard.load(folder / "README.md").data.eval_results if each.metric_type == "mse")
+    figure = next(
+        each
+        for each in ModelCard.load(folder / "README.md").data.eval_results
+        if each.metric_type == "mse"
+    )
     assert figure.metric_value == round(load_record(run / "record.json")["final"]["mse"], 4)
-    theirs, ours = load_model(run)[0].state_dict(), load_model(folder)[0].state_dict()  # the command's own way, too
+    # the command's own way, too
+    theirs, ours = load_model(run)[0].state_dict(), load_model(folder)[0].state_dict()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
 
 def test_the_best_weights_of_a_run_bring_no_record_of_the_last_ones(run):
-    assert SlotAttentionAutoEncoder.from_pretrained(run / "best.safetensors").origin["record"] is None
+    assert (
+        SlotAttentionAutoEncoder.from_pretrained(run / "best.safetensors").origin["record"] is None
+    )
 
 
 def test_weights_that_were_trained_further_lose_their_record(tmp_path):
@@ -77,13 +102,18 @@ def test_weights_that_were_trained_further_lose_their_record(tmp_path):
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
     folder = model.save_pretrained(tmp_path)
-    assert not (folder / "record.json").exists() and "not on record" in (folder / "README.md").read_text()
+    assert (
+        not (folder / "record.json").exists()
+        and "not on record" in (folder / "README.md").read_text()
+    )
     assert "recipe" not in json.loads((folder / "config.json").read_text())
 
 
 def test_a_record_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="it is about a model 'fast'"):
-        built("small").save_pretrained(tmp_path, shipped_weights()["tetrominoes_fast"].with_suffix(".json"))
+        built("small").save_pretrained(
+            tmp_path, shipped_weights()["tetrominoes_fast"].with_suffix(".json")
+        )
 
 
 def test_a_run_that_has_not_finished_has_nothing_to_say(tmp_path):
@@ -100,7 +130,9 @@ def test_a_run_is_not_written_over(run):
 def test_a_model_put_together_by_hand_is_refused(tmp_path):
     paper = paper_autoencoder((35, 35), 4)
     with pytest.raises(InputError, match="none of our builders"):
-        SlotAttentionAutoEncoder(fast_autoencoder().encoder, paper.slot_attention, paper.decoder).save_pretrained(tmp_path)
+        SlotAttentionAutoEncoder(
+            fast_autoencoder().encoder, paper.slot_attention, paper.decoder
+        ).save_pretrained(tmp_path)
     odd = paper_autoencoder((35, 35), 4)
     odd.slot_attention.eps = 0.5  # the same class, shapes and weights
     with pytest.raises(InputError, match="none of our builders"):
@@ -136,7 +168,9 @@ def test_shipped_weights_are_checked_against_their_record(monkeypatch, tmp_path)
     for path in shipped_weights().values():
         record = load_record(path.with_suffix(".json"))
         assert record["sha256"] == file_digest(path)
-        config = {key: record["recipe"][key] for key in ("model", "num_slots", "num_iterations")} | {"resolution": record["resolution"], "sha256": record["sha256"]}
+        config = {
+            key: record["recipe"][key] for key in ("model", "num_slots", "num_iterations")
+        } | {"resolution": record["resolution"], "sha256": record["sha256"]}
         assert path.with_suffix(".md").read_text() == model_card(config, record)
         shutil.copy(path, tmp_path)
         save_record(tmp_path / f"{path.stem}.json", record | {"sha256": "0" * 64})
@@ -151,14 +185,18 @@ class Payload:
         return pytest.fail, ("a pickle was loaded",)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "pytorch_model.bin", "checkpoint.pt", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.pt", "pytorch_model.bin", "checkpoint.pt", "config.json"]
+)
 def test_nothing_is_unpickled(name, kept, monkeypatch):
     for target in ("pickle.load", "pickle.loads", "torch.load"):
         monkeypatch.setattr(target, lambda *_, **__: pytest.fail("something was unpickled"))
     SlotAttentionAutoEncoder.from_pretrained(kept)
     (kept / name).write_bytes(pickle.dumps(Payload()))
     with pytest.raises(FileError):
-        SlotAttentionAutoEncoder.from_pretrained(kept if name in ("model.safetensors", "config.json") else kept / name)
+        SlotAttentionAutoEncoder.from_pretrained(
+            kept if name in ("model.safetensors", "config.json") else kept / name
+        )
 
 
 BAD = {
@@ -181,7 +219,9 @@ def test_a_description_that_lies_is_refused(name, kept):
 
 
 def test_a_foreign_file_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(fast_autoencoder().state_dict()))
+    (tmp_path / "model.safetensors").write_bytes(
+        safetensors.torch.save(fast_autoencoder().state_dict())
+    )
     with pytest.raises(FileError, match="not written by this library"):
         SlotAttentionAutoEncoder.from_pretrained(tmp_path)
 
@@ -217,16 +257,31 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if parts[1] == "validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         if parts[1:3] == ["repos", "create"]:
-            name = "/".join(filter(None, (json.loads(sent).get("organization"), json.loads(sent)["name"])))
+            name = "/".join(
+                filter(None, (json.loads(sent).get("organization"), json.loads(sent)["name"]))
+            )
             self.files.setdefault(name, {})
             return self.answer({"url": f"{address}/{name}", "id": name, "name": name})
         name = "/".join(parts[2:4])
         if parts[4] == "preupload":
-            return self.answer({"files": [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in json.loads(sent)["files"]]})
+            return self.answer(
+                {
+                    "files": [
+                        {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for each in json.loads(sent)["files"]
+                    ]
+                }
+            )
         for line in map(json.loads, sent.splitlines()):
             if line["key"] == "file":
                 self.files[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer({"success": True, "commitUrl": f"{address}/{name}/commit/{'a' * 40}", "commitOid": "a" * 40})
+        return self.answer(
+            {
+                "success": True,
+                "commitUrl": f"{address}/{name}/commit/{'a' * 40}",
+                "commitOid": "a" * 40,
+            }
+        )
 
     def do_GET(self):
         parts = self.path.split("?")[0].strip("/").split("/")
@@ -236,11 +291,31 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
         files = self.files[name]
         if parts[0] == "api" and "tree" in parts:
-            return self.answer([{"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()} for path, content in files.items()])
+            return self.answer(
+                [
+                    {
+                        "type": "file",
+                        "path": path,
+                        "size": len(content),
+                        "oid": hashlib.sha1(content).hexdigest(),
+                    }
+                    for path, content in files.items()
+                ]
+            )
         if parts[0] == "api":
-            return self.answer({"id": name, "sha": "a" * 40, "siblings": [{"rfilename": path} for path in files], "private": False, "tags": []})
+            return self.answer(
+                {
+                    "id": name,
+                    "sha": "a" * 40,
+                    "siblings": [{"rfilename": path} for path in files],
+                    "private": False,
+                    "tags": [],
+                }
+            )
         content = files["/".join(parts[4:])]
-        return self.answer(content, X_Repo_Commit="a" * 40, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
+        return self.answer(
+            content, X_Repo_Commit="a" * 40, ETag=f'"{hashlib.sha1(content).hexdigest()}"'
+        )
 
     do_HEAD = do_GET
 
@@ -255,7 +330,11 @@ def hub(monkeypatch, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Hub.files, Hub.asked = {}, []
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield Hub
@@ -265,21 +344,37 @@ def hub(monkeypatch, tmp_path):
 
 def test_push_and_pull_over_the_wire(hub, monkeypatch):
     model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")
-    assert model.push_to_hub("somebody/slots", token="hf_test") == f"{constants.ENDPOINT}/somebody/slots"
-    assert set(hub.files["somebody/slots"]) >= {"model.safetensors", "config.json", "README.md", "record.json"}
+    assert (
+        model.push_to_hub("somebody/slots", token="hf_test")
+        == f"{constants.ENDPOINT}/somebody/slots"
+    )
+    assert set(hub.files["somebody/slots"]) >= {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "record.json",
+    }
     assert b'from_pretrained("somebody/slots"' in hub.files["somebody/slots"]["README.md"]
     hub.files["somebody/slots"]["pytorch_model.bin"] = pickle.dumps(Payload())
     again = SlotAttentionAutoEncoder.from_pretrained("somebody/slots")
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
-    assert again.origin["record"] == model.origin["record"] and not any("pytorch_model.bin" in line for line in hub.asked)
+    assert again.origin["record"] == model.origin["record"] and not any(
+        "pytorch_model.bin" in line for line in hub.asked
+    )
     with pytest.raises(FileError, match="you said"):
         SlotAttentionAutoEncoder.from_pretrained("somebody/slots", sha256="0" * 64)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there, and the cache suffices
-    assert SlotAttentionAutoEncoder.from_pretrained("somebody/slots").origin["sha256"] == again.origin["sha256"]
+    # nobody answers there, and the cache suffices
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert (
+        SlotAttentionAutoEncoder.from_pretrained("somebody/slots").origin["sha256"]
+        == again.origin["sha256"]
+    )
 
 
 def test_a_tampered_download_is_refused(hub):
-    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").push_to_hub("somebody/slots", token="hf_test")
+    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").push_to_hub(
+        "somebody/slots", token="hf_test"
+    )
     content = hub.files["somebody/slots"]["model.safetensors"]
     hub.files["somebody/slots"]["model.safetensors"] = content[:-1] + bytes([content[-1] ^ 1])
     with pytest.raises(FileError, match="altered.*config.json said"):
@@ -289,7 +384,13 @@ def test_a_tampered_download_is_refused(hub):
 def test_what_was_looked_for_and_where_is_said(hub, monkeypatch, tmp_path):
     with pytest.raises(FileError, match="knows no such model") as error:
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
-    for words in ("nobody/nothing", str(tmp_path), "tetrominoes_fast", str(tmp_path / "cache"), constants.ENDPOINT):
+    for words in (
+        "nobody/nothing",
+        str(tmp_path),
+        "tetrominoes_fast",
+        str(tmp_path / "cache"),
+        constants.ENDPOINT,
+    ):
         assert words in str(error.value)
     hub.files["some/pickles"] = {"pytorch_model.bin": b""}
     with pytest.raises(FileError, match="some/pickles"):
@@ -304,7 +405,9 @@ def test_what_was_looked_for_and_where_is_said(hub, monkeypatch, tmp_path):
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
 
 
-@pytest.mark.parametrize("name", ["tetrominos_fast", "a/b/c", "https://example.invalid/model", "", "no_such.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["tetrominos_fast", "a/b/c", "https://example.invalid/model", "", "no_such.safetensors"]
+)
 def test_a_name_that_means_nothing_is_refused(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputError, FileError)):
@@ -322,6 +425,11 @@ print(type(SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")).__name_
 try: SlotAttentionAutoEncoder.from_pretrained("a/b")
 except ImportError as error: print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FastAutoEncoder\n") and "huggingface_hub" in done.stdout

@@ -1,4 +1,5 @@
 """Several processes train as one: same gradients, same weights, one end; and they go on with each other's checkpoints."""
+
 import os
 import signal
 import subprocess
@@ -16,12 +17,18 @@ from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
 from slot_attention_nbdev.train.trainer import Run, train
 
-SHORT = dict(eval_images=4, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=2, clip_norm=0.1)
-RECIPES = {  # drawn slots; seeded slots with an average and the variance term, uneven shares; sets; a pack in pieces
+SHORT = dict(
+    eval_images=4, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=2, clip_norm=0.1
+)
+# drawn slots; seeded slots with an average and the variance term, uneven shares; sets; a pack in
+# pieces
+RECIPES = {
     "drawn": lambda place: get_recipe("tetrominoes_paper", steps=2, batch_size=2, **SHORT),
     "seeded": lambda place: get_recipe("tetrominoes_fast", steps=6, batch_size=5, **SHORT),
     "sets": lambda place: get_recipe("sprites_properties", steps=3, batch_size=4, **SHORT),
-    "pack": lambda place: get_recipe("tiny", steps=6, batch_size=7, accumulate=2, data=f"{place}/pack.npz", **SHORT),
+    "pack": lambda place: get_recipe(
+        "tiny", steps=6, batch_size=7, accumulate=2, data=f"{place}/pack.npz", **SHORT
+    ),
 }
 PROGRAM = """
 import sys, torch
@@ -43,9 +50,27 @@ leave()
 
 def launch(command, world=2, **options):
     "Start the same command `world` times, as a launcher does."
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    environments = [{**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    return [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) for environment in environments]
+    meet = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+    }
+    environments = [
+        {**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)
+    ]
+    return [
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        for environment in environments
+    ]
 
 
 def finish(processes, code=0):
@@ -86,17 +111,36 @@ def test_two_processes_are_one(place, name):
     train(recipe, place / "one" / name, device="cpu", progress=False)
     one, two = (load_checkpoint(place / each / name / "checkpoint.pt") for each in ("one", "two"))
     assert one["step"] == two["step"] == recipe.steps
-    for part in ("model", "average"):  # Adam makes steps of full length of gradients that are nothing but rounding
+    # Adam makes steps of full length of gradients that are nothing but rounding
+    for part in ("model", "average"):
         gap = max((one[part][key] - two[part][key]).abs().max().item() for key in one[part])
         assert gap < 0.1 * recipe.learning_rate * recipe.steps, gap
     for a, b in zip(one["curve"], two["curve"], strict=True):
         assert {**b, "seconds": 0} == pytest.approx({**a, "seconds": 0}, rel=1e-3, abs=5e-3)
     assert load_record(place / "two" / name / "record.json")["processes"] == 2
-    assert (place / "two" / name / "model.safetensors").exists() and (place / "two" / name / "slots.png").exists()
+    assert (place / "two" / name / "model.safetensors").exists() and (
+        place / "two" / name / "slots.png"
+    ).exists()
 
 
 def command(out, *words):
-    return [sys.executable, "-m", "slot_attention_nbdev.cli", "train", "tiny", "batch_size=4", "eval_images=4", "log_every=5", "eval_every=20", "checkpoint_every=1000", *words, "--device", "cpu", "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "slot_attention_nbdev.cli",
+        "train",
+        "tiny",
+        "batch_size=4",
+        "eval_images=4",
+        "log_every=5",
+        "eval_every=20",
+        "checkpoint_every=1000",
+        *words,
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
 
 
 def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
@@ -108,10 +152,22 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
     time.sleep(0.5)
     processes[1].send_signal(signal.SIGTERM)  # not to the one that writes
     answers = finish(processes, code=0)
-    assert "stopped after step" in answers[0][1] and "Traceback" not in answers[0][1] + answers[1][1] and answers[1] == ("", "")
+    assert (
+        "stopped after step" in answers[0][1]
+        and "Traceback" not in answers[0][1] + answers[1][1]
+        and answers[1] == ("", "")
+    )
     stopped = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
     assert 0 < stopped < 60, "it was too quick, or too slow"
-    recipe = get_recipe("tiny", batch_size=4, eval_images=4, log_every=5, eval_every=20, checkpoint_every=1000, steps=60)
+    recipe = get_recipe(
+        "tiny",
+        batch_size=4,
+        eval_images=4,
+        log_every=5,
+        eval_every=20,
+        checkpoint_every=1000,
+        steps=60,
+    )
     ended = train(recipe, tmp_path / "run", device="cpu", resume=True, progress=False)
     whole = train(recipe, tmp_path / "whole", device="cpu", progress=False)
     assert ended["step"] == whole["step"] == 60 and ended["processes"] == 1
@@ -120,17 +176,40 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node=2"], ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], ["accelerate.commands.launch", "--num_processes", "2", "--cpu"]])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+        [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+        ],
+        ["accelerate.commands.launch", "--num_processes", "2", "--cpu"],
+    ],
+)
 def test_launchers(tmp_path, launcher):
     words = command(tmp_path, "steps=40")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = lambda *more: subprocess.Popen([sys.executable, "-m", *launcher, *words[1:], *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    start = lambda *more: subprocess.Popen(
+        [sys.executable, "-m", *launcher, *words[1:], *more],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     process, end = start(), time.monotonic() + 100
     while not (tmp_path / "record.json").exists() and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=100)
-    assert load_record(tmp_path / "record.json")["step"] == load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    assert (
+        load_record(tmp_path / "record.json")["step"]
+        == load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    )
     out, errors = (process := start("--resume")).communicate(timeout=200)
     assert process.returncode == 0 and out.count("fg_ari") == 1, errors
     record = load_record(tmp_path / "record.json")
@@ -145,9 +224,13 @@ def test_shares(n, world):
 
 
 def test_too_many_pieces():
-    with pytest.raises(InputError, match="accumulate: expected an integer ≤ 4, the images of each process, got 5"):
+    with pytest.raises(
+        InputError, match="accumulate: expected an integer ≤ 4, the images of each process, got 5"
+    ):
         Run(get_recipe("tiny", accumulate=5))
-    with pytest.raises(InputError, match="batch_size: expected at least 8, one scene for each process, got 4"):
+    with pytest.raises(
+        InputError, match="batch_size: expected at least 8, one scene for each process, got 4"
+    ):
         build_data(get_recipe("tiny"), rank=0, world=8)
     with pytest.raises(InputError, match="precision: fp16 needs a GPU"):
         Run(get_recipe("tiny", precision="fp16"))

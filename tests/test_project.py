@@ -1,4 +1,5 @@
 "The project holds together: modules match notebooks, imports point upwards, the wheel needs torch alone."
+
 import ast
 import filecmp
 import json
@@ -19,7 +20,11 @@ NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb"))
 
 def sources(notebook: Path) -> list[str]:
     "The code cells of a notebook."
-    return ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    return [
+        "".join(c["source"])
+        for c in json.loads(notebook.read_text())["cells"]
+        if c["cell_type"] == "code"
+    ]
 
 
 def module_of(notebook: Path) -> str | None:
@@ -36,11 +41,23 @@ def python_files(folder: Path) -> dict[str, Path]:
 def test_modules_are_what_the_notebooks_export(tmp_path):
     for name in ("settings.ini", "setup.py", "README.md", "_quarto.yml"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", symlinks=True, ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
-    shutil.copytree(ROOT / PACKAGE, tmp_path / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "nbs",
+        tmp_path / "nbs",
+        symlinks=True,
+        ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"),
+    )
+    shutil.copytree(
+        ROOT / PACKAGE, tmp_path / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
+    )
     before = tmp_path / "before"
     shutil.copytree(tmp_path / PACKAGE, before)
-    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_export")],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     old, new = python_files(before), python_files(tmp_path / PACKAGE)
     assert old.keys() == new.keys()
     assert [name for name in old if not filecmp.cmp(old[name], new[name], shallow=False)] == []
@@ -61,10 +78,14 @@ def test_imports_point_upwards():
     for notebook in NOTEBOOKS:
         module = module_of(notebook)
         exported = [s for s in sources(notebook) if re.search(r"^#\|\s*export", s, re.M)]
-        for node in (n for s in exported for n in ast.walk(ast.parse(s)) if isinstance(n, ast.ImportFrom)):
+        for node in (
+            n for s in exported for n in ast.walk(ast.parse(s)) if isinstance(n, ast.ImportFrom)
+        ):
             if (node.module or "").startswith(PACKAGE + "."):
                 other = node.module.removeprefix(PACKAGE + ".")
-                assert number[other] < number[module], f"{notebook.name} imports {other}, which comes later"
+                assert number[other] < number[module], (
+                    f"{notebook.name} imports {other}, which comes later"
+                )
 
 
 def test_every_notebook_is_in_the_sidebar():
@@ -77,8 +98,26 @@ def wheel(tmp_path_factory):
     "The built wheel, unpacked."
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "nbs", "build", "_docs", "*.egg-info", "__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, copy]
+    shutil.copytree(
+        ROOT,
+        copy,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(
+            ".venv", ".git", "runs", "nbs", "build", "_docs", "*.egg-info", "__pycache__"
+        ),
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        copy,
+    ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (path,) = folder.glob("*.whl")
@@ -100,7 +139,13 @@ import warnings; warnings.simplefilter("ignore")
 def run(site: Path, code: str) -> str:
     "Run code with the unpacked wheel first on the path, away from the project."
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=site.parent, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=site.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -124,5 +169,9 @@ def test_the_wheel_carries_weights_and_command_but_no_tests(wheel):
     assert (wheel / PACKAGE / "results" / "tetrominoes_fast" / "seed0.json").exists()
     assert "slot-attention" in next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
     assert not (wheel / "tests").exists() and not (wheel / "scripts").exists()
-    requires = [line for line in next(wheel.glob("*.dist-info/METADATA")).read_text().splitlines() if line.startswith("Requires-Dist")]
+    requires = [
+        line
+        for line in next(wheel.glob("*.dist-info/METADATA")).read_text().splitlines()
+        if line.startswith("Requires-Dist")
+    ]
     assert [line for line in requires if "extra ==" not in line] == ["Requires-Dist: torch>=2.4"]

@@ -1,4 +1,5 @@
 """Set prediction from end to end: recipes, training, figures, the command, and what is refused."""
+
 import json
 
 import pytest
@@ -7,14 +8,30 @@ from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
-from slot_attention_nbdev.models.seeded_sets import SPRITES, THRESHOLDS, SeededSetPredictor, evaluate_properties, find_objects, properties_loss, read_images
+from slot_attention_nbdev.models.seeded_sets import (
+    SPRITES,
+    THRESHOLDS,
+    SeededSetPredictor,
+    evaluate_properties,
+    find_objects,
+    properties_loss,
+    read_images,
+)
 from slot_attention_nbdev.train.recipes import RECIPES, build_model, get_recipe
 from slot_attention_nbdev.metrics.sets import average_precision
 from slot_attention_nbdev.models.set_predictor import SetPredictor
 from slot_attention_nbdev.train.trainer import evaluate, load_model, train
 
 NAME = "multi_dsprites_colored_on_grayscale"
-SHORT = dict(steps=6, batch_size=4, eval_images=8, log_every=2, eval_every=3, checkpoint_every=3, warmup_steps=1)
+SHORT = dict(
+    steps=6,
+    batch_size=4,
+    eval_images=8,
+    log_every=2,
+    eval_every=3,
+    checkpoint_every=3,
+    warmup_steps=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +52,56 @@ def pictures(tmp_path_factory):
 
 def test_the_papers_recipe():
     r = RECIPES["clevr10_properties_paper"]
-    assert (r.num_slots, r.num_iterations, r.batch_size, r.steps, r.warmup_steps) == (10, 3, 512, 150_000, 1_000)
-    assert (r.learning_rate, r.decay_rate, r.decay_steps, r.schedule, r.clip_norm, r.average_decay) == (4e-4, 0.5, 50_000, "paper", 0, 0)
+    assert (r.num_slots, r.num_iterations, r.batch_size, r.steps, r.warmup_steps) == (
+        10,
+        3,
+        512,
+        150_000,
+        1_000,
+    )
+    assert (
+        r.learning_rate,
+        r.decay_rate,
+        r.decay_steps,
+        r.schedule,
+        r.clip_norm,
+        r.average_decay,
+    ) == (4e-4, 0.5, 50_000, "paper", 0, 0)
     model = build_model(r)
-    assert type(model) is SetPredictor and model.resolution == (128, 128) and model.description.name == "CLEVR"
-    assert {layer.eps for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm)} == {1e-3}
+    assert (
+        type(model) is SetPredictor
+        and model.resolution == (128, 128)
+        and model.description.name == "CLEVR"
+    )
+    assert {layer.eps for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm)} == {
+        1e-3
+    }
 
 
 def test_training_on_sets(run):
     out, record = run
-    assert {"ap_inf", "ap_8", "ap_4", "ap_2", "ap_1", "shape", "color", "found", "count", "n"} <= record["final"].keys()
-    assert [p["step"] for p in record["curve"] if "ap_inf" in p] == [3, 6] and record["final"]["n"] == 8
+    assert {
+        "ap_inf",
+        "ap_8",
+        "ap_4",
+        "ap_2",
+        "ap_1",
+        "shape",
+        "color",
+        "found",
+        "count",
+        "n",
+    } <= record["final"].keys()
+    assert [p["step"] for p in record["curve"] if "ap_inf" in p] == [3, 6] and record["final"][
+        "n"
+    ] == 8
     assert (out / "slots.png").exists() and (out / "curve.png").exists()
     model, info = load_model(out)
     assert isinstance(model, SeededSetPredictor) and info["step"] == 6
     scenes = sprite_scenes(NAME, 8)
-    assert evaluate(model, scenes) == pytest.approx({key: record["final"][key] for key in evaluate(model, scenes)})
+    assert evaluate(model, scenes) == pytest.approx(
+        {key: record["final"][key] for key in evaluate(model, scenes)}
+    )
 
 
 def test_resumed_run_ends_with_the_same_weights(run, tmp_path, monkeypatch):
@@ -60,7 +111,11 @@ def test_resumed_run_ends_with_the_same_weights(run, tmp_path, monkeypatch):
         pass
 
     update = training.Run.update
-    monkeypatch.setattr(training.Run, "update", lambda self, scenes: (_ for _ in ()).throw(Cut) if self.step == 4 else update(self, scenes))
+    monkeypatch.setattr(
+        training.Run,
+        "update",
+        lambda self, scenes: (_ for _ in ()).throw(Cut) if self.step == 4 else update(self, scenes),
+    )
     recipe = get_recipe("sprites_properties", **SHORT)
     with pytest.raises(Cut):
         train(recipe, tmp_path / "run", device="cpu", progress=False)
@@ -88,46 +143,84 @@ def test_evaluation_is_average_precision():
     found = evaluate_properties(model, scenes, batch_size=7)
     with torch.no_grad():
         said = model(to_model(scenes["image"])).predictions
-    said[..., -1] *= said[..., 6:9].max(-1).values  # ranked by how sure it is that there is an object, and of its shape
-    expected = average_precision(said, SPRITES.encode(scenes, 6), THRESHOLDS["sprites"], SPRITES).tolist()
-    assert [found[name] for name in ("ap_inf", "ap_8", "ap_4", "ap_2", "ap_1")] == pytest.approx(expected, abs=1e-6)
+    # ranked by how sure it is that there is an object, and of its shape
+    said[..., -1] *= said[..., 6:9].max(-1).values
+    expected = average_precision(
+        said, SPRITES.encode(scenes, 6), THRESHOLDS["sprites"], SPRITES
+    ).tolist()
+    assert [found[name] for name in ("ap_inf", "ap_8", "ap_4", "ap_2", "ap_1")] == pytest.approx(
+        expected, abs=1e-6
+    )
     assert evaluate_properties(model, scenes, num_slots=8)["n"] == 20
 
 
 def test_the_number_in_the_picture_stands_at_the_object():
     model = SeededSetPredictor((64, 64), 6, 3)
-    objects, places = find_objects(model, to_model(sprite_scenes(NAME, 3)["image"]), generator(0, "slots"), threshold=0.45)
+    objects, places = find_objects(
+        model, to_model(sprite_scenes(NAME, 3)["image"]), generator(0, "slots"), threshold=0.45
+    )
     for found, place in zip(objects, places, strict=True):
-        assert [[o.properties["x"], o.properties["y"]] for o in found] == [pytest.approx(xy) for xy in place.tolist()]
+        assert [[o.properties["x"], o.properties["y"]] for o in found] == [
+            pytest.approx(xy) for xy in place.tolist()
+        ]
 
 
 def test_data_without_properties_is_refused_before_the_folder_is_made(tmp_path):
     with pytest.raises(InputError, match="sprites objects have 'scale'"):
-        train(get_recipe("sprites_properties", data="tetrominoes", **SHORT), tmp_path / "run", device="cpu", progress=False)
+        train(
+            get_recipe("sprites_properties", data="tetrominoes", **SHORT),
+            tmp_path / "run",
+            device="cpu",
+            progress=False,
+        )
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="paints no masks"):
         get_recipe("sprites_properties", variance_weight=0.5)
 
 
 def test_predict(run, pictures, tmp_path, capsys):
-    assert main(["predict", str(run[0]), *map(str, pictures), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert (
+        main(
+            ["predict", str(run[0]), *map(str, pictures), "--out", str(tmp_path / "out"), "--json"]
+        )
+        == 0
+    )
     said = json.loads(capsys.readouterr().out)["predicted"]
     assert [each["image"] for each in said] == [str(path) for path in pictures]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0_objects.png", "1_objects.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "0_objects.png",
+        "1_objects.png",
+    }
     for each in said:
-        assert all({"confidence", "x", "y", "scale", "color", "shape"} == thing.keys() for thing in each["objects"])
+        assert all(
+            {"confidence", "x", "y", "scale", "color", "shape"} == thing.keys()
+            for thing in each["objects"]
+        )
     assert main(["predict", str(run[0]), str(pictures[0])]) == 0
     text = capsys.readouterr().out.splitlines()
-    assert text[0] == str(pictures[0]) and text[1].split() == ["object", "confidence", "x", "y", "scale", "color", "shape"]
+    assert text[0] == str(pictures[0]) and text[1].split() == [
+        "object",
+        "confidence",
+        "x",
+        "y",
+        "scale",
+        "color",
+        "shape",
+    ]
     assert len(text) == 2 + len(said[0]["objects"])
 
 
 def test_a_picture_of_another_size_keeps_its_hard_edges(tmp_path):
     image = sprite_scenes(NAME, 1)["image"][0]
-    Image.fromarray(image.numpy()).resize((300, 300), Image.Resampling.NEAREST).save(tmp_path / "large.png")
-    (_, _, seen), = read_images(SeededSetPredictor((64, 64), 6, 3), [tmp_path / "large.png"])
-    assert torch.equal(seen[0], to_model(image[None])[0])  # an averaged rim would be one more colour, and one more object
-    (_, _, averaged), = read_images(build_model(get_recipe("tetrominoes_fast")), [tmp_path / "large.png"])
+    Image.fromarray(image.numpy()).resize((300, 300), Image.Resampling.NEAREST).save(
+        tmp_path / "large.png"
+    )
+    ((_, _, seen),) = read_images(SeededSetPredictor((64, 64), 6, 3), [tmp_path / "large.png"])
+    # an averaged rim would be one more colour, and one more object
+    assert torch.equal(seen[0], to_model(image[None])[0])
+    ((_, _, averaged),) = read_images(
+        build_model(get_recipe("tetrominoes_fast")), [tmp_path / "large.png"]
+    )
     assert len(averaged.unique()) > len(seen.unique())
 
 
@@ -135,7 +228,9 @@ def test_a_picture_of_another_size_keeps_its_hard_edges(tmp_path):
     ("predict", "tetrominoes_fast", "predict needs a set predictor"),
     ("segment", "own", "segment needs an autoencoder"),
 ])  # fmt: skip
-def test_the_other_kind_of_checkpoint_is_refused(verb, checkpoint, words, run, pictures, tmp_path, capsys):
+def test_the_other_kind_of_checkpoint_is_refused(
+    verb, checkpoint, words, run, pictures, tmp_path, capsys
+):
     checkpoint = str(run[0]) if checkpoint == "own" else checkpoint
     assert main([verb, checkpoint, str(pictures[0]), "--out", str(tmp_path / "out")]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()

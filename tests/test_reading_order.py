@@ -1,4 +1,5 @@
 "The reading-order script passes the course and finds planted faults."
+
 import json
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ TABLES = """## The symbols
 NAMES = ["00_notation.ipynb", "10_first.ipynb", "11_later.ipynb"]
 
 
-def faults(folder: Path, first: str, later: str = "A slot. There are $K$, and $\\varepsilon$.") -> list[str]:
+def faults(
+    folder: Path, first: str, later: str = "A slot. There are $K$, and $\\varepsilon$."
+) -> list[str]:
     "The faults of a small course with this text in its first notebook."
     for name, text in zip(NAMES, (TABLES, first, later)):
         cells = [{"cell_type": "markdown", "source": part} for part in text.split("\n---\n")]
@@ -67,4 +70,7 @@ def test_planted_fault(tmp_path, first, complaint):
 
 
 def test_a_notebook_must_use_what_it_is_said_to_introduce(tmp_path):
-    assert any("is said to introduce slot" in fault for fault in faults(tmp_path, "Nothing.", "There are $K$, and $\\varepsilon$."))
+    assert any(
+        "is said to introduce slot" in fault
+        for fault in faults(tmp_path, "Nothing.", "There are $K$, and $\\varepsilon$.")
+    )

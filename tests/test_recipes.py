@@ -1,4 +1,5 @@
 """Recipes: the paper's settings, overrides from the command line, models and batches by seed."""
+
 import math
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import torch
 from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import GENERATED
-from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
+from slot_attention_nbdev.data.sprites import sprite_scenes
 from slot_attention_nbdev.train.recipes import (
     RECIPES,
     Recipe,
@@ -22,15 +23,30 @@ from slot_attention_nbdev.train.recipes import (
 )
 
 
-@pytest.mark.parametrize(("name", "data", "slots"), [
-    ("tetrominoes_paper", "tetrominoes", 4),
-    ("multi_dsprites_paper", "multi_dsprites_colored_on_grayscale", 6),
-    ("clevr6_paper", "clevr6", 7),
-])
+@pytest.mark.parametrize(
+    ("name", "data", "slots"),
+    [
+        ("tetrominoes_paper", "tetrominoes", 4),
+        ("multi_dsprites_paper", "multi_dsprites_colored_on_grayscale", 6),
+        ("clevr6_paper", "clevr6", 7),
+    ],
+)
 def test_paper_settings(name, data, slots):
     r = RECIPES[name]
-    assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size) == (data, "paper", slots, 3, 64)
-    assert (r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps, r.steps) == (4e-4, 10_000, 0.5, 100_000, 500_000)
+    assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size) == (
+        data,
+        "paper",
+        slots,
+        3,
+        64,
+    )
+    assert (r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps, r.steps) == (
+        4e-4,
+        10_000,
+        0.5,
+        100_000,
+        500_000,
+    )
     assert (r.schedule, r.clip_norm, r.variance_weight, r.average_decay) == ("paper", 0, 0, 0)
 
 
@@ -38,7 +54,11 @@ def test_paper_settings(name, data, slots):
 def test_every_recipe_builds_and_runs(recipe):
     model = build_model(recipe)
     stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
-    size = (recipe.resolution, recipe.resolution) if recipe.resolution else GENERATED[recipe.data].resolution
+    size = (
+        (recipe.resolution, recipe.resolution)
+        if recipe.resolution
+        else GENERATED[recipe.data].resolution
+    )
     assert model.resolution == size == stream.batch(0)["image"].shape[1:3]
     assert len(held_out["image"]) == 2
     assert f"slot-attention train {recipe.name}" in recipe_head(recipe)
@@ -74,8 +94,16 @@ def test_bad_overrides(text, words):
 
 
 def test_overrides_are_typed():
-    given = parse_overrides(["steps=1_000", "clip_norm=1", "learning_rate=1e-3", "schedule=paper", "data=a=b.npz"])
-    assert given == {"steps": 1000, "clip_norm": 1.0, "learning_rate": 1e-3, "schedule": "paper", "data": "a=b.npz"}
+    given = parse_overrides(
+        ["steps=1_000", "clip_norm=1", "learning_rate=1e-3", "schedule=paper", "data=a=b.npz"]
+    )
+    assert given == {
+        "steps": 1000,
+        "clip_norm": 1.0,
+        "learning_rate": 1e-3,
+        "schedule": "paper",
+        "data": "a=b.npz",
+    }
     assert isinstance(given["clip_norm"], float)
     assert get_recipe("tiny", **given).steps == 1000
     with pytest.raises(InputError, match="given twice"):
@@ -109,9 +137,15 @@ def test_model_depends_on_the_seed_alone():
     before = torch.get_rng_state()
     b = build_model(RECIPES["tiny"], seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
     c = build_model(RECIPES["tiny"], seed=6)
-    assert any(not torch.equal(x, y) for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
+    assert any(
+        not torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True)
+    )
 
 
 def test_settings_that_came_later_have_their_defaults():
@@ -119,12 +153,18 @@ def test_settings_that_came_later_have_their_defaults():
     old = {key: value for key, value in to_dict(tiny).items() if key != "resolution"}
     assert from_dict(old) == tiny and "resolution" not in identity(tiny, 0)
     assert identity(get_recipe("tiny", resolution=64), 0)["resolution"] == 64
-    for wrong in ({**old, "dropout": 0.1}, {key: value for key, value in old.items() if key != "name"}):
+    for wrong in (
+        {**old, "dropout": 0.1},
+        {key: value for key, value in old.items() if key != "name"},
+    ):
         with pytest.raises(InputError, match="missing or unknown"):
             from_dict(wrong)
 
 
-@pytest.mark.parametrize("data", ["pack.npz", "a/b.tfrecords", "clevr6:x.tfrecords", "photos/", "CLEVR_v1.0", "x-*.tfrecords"])
+@pytest.mark.parametrize(
+    "data",
+    ["pack.npz", "a/b.tfrecords", "clevr6:x.tfrecords", "photos/", "CLEVR_v1.0", "x-*.tfrecords"],
+)
 def test_data_need_not_be_there_to_be_named(data):
     assert Recipe("x", "y", data=data).data == data
 
@@ -134,7 +174,12 @@ def test_resolution(tmp_path):
     for data in ("tetrominoes", str(tmp_path / "mine.npz")):
         recipe = get_recipe("tiny", data=data, resolution=20)
         stream, held_out = build_data(recipe)
-        assert build_model(recipe).resolution == stream.batch(0)["image"].shape[1:3] == held_out["label"].shape[1:3] == (20, 20)
+        assert (
+            build_model(recipe).resolution
+            == stream.batch(0)["image"].shape[1:3]
+            == held_out["label"].shape[1:3]
+            == (20, 20)
+        )
     with pytest.raises(InputError, match="resolution"):
         get_recipe("tiny", resolution=-1)
 
@@ -148,7 +193,10 @@ def test_pack(tmp_path):
     assert torch.equal(held_out["image"], sprite_scenes("tetrominoes", 30)["image"][24:])
     again, _ = build_data(recipe, seed=2)
     again.batch(0)
-    assert all(torch.equal(stream.batch(9)[key], again.batch(9)[key]) for key in ("image", "label", "shape"))
+    assert all(
+        torch.equal(stream.batch(9)[key], again.batch(9)[key])
+        for key in ("image", "label", "shape")
+    )
     assert not torch.equal(stream.batch(9)["image"], stream.batch(10)["image"])
     with pytest.raises(FileError, match="no such file"):
         build_model(get_recipe("tiny", data="absent.npz"))
@@ -156,16 +204,40 @@ def test_pack(tmp_path):
 
 def test_set_prediction_of_the_paper():
     r = RECIPES["clevr10_properties_paper"]
-    assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size, r.steps) == ("clevr10_full", "properties_clevr", 10, 3, 512, 150_000)
-    assert (r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps, r.schedule, r.clip_norm) == (4e-4, 1_000, 0.5, 50_000, "paper", 0)
+    assert (r.data, r.model, r.num_slots, r.num_iterations, r.batch_size, r.steps) == (
+        "clevr10_full",
+        "properties_clevr",
+        10,
+        3,
+        512,
+        150_000,
+    )
+    assert (
+        r.learning_rate,
+        r.warmup_steps,
+        r.decay_rate,
+        r.decay_steps,
+        r.schedule,
+        r.clip_norm,
+    ) == (4e-4, 1_000, 0.5, 50_000, "paper", 0)
     assert get_recipe("clevr10_properties") == r  # what it was called before
 
 
 @pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites", "clevr6", "clevr10_properties"])
 def test_short_recipes_keep_the_model_and_fit_ten_minutes(name):
     short, paper = RECIPES[f"{name}_short"], RECIPES[f"{name}_paper"]
-    assert (short.model, short.data, short.num_slots, short.num_iterations) == (paper.model, paper.data, paper.num_slots, paper.num_iterations)
-    assert short.budget == 600 and short.schedule == "cosine" and short.warmup_steps < short.steps / 10 and short.steps < paper.steps
+    assert (short.model, short.data, short.num_slots, short.num_iterations) == (
+        paper.model,
+        paper.data,
+        paper.num_slots,
+        paper.num_iterations,
+    )
+    assert (
+        short.budget == 600
+        and short.schedule == "cosine"
+        and short.warmup_steps < short.steps / 10
+        and short.steps < paper.steps
+    )
 
 
 def test_head_tells_every_seed(tmp_path, monkeypatch):
@@ -174,11 +246,20 @@ def test_head_tells_every_seed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipes, "records_folder", lambda: tmp_path)
     assert recipe_head(RECIPES["tiny"]).count("not run yet") == 3
-    record = {"recipe": to_dict(RECIPES["tiny"]), "hardware": {"cpu": "a CPU"}, "threads": 2, "seconds": 10.0}
+    record = {
+        "recipe": to_dict(RECIPES["tiny"]),
+        "hardware": {"cpu": "a CPU"},
+        "threads": 2,
+        "seconds": 10.0,
+    }
     for seed, final in enumerate([{"fg_ari": 0.5, "n": 16}, None, {"fg_ari": 0.25, "n": 16}]):
         save_record(tmp_path / "tiny" / f"seed{seed}.json", record | {"seed": seed, "final": final})
     head = recipe_head(RECIPES["tiny"])
-    assert "FG-ARI 0.500, failed, 0.250 on 16 held-out images (seeds 0, 1, 2)" in head and "a CPU, 2 CPU threads" in head and "about 10 s" in head
+    assert (
+        "FG-ARI 0.500, failed, 0.250 on 16 held-out images (seeds 0, 1, 2)" in head
+        and "a CPU, 2 CPU threads" in head
+        and "about 10 s" in head
+    )
     assert "0.500" in recipe_head(replace(RECIPES["tiny"], about="other words"))
     assert "not run yet" in recipe_head(replace(RECIPES["tiny"], steps=41))
 
@@ -186,12 +267,16 @@ def test_head_tells_every_seed(tmp_path, monkeypatch):
 def test_scenes_and_budget_are_settings():
     recipe = get_recipe("tiny", **parse_overrides(["scenes=6", "budget=30"]))
     assert (recipe.scenes, recipe.budget) == (6, 30.0)
-    assert identity(RECIPES["tiny"], 0).keys().isdisjoint({"scenes", "budget"}) and identity(recipe, 0)["scenes"] == 6
+    assert (
+        identity(RECIPES["tiny"], 0).keys().isdisjoint({"scenes", "budget"})
+        and identity(recipe, 0)["scenes"] == 6
+    )
     stream, _ = build_data(recipe)
     seen = {image.numpy().tobytes() for step in range(6) for image in stream.batch(step)["image"]}
     assert len(seen) == 6
     again, _ = build_data(recipe)
-    assert torch.equal(again.batch(5)["image"], stream.batch(5)["image"])  # whatever was drawn before
+    # whatever was drawn before
+    assert torch.equal(again.batch(5)["image"], stream.batch(5)["image"])
     for bad in ("scenes=-1", "budget=-3", "budget=inf"):
         with pytest.raises(InputError, match=bad.split("=")[0]):
             parse_overrides([bad])

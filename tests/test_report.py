@@ -1,4 +1,5 @@
 "Listing and comparing runs: states, grouping, and the page, as text and in a real browser."
+
 import json
 import re
 import shutil
@@ -29,12 +30,16 @@ def runs(tmp_path_factory):
     "A folder with four runs: two finished, one stopped, one failed."
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        train(get_recipe("tiny", **SHORT), folder / f"good{seed}", seed, device="cpu", progress=False)
+        train(
+            get_recipe("tiny", **SHORT), folder / f"good{seed}", seed, device="cpu", progress=False
+        )
     with pytest.raises(TrainingError):
         fail(folder / "bad")
     shutil.copytree(folder / "good0", folder / "half")
     record = load_record(folder / "half" / "record.json")
-    save_record(folder / "half" / "record.json", record | {"finished": False, "final": None, "step": 2})
+    save_record(
+        folder / "half" / "record.json", record | {"finished": False, "final": None, "step": 2}
+    )
     (folder / "half" / "slots.png").unlink()
     return folder
 
@@ -62,19 +67,38 @@ def fail(out: Path):
 def page(runs, tmp_path_factory):
     "A report on three committed runs and on those four."
     out = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["report", str(RESULTS / "tetrominoes_fast" / "seed0.json"), str(RESULTS / "tetrominoes_fast" / "seed1.json"), str(runs), "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(RESULTS / "tetrominoes_fast" / "seed0.json"),
+                str(RESULTS / "tetrominoes_fast" / "seed1.json"),
+                str(runs),
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     return out
 
 
 def test_states(runs):
-    assert {story.name: story.state for story in find_runs([runs])} == {"good0": "finished", "good1": "finished", "half": "stopped", "bad": "failed"}
+    assert {story.name: story.state for story in find_runs([runs])} == {
+        "good0": "finished",
+        "good1": "finished",
+        "half": "stopped",
+        "bad": "failed",
+    }
     (bad,) = find_runs([runs / "bad"])
     assert "not finite in step" in bad.why and not (runs / "good0" / "state.json").exists()
 
 
 def test_a_run_is_running_while_its_process_lives(tmp_path):
     code = "import sys, time; from slot_attention_nbdev.train.survival import note_state\nwith note_state(sys.argv[1]): print('on', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "on\n"
         assert read_state(tmp_path, {"finished": False}) == ("running", "")
@@ -84,7 +108,17 @@ def test_a_run_is_running_while_its_process_lives(tmp_path):
     assert read_state(tmp_path, {"finished": False}) == ("stopped", "")
 
 
-@pytest.mark.parametrize("note", ["", "[]", "{}", '{"state": "running"}', '{"state": "running", "process": "x", "born": 0}', '{"state": "running", "process": -1, "born": 0}'])
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"state": "running"}',
+        '{"state": "running", "process": "x", "born": 0}',
+        '{"state": "running", "process": -1, "born": 0}',
+    ],
+)
 def test_a_note_that_is_none_is_not_believed(note, tmp_path):
     (tmp_path / "state.json").write_text(note)
     assert read_state(tmp_path, {"finished": False}) == ("stopped", "")
@@ -93,7 +127,13 @@ def test_a_note_that_is_none_is_not_believed(note, tmp_path):
 def test_the_list(runs, capsys):
     assert main(["runs", str(runs)]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[:5]] == ["run", "bad", "good0", "good1", "half"] and "bad failed: loss or gradient not finite" in out
+    assert [line.split()[0] for line in out.splitlines()[:5]] == [
+        "run",
+        "bad",
+        "good0",
+        "good1",
+        "half",
+    ] and "bad failed: loss or gradient not finite" in out
     assert main(["runs", str(runs), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["runs"]
     final = load_record(runs / "good1" / "record.json")["final"]
@@ -103,16 +143,25 @@ def test_the_list(runs, capsys):
 def test_seeds_of_one_experiment_are_averaged_and_others_are_not(runs):
     stories = find_runs([RESULTS / "sprites_properties", RESULTS / "tetrominoes_fast"])
     assert len(experiments(stories)) >= 4
-    found = [json.loads(path.read_text())["final"]["fg_ari"] for path in (RESULTS / "tetrominoes_fast").glob("seed*.json")]
-    assert spread(found) == f"{statistics.mean(found):.4f} ± {statistics.stdev(found):.4f}" and any(spread(found) in line for line in summary(stories))
+    found = [
+        json.loads(path.read_text())["final"]["fg_ari"]
+        for path in (RESULTS / "tetrominoes_fast").glob("seed*.json")
+    ]
+    assert spread(found) == f"{statistics.mean(found):.4f} ± {statistics.stdev(found):.4f}" and any(
+        spread(found) in line for line in summary(stories)
+    )
 
 
 def test_the_page_needs_nothing_else(page):
     text = page.read_text()
-    assert not re.findall(r"""(?:src|href|action|srcset)=["'](?!data:)|url\(|@import|<script|<iframe|<link""", text)
+    assert not re.findall(
+        r"""(?:src|href|action|srcset)=["'](?!data:)|url\(|@import|<script|<iframe|<link""", text
+    )
     assert all(re.search(r'alt="[^"]{20,}"', tag) for tag in re.findall(r"<img[^>]*>", text))
     assert "✕ failed: loss or gradient not finite" in text and "■ stopped" in text
-    assert f"{load_record(RESULTS / 'tetrominoes_fast' / 'seed0.json')['final']['fg_ari']:.4f}" in text
+    assert (
+        f"{load_record(RESULTS / 'tetrominoes_fast' / 'seed0.json')['final']['fg_ari']:.4f}" in text
+    )
 
 
 def test_a_picture_of_curves_is_the_same_twice_and_asks_for_nothing():
@@ -124,19 +173,35 @@ def test_a_picture_of_curves_is_the_same_twice_and_asks_for_nothing():
 
 
 def test_markdown(runs, tmp_path):
-    assert main(["report", str(runs / "good0"), str(runs / "good1"), "--format", "markdown", "--out", str(tmp_path / "note.md")]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(runs / "good0"),
+                str(runs / "good1"),
+                "--format",
+                "markdown",
+                "--out",
+                str(tmp_path / "note.md"),
+            ]
+        )
+        == 0
+    )
     text = (tmp_path / "note.md").read_text()
     for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
         assert (tmp_path / name).stat().st_size > 500
     assert text.startswith("# 2 runs of tiny") and "2 seeds, mean ± std" in text
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["report", "no_such"], "there is no no_such"),
-    (["report", "."], "holds no run"),
-    (["runs"], "there is no runs"),
-    (["report", str(RESULTS / "tetrominoes_fast"), "--out", "."], "is a folder"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report", "no_such"], "there is no no_such"),
+        (["report", "."], "holds no run"),
+        (["runs"], "there is no runs"),
+        (["report", str(RESULTS / "tetrominoes_fast"), "--out", "."], "is a folder"),
+    ],
+)
 def test_what_cannot_be_is_said_in_a_line(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
@@ -160,13 +225,19 @@ def test_a_broken_record_hides_nobody(runs, tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "record.json").write_text('{"recipe": {"na')
     stories = find_runs([tmp_path])
-    assert [(story.name, story.state) for story in stories] == [("good", "finished"), ("torn", "failed")]
+    assert [(story.name, story.state) for story in stories] == [
+        ("good", "finished"),
+        ("torn", "failed"),
+    ]
     assert "no valid JSON" in html_page(stories)
 
 
 def test_long_curves_stay_small():
     (story,) = find_runs([RESULTS / "tetrominoes_fast" / "seed0.json"])
-    long = story._replace(record=story.record | {"curve": [{"step": i, "loss": 1 / i, "seconds": i} for i in range(1, 20_001)]})
+    long = story._replace(
+        record=story.record
+        | {"curve": [{"step": i, "loss": 1 / i, "seconds": i} for i in range(1, 20_001)]}
+    )
     start = time.process_time()
     assert len(draw_curves([long], "loss")) < 60_000 and time.process_time() - start < 5
 
@@ -174,17 +245,34 @@ def test_long_curves_stay_small():
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_page_in_a_browser(page, browser, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    tab, asked, problems = context.new_page(), [], []
-    tab.on("request", lambda request: asked.append(request.url) if not request.url.startswith(("data:", "file:")) else None)
+    tab = context.new_page()
+    asked = []
+    problems = []
+    tab.on(
+        "request",
+        lambda request: (
+            asked.append(request.url) if not request.url.startswith(("data:", "file:")) else None
+        ),
+    )
     tab.on("console", lambda message: problems.append(message.text))
     tab.goto(page.as_uri())
     assert asked == [] and problems == []
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing has to be pushed sideways but wide tables
-    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
-    dark = [int(part) for part in re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]]
+    # nothing has to be pushed sideways but wide tables
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(
+        "[...document.images].every(image => image.complete && image.naturalWidth > 100)"
+    )
+    dark = [
+        int(part)
+        for part in re.findall(
+            r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        )[:3]
+    ]
     assert (sum(dark) < 150) == (scheme == "dark")
     row = tab.locator("table.cards tbody tr").first
-    assert row.evaluate("row => getComputedStyle(row).display") == ("block" if width < 700 else "table-row")
+    assert row.evaluate("row => getComputedStyle(row).display") == (
+        "block" if width < 700 else "table-row"
+    )
     assert tab.locator("text=✕ failed").first.is_visible()
     tab.locator("summary").click()
     assert tab.locator("details td").first.is_visible()

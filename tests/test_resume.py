@@ -1,4 +1,5 @@
 """A run killed with -9, again and again at random moments, ends with the very weights of one that was left alone."""
+
 import os
 import random
 import signal
@@ -71,7 +72,10 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
         for key, value in ours[part].items():
             assert torch.equal(value, theirs[part][key]), key
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
-    curves = [[{**point, "seconds": 0} for point in load_record(out / "record.json")["curve"]] for out in (whole, broken)]
+    curves = [
+        [{**point, "seconds": 0} for point in load_record(out / "record.json")["curve"]]
+        for out in (whole, broken)
+    ]
     assert curves[0] == curves[1]
     assert not list(broken.glob(".*.part*"))
 
@@ -81,5 +85,13 @@ def test_ctrl_c_ends_a_run_with_a_message(tmp_path):
     assert wait_for_a_save(process, tmp_path) and wait_for_a_save(process, tmp_path)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Interrupted: stopped after step" in errors and "Traceback" not in errors
-    assert load_record(tmp_path / "record.json")["step"] == load_checkpoint(tmp_path / "checkpoint.pt")["step"] > 0
+    assert (
+        process.returncode == 1
+        and "Interrupted: stopped after step" in errors
+        and "Traceback" not in errors
+    )
+    assert (
+        load_record(tmp_path / "record.json")["step"]
+        == load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+        > 0
+    )

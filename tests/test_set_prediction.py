@@ -1,4 +1,5 @@
 """Descriptions there and back, the original's targets, predictions and gradients."""
+
 import math
 
 import pytest
@@ -10,7 +11,12 @@ from torch.testing import assert_close
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import multi_dsprites
 from slot_attention_nbdev.metrics.matching import huber_cost, hungarian, mixed_cost, set_loss
-from slot_attention_nbdev.models.original import load_original, original_arrays, original_layers, original_set_predictor
+from slot_attention_nbdev.models.original import (
+    load_original,
+    original_arrays,
+    original_layers,
+    original_set_predictor,
+)
 from slot_attention_nbdev.models.set_predictor import (
     CLEVR,
     MULTI_DSPRITES,
@@ -26,15 +32,20 @@ ORDERS = {  # the vector's and the scenes' orders, written down once more
     "size": (["small", "large"], ["small", "large"]),
     "material": (["rubber", "metal"], ["rubber", "metal"]),
     "shape": (["cube", "sphere", "cylinder"], ["cube", "sphere", "cylinder"]),
-    "color": (["gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan"],
-              ["gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"]),
+    "color": (
+        ["gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan"],
+        ["gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"],
+    ),
 }
 
 
 def clevr_scene(seed=0, B=4, M=6):
     g = generator(seed, "clevr")
     scene = {axis: 6 * torch.rand(B, M, generator=g) - 3 for axis in "xyz"}
-    scene |= {name: torch.randint(len(stored), (B, M), generator=g) for name, (_, stored) in ORDERS.items()}
+    scene |= {
+        name: torch.randint(len(stored), (B, M), generator=g)
+        for name, (_, stored) in ORDERS.items()
+    }
     return scene | {"visibility": (torch.rand(B, M, generator=g) < 0.7).float()}
 
 
@@ -44,8 +55,20 @@ def clevr_scene(seed=0, B=4, M=6):
 def test_clevr_has_the_nineteen_columns():
     assert CLEVR.width == 19
     columns = {name: (s.start, s.stop) for name, s in CLEVR.slices.items()}
-    assert columns == {"x": (0, 1), "y": (1, 2), "z": (2, 3), "size": (3, 5), "material": (5, 7), "shape": (7, 10), "color": (10, 18)}
-    assert {p.name: (list(p.values), list(p.stored)) for p in CLEVR.properties if isinstance(p, Categorical)} == ORDERS
+    assert columns == {
+        "x": (0, 1),
+        "y": (1, 2),
+        "z": (2, 3),
+        "size": (3, 5),
+        "material": (5, 7),
+        "shape": (7, 10),
+        "color": (10, 18),
+    }
+    assert {
+        p.name: (list(p.values), list(p.stored))
+        for p in CLEVR.properties
+        if isinstance(p, Categorical)
+    } == ORDERS
 
 
 def test_clevr_targets_row_by_row():
@@ -64,17 +87,34 @@ def test_clevr_targets_row_by_row():
         assert_close(target[b], expected)
 
 
-@pytest.mark.parametrize("name", ["240x320", "320x480", "objects_0", "objects_1", "objects_3", "objects_6", "objects_10", "objects_4_max6"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "240x320",
+        "320x480",
+        "objects_0",
+        "objects_1",
+        "objects_3",
+        "objects_6",
+        "objects_10",
+        "objects_4_max6",
+    ],
+)
 def test_targets_of_the_original(golden, name):
     arrays = golden("preprocess_clevr.npz")
     target = torch.as_tensor(arrays[f"{name}/target"])
     at = f"{name}/objects/" if f"{name}/objects/size" in arrays else f"{name}/"
-    own = {key: torch.as_tensor(arrays[f"{at}{key}"]) for key in ("size", "material", "shape", "color", "3d_coords")}
+    own = {
+        key: torch.as_tensor(arrays[f"{at}{key}"])
+        for key in ("size", "material", "shape", "color", "3d_coords")
+    }
     n = len(own["size"])
     if n == 0:
         assert not target.any()
         return
-    scene = {axis: own["3d_coords"][None, :, i] for i, axis in enumerate("xyz")} | {"visibility": torch.ones(1, n)}
+    scene = {axis: own["3d_coords"][None, :, i] for i, axis in enumerate("xyz")} | {
+        "visibility": torch.ones(1, n)
+    }
     for key, (values, stored) in ORDERS.items():  # the original's codes are in the vector's order
         scene[key] = torch.tensor([[stored.index(values[code]) for code in own[key].tolist()]])
     assert_close(CLEVR.encode(scene, max_objects=len(target))[0], target, rtol=0, atol=1e-6)
@@ -89,7 +129,9 @@ def test_there_and_back(seed, M):
     real = back["confidence"] > 0
     assert real.sum(1).tolist() == there.sum(1).tolist()
     for name in ("x", "y", "z", *ORDERS):
-        assert_close(back[name][real], scene[name][there].to(back[name].dtype), rtol=1e-5, atol=1e-5)
+        assert_close(
+            back[name][real], scene[name][there].to(back[name].dtype), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_sprites_fit_their_description():
@@ -99,7 +141,9 @@ def test_sprites_fit_their_description():
     back, there = MULTI_DSPRITES.decode(target), scene["visibility"] > 0
     real = back["confidence"] > 0
     for name in ("x", "y", "scale", "color", "shape"):
-        assert_close(back[name][real], scene[name][there].to(back[name].dtype), rtol=1e-4, atol=1e-4)
+        assert_close(
+            back[name][real], scene[name][there].to(back[name].dtype), rtol=1e-4, atol=1e-4
+        )
     turn = back["orientation"][real] - scene["orientation"][there]
     assert torch.sin(turn / 2).abs().max() < 1e-3
 
@@ -119,7 +163,11 @@ def test_invisible_objects_may_hold_anything():
     scene = clevr_scene()
     gone = scene["visibility"] == 0
     assert gone.any()
-    wild = {**scene, "x": torch.where(gone, math.nan, scene["x"]), "color": torch.where(gone, -1, scene["color"])}
+    wild = {
+        **scene,
+        "x": torch.where(gone, math.nan, scene["x"]),
+        "color": torch.where(gone, -1, scene["color"]),
+    }
     assert torch.equal(CLEVR.encode(wild, 6), CLEVR.encode(scene, 6))
 
 
@@ -134,7 +182,9 @@ def test_a_description_gives_its_own_cost():
 
 
 def gradients(model):
-    "The gradient of each weight by its path, in the original's layout: it travels through the same change as the weights."
+    """The gradient of each weight by its path, in the original's layout: it travels through the
+    same change as the weights.
+    """
     carrier = original_set_predictor()
     with torch.no_grad():
         for ours, weight in zip(carrier.parameters(), model.parameters(), strict=True):
@@ -147,9 +197,13 @@ def test_predictions_loss_and_gradients_of_the_original(golden):
     model = load_original(original_set_predictor(), arrays)
     sa, noise = model.slot_attention, torch.as_tensor(arrays["noise"])
     slots = sa.slots_mu + sa.slots_log_sigma.exp() * noise
-    output = model(torch.as_tensor(arrays["image"]).permute(0, 3, 1, 2), slots=slots, return_attention=True)
+    output = model(
+        torch.as_tensor(arrays["image"]).permute(0, 3, 1, 2), slots=slots, return_attention=True
+    )
     target = torch.as_tensor(arrays["target"])
-    close = lambda ours, name, atol: assert_close(ours.detach(), torch.as_tensor(arrays[name]), rtol=0, atol=atol)
+    close = lambda ours, name, atol: assert_close(
+        ours.detach(), torch.as_tensor(arrays[name]), rtol=0, atol=atol
+    )
     close(output.predictions, "predictions", 1e-5)
     close(output.slots, "slots", 2e-5)
     close(output.attention[:, -1, ::7], "attn_3_sub", 1e-5)
@@ -160,7 +214,8 @@ def test_predictions_loss_and_gradients_of_the_original(golden):
     loss = set_loss(output.predictions, target)
     assert loss.item() == pytest.approx(float(arrays["loss"]), abs=1e-5)
     loss.backward()
-    ours, names = gradients(model), dict(zip(arrays["weight_paths"], arrays["weight_names"]))
+    ours = gradients(model)
+    names = dict(zip(arrays["weight_paths"], arrays["weight_names"]))
     assert sorted(ours) == sorted(names)
     for path, name in names.items():
         flat, theirs = ours[path].flatten(), torch.as_tensor(arrays[f"grad_sub/{name}"])
@@ -169,14 +224,19 @@ def test_predictions_loss_and_gradients_of_the_original(golden):
             assert flat.abs().max() < 1e-5
             continue
         assert (flat_sub - theirs).abs().max() <= 5e-4 * theirs.abs().max(), path
-        assert flat.double().norm().item() == pytest.approx(float(arrays[f"grad_norm/{name}"]), rel=5e-4), path
+        assert flat.double().norm().item() == pytest.approx(
+            float(arrays[f"grad_norm/{name}"]), rel=5e-4
+        ), path
 
 
 def test_loading_names_what_is_missing():
     model = original_set_predictor((32, 32), num_slots=3)
     arrays = {path: x.detach().numpy().copy() for path, x in original_arrays(model).items()}
     arrays.pop("mlp_classifier/layer_with_weights-1/bias")
-    with pytest.raises(InputError, match=r"weights of SetPredictor: missing mlp_classifier/layer_with_weights-1/bias \(dense_6/bias, shape \[19\]\)"):
+    with pytest.raises(
+        InputError,
+        match=r"weights of SetPredictor: missing mlp_classifier/layer_with_weights-1/bias \(dense_6/bias, shape \[19\]\)",
+    ):
         load_original(model, arrays)
 
 
@@ -185,10 +245,16 @@ def test_loading_names_what_is_missing():
 
 def test_sizes():
     paper = paper_set_predictor()
-    assert paper(torch.zeros(1, 3, 128, 128), generator=generator(0)).predictions.shape == (1, 10, 19)
+    assert paper(torch.zeros(1, 3, 128, 128), generator=generator(0)).predictions.shape == (
+        1,
+        10,
+        19,
+    )
     assert sum(p.numel() for p in paper.parameters()) == 380_755
     small = small_set_predictor(CLEVR, (128, 128), num_slots=10)
-    output = small(torch.zeros(2, 3, 128, 128), num_slots=4, generator=generator(0), return_attention=True)
+    output = small(
+        torch.zeros(2, 3, 128, 128), num_slots=4, generator=generator(0), return_attention=True
+    )
     assert output.predictions.shape == (2, 4, 19) and output.attention.shape == (2, 3, 256, 4)
 
 
@@ -199,7 +265,12 @@ def test_order_of_slots_in_is_order_of_objects_out():
     image = torch.rand(2, 3, 64, 64, generator=generator(1)) * 2 - 1
     slots = model.slot_attention.initial_slots(2, generator=generator(2))
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    assert_close(model(image, slots=slots[:, order]).predictions, model(image, slots=slots).predictions[:, order], rtol=1e-5, atol=1e-6)
+    assert_close(
+        model(image, slots=slots[:, order]).predictions,
+        model(image, slots=slots).predictions[:, order],
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 # Bad input
@@ -207,26 +278,94 @@ def test_order_of_slots_in_is_order_of_objects_out():
 scene = clevr_scene()
 without = lambda name: {key: x for key, x in scene.items() if key != name}
 BAD = [
-    ("missing property", lambda: CLEVR.encode(without("material"), 10), "scene: CLEVR objects have 'material', this scene has not"),
+    (
+        "missing property",
+        lambda: CLEVR.encode(without("material"), 10),
+        "scene: CLEVR objects have 'material', this scene has not",
+    ),
     ("no visibility", lambda: CLEVR.encode(without("visibility"), 10), "objects have 'visibility'"),
-    ("sprites are not CLEVR", lambda: CLEVR.encode(multi_dsprites(2, generator=generator(0)), 10), "scene: CLEVR objects have 'z'"),
-    ("too many", lambda: CLEVR.encode({**scene, "visibility": torch.ones(4, 6)}, 5), "scene: image 0 has 6 objects, expected at most max_objects = 5"),
-    ("place outside", lambda: CLEVR.encode({**scene, "y": scene["y"] + 9}, 10), "scene: y: expected numbers in [-3, 3]"),
-    ("NaN place", lambda: CLEVR.encode({**scene, "z": scene["z"] * math.nan}, 10), "scene: z: expected numbers in [-3, 3], got [nan]"),
-    ("code too large", lambda: CLEVR.encode({**scene, "shape": scene["shape"] + 3}, 10), "scene: shape: expected a code in 0…2 (cube, sphere, cylinder)"),
-    ("float codes", lambda: CLEVR.encode({**scene, "color": scene["x"]}, 10), "scene: color: expected integer codes, got torch.float32"),
-    ("another count", lambda: CLEVR.encode({**scene, "x": scene["x"][:, :5]}, 10), "scene: x: expected shape [B=4, M=6, dims=1]"),
+    (
+        "sprites are not CLEVR",
+        lambda: CLEVR.encode(multi_dsprites(2, generator=generator(0)), 10),
+        "scene: CLEVR objects have 'z'",
+    ),
+    (
+        "too many",
+        lambda: CLEVR.encode({**scene, "visibility": torch.ones(4, 6)}, 5),
+        "scene: image 0 has 6 objects, expected at most max_objects = 5",
+    ),
+    (
+        "place outside",
+        lambda: CLEVR.encode({**scene, "y": scene["y"] + 9}, 10),
+        "scene: y: expected numbers in [-3, 3]",
+    ),
+    (
+        "NaN place",
+        lambda: CLEVR.encode({**scene, "z": scene["z"] * math.nan}, 10),
+        "scene: z: expected numbers in [-3, 3], got [nan]",
+    ),
+    (
+        "code too large",
+        lambda: CLEVR.encode({**scene, "shape": scene["shape"] + 3}, 10),
+        "scene: shape: expected a code in 0…2 (cube, sphere, cylinder)",
+    ),
+    (
+        "float codes",
+        lambda: CLEVR.encode({**scene, "color": scene["x"]}, 10),
+        "scene: color: expected integer codes, got torch.float32",
+    ),
+    (
+        "another count",
+        lambda: CLEVR.encode({**scene, "x": scene["x"][:, :5]}, 10),
+        "scene: x: expected shape [B=4, M=6, dims=1]",
+    ),
     ("max_objects", lambda: CLEVR.encode(scene, 0), "max_objects: expected an integer"),
-    ("another width", lambda: CLEVR.decode(torch.zeros(1, 2, 18)), "vectors: expected shape [B, K, width=19], got [1, 2, 18]"),
-    ("NaN prediction", lambda: CLEVR.objects(torch.full((1, 2, 19), math.nan)), "vectors: expected finite numbers"),
+    (
+        "another width",
+        lambda: CLEVR.decode(torch.zeros(1, 2, 18)),
+        "vectors: expected shape [B, K, width=19], got [1, 2, 18]",
+    ),
+    (
+        "NaN prediction",
+        lambda: CLEVR.objects(torch.full((1, 2, 19), math.nan)),
+        "vectors: expected finite numbers",
+    ),
     ("low above high", lambda: Continuous("x", 1, 1), "x: expected low < high"),
-    ("orders differ", lambda: Categorical("c", ("a", "b"), ("a", "d")), "c: expected the same different names"),
-    ("one name twice", lambda: ObjectDescription("d", (Angle("a"), Angle("a")), ()), "properties: expected different names"),
-    ("no such position", lambda: ObjectDescription("d", (Angle("a"),), ("x",)), "position: expected names of continuous properties, got 'x'"),
-    ("image size", lambda: small_set_predictor()(torch.zeros(1, 3, 35, 35)), "image: expected shape [B, C=3, H=64, W=64]"),
-    ("bytes", lambda: small_set_predictor()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), "image: expected floats in [-1, 1]"),
-    ("NaN image", lambda: small_set_predictor()(torch.full((1, 3, 64, 64), math.nan)), "image: expected finite numbers"),
-    ("small model has no original", lambda: original_layers(small_set_predictor()), "build it with original_set_predictor"),
+    (
+        "orders differ",
+        lambda: Categorical("c", ("a", "b"), ("a", "d")),
+        "c: expected the same different names",
+    ),
+    (
+        "one name twice",
+        lambda: ObjectDescription("d", (Angle("a"), Angle("a")), ()),
+        "properties: expected different names",
+    ),
+    (
+        "no such position",
+        lambda: ObjectDescription("d", (Angle("a"),), ("x",)),
+        "position: expected names of continuous properties, got 'x'",
+    ),
+    (
+        "image size",
+        lambda: small_set_predictor()(torch.zeros(1, 3, 35, 35)),
+        "image: expected shape [B, C=3, H=64, W=64]",
+    ),
+    (
+        "bytes",
+        lambda: small_set_predictor()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)),
+        "image: expected floats in [-1, 1]",
+    ),
+    (
+        "NaN image",
+        lambda: small_set_predictor()(torch.full((1, 3, 64, 64), math.nan)),
+        "image: expected finite numbers",
+    ),
+    (
+        "small model has no original",
+        lambda: original_layers(small_set_predictor()),
+        "build it with original_set_predictor",
+    ),
 ]
 
 

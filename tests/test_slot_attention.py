@@ -1,4 +1,5 @@
 "Algorithm 1: against loops; everything a caller may vary; everything PyTorch may do to a module."
+
 import copy
 import io
 import math
@@ -19,7 +20,9 @@ B, N, K, D_IN, D = 3, 10, 4, 6, 8
 
 def make(seed=0, **kwargs):
     "A small module in float64 whose parameters are neither 0 nor 1."
-    module = SlotAttention(D_IN, **{"slot_dim": D, "num_slots": K, "mlp_hidden_dim": 12, **kwargs}).double()
+    module = SlotAttention(
+        D_IN, **{"slot_dim": D, "num_slots": K, "mlp_hidden_dim": 12, **kwargs}
+    ).double()
     g = generator(seed, "weights")
     with torch.no_grad():
         for parameter in module.parameters():
@@ -47,15 +50,24 @@ def naive(p, inputs, slots, T):
     "Algorithm 1 for one image, one token and one slot at a time."
 
     def norm(x, layer):
-        return (x - x.mean()) / (x.var(unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
+        return (x - x.mean()) / (
+            x.var(unbiased=False) + layer.eps
+        ).sqrt() * layer.weight + layer.bias
 
     def gru(u, h):
-        (a, b, c), (d, e, f) = ((w @ x + bias).chunk(3) for w, x, bias in ((p.gru.weight_ih, u, p.gru.bias_ih), (p.gru.weight_hh, h, p.gru.bias_hh)))
+        (a, b, c), (d, e, f) = (
+            (w @ x + bias).chunk(3)
+            for w, x, bias in (
+                (p.gru.weight_ih, u, p.gru.bias_ih),
+                (p.gru.weight_hh, h, p.gru.bias_hh),
+            )
+        )
         z = torch.sigmoid(b + e)
         return z * h + (1 - z) * torch.tanh(c + torch.sigmoid(a + d) * f)
 
     tokens = [norm(x, p.norm_inputs) for x in inputs]
-    ks, vs = [p.project_k.weight @ x for x in tokens], [p.project_v.weight @ x for x in tokens]
+    ks = [p.project_k.weight @ x for x in tokens]
+    vs = [p.project_v.weight @ x for x in tokens]
     slots, history = list(slots), []
     for _ in range(T):
         qs = [p.project_q.weight @ norm(s, p.norm_slots) for s in slots]
@@ -83,9 +95,14 @@ def test_against_loops(module, inputs, slots, T):
 # What a caller may vary
 
 
-@pytest.mark.parametrize("b, n, k, t", [(1, 1, 1, 1), (2, 1, 5, 2), (2, 5, 1, 1), (2, 3, 9, 3), (0, 4, 2, 2), (4, 30, 7, 6)])
+@pytest.mark.parametrize(
+    "b, n, k, t",
+    [(1, 1, 1, 1), (2, 1, 5, 2), (2, 5, 1, 1), (2, 3, 9, 3), (0, 4, 2, 2), (4, 30, 7, 6)],
+)
 def test_shapes(module, b, n, k, t):
-    out, attention = module(torch.zeros(b, n, D_IN).double(), num_slots=k, num_iterations=t, return_attention=True)
+    out, attention = module(
+        torch.zeros(b, n, D_IN).double(), num_slots=k, num_iterations=t, return_attention=True
+    )
     assert out.shape == (b, k, D) and attention.shape == (b, t, n, k)
     assert out.isfinite().all()
     assert_close(attention.sum(-1), torch.ones(b, t, n).double())
@@ -100,11 +117,16 @@ def test_defaults_are_the_papers():
 
 def test_iterations_can_be_continued(module, inputs, slots):
     halfway = module(inputs, slots=slots, num_iterations=2)
-    assert_close(module(inputs, slots=halfway, num_iterations=3), module(inputs, slots=slots, num_iterations=5))
+    assert_close(
+        module(inputs, slots=halfway, num_iterations=3),
+        module(inputs, slots=slots, num_iterations=5),
+    )
 
 
 def test_attention_does_not_change_the_slots(module, inputs, slots):
-    assert torch.equal(module(inputs, slots=slots), module(inputs, slots=slots, return_attention=True)[0])
+    assert torch.equal(
+        module(inputs, slots=slots), module(inputs, slots=slots, return_attention=True)[0]
+    )
 
 
 def test_arguments_are_not_modified(module, inputs, slots):
@@ -114,7 +136,10 @@ def test_arguments_are_not_modified(module, inputs, slots):
 
 
 def test_views_will_do(module, inputs, slots):
-    assert_close(module(inputs.mT.contiguous().mT, slots=slots.mT.contiguous().mT), module(inputs, slots=slots))
+    assert_close(
+        module(inputs.mT.contiguous().mT, slots=slots.mT.contiguous().mT),
+        module(inputs, slots=slots),
+    )
     assert module(inputs, slots=slots[:1].expand(B, -1, -1)).shape == (B, K, D)
 
 
@@ -204,11 +229,14 @@ def test_mu_and_sigma_are_shared_and_drawn_as_in_the_original():
     for parameter in (module.slots_mu, module.slots_log_sigma):
         assert parameter.shape == (1, 1, 4096)
         assert parameter.abs().max() <= limit
-        assert_close(parameter.std().item(), limit / math.sqrt(3), atol=0, rtol=0.05)  # of a uniform distribution
+        # of a uniform distribution
+        assert_close(parameter.std().item(), limit / math.sqrt(3), atol=0, rtol=0.05)
 
 
 def test_projections_have_no_bias(module):
-    assert all(layer.bias is None for layer in (module.project_q, module.project_k, module.project_v))
+    assert all(
+        layer.bias is None for layer in (module.project_q, module.project_k, module.project_v)
+    )
 
 
 # Gradients
@@ -231,7 +259,9 @@ def test_gradcheck():
     s = torch.randn(1, 2, 3, generator=generator(4), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, s: module(x, slots=s, num_iterations=2), (x, s))
     weights = [module.slots_mu, module.slots_log_sigma]
-    assert torch.autograd.gradcheck(lambda *_: module(x.detach(), num_slots=2, generator=generator(5)), weights)
+    assert torch.autograd.gradcheck(
+        lambda *_: module(x.detach(), num_slots=2, generator=generator(5)), weights
+    )
 
 
 # What PyTorch may do to a module
@@ -256,9 +286,27 @@ def test_deepcopy_and_state_dict(module, inputs, slots):
 def test_names_in_the_state_dict_do_not_change():
     # checkpoints depend on them
     assert sorted(SlotAttention(4).state_dict()) == sorted(
-        "slots_mu slots_log_sigma norm_inputs.weight norm_inputs.bias norm_slots.weight norm_slots.bias norm_mlp.weight norm_mlp.bias "
-        "project_q.weight project_k.weight project_v.weight gru.weight_ih gru.weight_hh gru.bias_ih gru.bias_hh "
-        "mlp.0.weight mlp.0.bias mlp.2.weight mlp.2.bias".split()
+        [
+            "slots_mu",
+            "slots_log_sigma",
+            "norm_inputs.weight",
+            "norm_inputs.bias",
+            "norm_slots.weight",
+            "norm_slots.bias",
+            "norm_mlp.weight",
+            "norm_mlp.bias",
+            "project_q.weight",
+            "project_k.weight",
+            "project_v.weight",
+            "gru.weight_ih",
+            "gru.weight_hh",
+            "gru.bias_ih",
+            "gru.bias_hh",
+            "mlp.0.weight",
+            "mlp.0.bias",
+            "mlp.2.weight",
+            "mlp.2.bias",
+        ]
     )
 
 
@@ -279,7 +327,9 @@ def test_autocast(module, inputs, slots, half_inputs):
     assert_close(out.double(), want, atol=0.3, rtol=0.1)
     assert_close(attention.float().sum(-1), torch.ones(B, 3, N), atol=0.02, rtol=0)
     drawn.float().square().sum().backward()
-    assert all(w.grad.dtype == torch.float32 and w.grad.isfinite().all() for w in module.parameters())
+    assert all(
+        w.grad.dtype == torch.float32 and w.grad.isfinite().all() for w in module.parameters()
+    )
 
 
 def test_inference_mode_and_no_grad(module, inputs, slots):
@@ -311,7 +361,8 @@ def test_compile_whole_graph(inputs, slots, compiling):
     module = make(num_iterations=2)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     assert_close(compiled(inputs, slots=slots), module(inputs, slots=slots))
-    assert_close(compiled(inputs[:2], slots=slots[:2]), module(inputs[:2], slots=slots[:2]))  # another batch
+    # another batch
+    assert_close(compiled(inputs[:2], slots=slots[:2]), module(inputs[:2], slots=slots[:2]))
 
 
 def test_compile_and_draw(inputs, compiling):
@@ -352,12 +403,15 @@ def test_export_with_dynamic_sizes(module, inputs, slots):
     batch, tokens, count = (torch.export.Dim(name) for name in ("batch", "tokens", "count"))
     shapes = {"inputs": {0: batch, 1: tokens}, "slots": {0: batch, 1: count}}
     program = torch.export.export(module, (inputs,), {"slots": slots}, dynamic_shapes=shapes)
-    x, s = torch.randn(5, 17, D_IN, generator=generator(6)).double(), torch.randn(5, 9, D, generator=generator(7)).double()
+    x = torch.randn(5, 17, D_IN, generator=generator(6)).double()
+    s = torch.randn(5, 9, D, generator=generator(7)).double()
     assert_close(program.module()(x, slots=s), module(x, slots=s))
 
 
 def test_export_that_draws(module, inputs):
-    program = torch.export.export(module, (inputs,), dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(
+        module, (inputs,), dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}}
+    )
     x = torch.randn(5, N, D_IN, generator=generator(6)).double()
     drawn = program.module()
     assert drawn(x).shape == (5, K, D)
@@ -376,9 +430,14 @@ def test_needs_torch_alone():
 
 def test_gradients_of_each_sample_by_torch_func():
     module = SlotAttention(8, 8, 3, mlp_hidden_dim=16).double()
-    x, slots = torch.randn(4, 9, 8, dtype=torch.float64), torch.randn(4, 3, 8, dtype=torch.float64)
+    x = torch.randn(4, 9, 8, dtype=torch.float64)
+    slots = torch.randn(4, 3, 8, dtype=torch.float64)
     weights = {name: w.detach() for name, w in module.named_parameters()}
-    loss = lambda weights, x, slots: torch.func.functional_call(module, weights, (x[None],), {"slots": slots[None]}).square().sum()
+    loss = lambda weights, x, slots: (
+        torch.func.functional_call(module, weights, (x[None],), {"slots": slots[None]})
+        .square()
+        .sum()
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PyTorch's GRU cell is batched slowly
         each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, slots)

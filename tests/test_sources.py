@@ -1,4 +1,5 @@
 """Every source through one door: what it yields, in which order, and what happens when something breaks."""
+
 import json
 import os
 import signal
@@ -17,7 +18,16 @@ from slot_attention_nbdev.data.clevr_v1 import ClevrFiles, write_clevr_tree
 from slot_attention_nbdev.data.convert import CARDS, card, convert, draw_blocks, draw_pack, gather
 from slot_attention_nbdev.data.files import load_pack, open_pack, save_pack
 from slot_attention_nbdev.data.image_folder import ImageFolder, resize_scenes
-from slot_attention_nbdev.data.sources import GENERATED, Batches, EpochSampler, GeneratedScenes, evaluation_scenes, generated_set, hold_out, open_source
+from slot_attention_nbdev.data.sources import (
+    GENERATED,
+    Batches,
+    EpochSampler,
+    GeneratedScenes,
+    evaluation_scenes,
+    generated_set,
+    hold_out,
+    open_source,
+)
 from slot_attention_nbdev.data.sprites import SPRITES, SpriteStream, sprite_scenes
 from slot_attention_nbdev.data.tfrecord_scenes import encode_scene
 from slot_attention_nbdev.data.tfrecord_dataset import SPLITS
@@ -37,7 +47,13 @@ def place(tmp_path_factory):
     "One of each: a pack, records, an archive, a folder, a folder with masks."
     place, scenes = tmp_path_factory.mktemp("sources"), pieces()
     np.savez(place / "pack.npz", **{key: value.numpy() for key, value in scenes.items()})
-    write_tfrecords(place / "pieces.tfrecords", (encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes") for i in range(N)))
+    write_tfrecords(
+        place / "pieces.tfrecords",
+        (
+            encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes")
+            for i in range(N)
+        ),
+    )
     write_clevr_tree(place / "CLEVR_v1.0", 12)
     for name in ("photos", "outlined"):
         (place / name / "deep").mkdir(parents=True)
@@ -49,7 +65,14 @@ def place(tmp_path_factory):
     return place
 
 
-SOURCES = {"pack.npz": "", "pieces.tfrecords": "", "CLEVR_v1.0": "resolution=32", "clevr6:CLEVR_v1.0": "resolution=32", "photos/": "resolution=32", "outlined/": "resolution=32"}
+SOURCES = {
+    "pack.npz": "",
+    "pieces.tfrecords": "",
+    "CLEVR_v1.0": "resolution=32",
+    "clevr6:CLEVR_v1.0": "resolution=32",
+    "photos/": "resolution=32",
+    "outlined/": "resolution=32",
+}
 
 
 def located(place, source):
@@ -63,13 +86,29 @@ def located(place, source):
 @pytest.mark.parametrize("source", SOURCES)
 def test_train_from_every_source(place, tmp_path, source, capsys):
     data = located(place, source)
-    words = ["train", "tiny", f"data={data}", "steps=3", "log_every=1", "eval_every=2", "eval_images=4", *SOURCES[source].split()]
-    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]) == 0, capsys.readouterr().err
+    words = [
+        "train",
+        "tiny",
+        f"data={data}",
+        "steps=3",
+        "log_every=1",
+        "eval_every=2",
+        "eval_images=4",
+        *SOURCES[source].split(),
+    ]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]) == 0, (
+        capsys.readouterr().err
+    )
     record = json.loads(capsys.readouterr().out)
     labelled = source in ("pack.npz", "pieces.tfrecords", "outlined/")
-    assert record["finished"] and record["resolution"] == ([32, 32] if SOURCES[source] else [35, 35])
-    assert set(record["final"]) == ({"fg_ari", "ari", "miou", "mbo", "mse", "n"} if labelled else {"mse", "n"})
-    assert record["final"]["n"] == 4 if "CLEVR" not in source else record["final"]["n"] in (1, 2)  # at most a fifth
+    assert record["finished"] and record["resolution"] == (
+        [32, 32] if SOURCES[source] else [35, 35]
+    )
+    assert set(record["final"]) == (
+        {"fg_ari", "ari", "miou", "mbo", "mse", "n"} if labelled else {"mse", "n"}
+    )
+    # at most a fifth
+    assert record["final"]["n"] == 4 if "CLEVR" not in source else record["final"]["n"] in (1, 2)
     assert (tmp_path / "run" / "slots.png").exists()
 
     code = main(["evaluate", str(tmp_path / "run"), "--data", data, "--n", "6", "--json"])
@@ -81,15 +120,44 @@ def test_train_from_every_source(place, tmp_path, source, capsys):
 
 
 def test_a_folder_has_128_pixels_by_default(place, tmp_path, capsys):
-    assert main(["train", "tiny", f"data={place}/photos", "steps=1", "batch_size=1", "eval_images=1", "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "tiny",
+                f"data={place}/photos",
+                "steps=1",
+                "batch_size=1",
+                "eval_images=1",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "run"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["resolution"] == [128, 128]
 
 
 @pytest.mark.parametrize("source", ["pack.npz", "pieces.tfrecords", "photos/"])
-def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(place, tmp_path, source, monkeypatch, capsys):
+def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(
+    place, tmp_path, source, monkeypatch, capsys
+):
     from slot_attention_nbdev.train.trainer import Run
 
-    words = ["train", "tiny", f"data={located(place, source)}", "resolution=24", "steps=20", "eval_images=4", "checkpoint_every=3", "--device", "cpu"]
+    words = [
+        "train",
+        "tiny",
+        f"data={located(place, source)}",
+        "resolution=24",
+        "steps=20",
+        "eval_images=4",
+        "checkpoint_every=3",
+        "--device",
+        "cpu",
+    ]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     update = Run.update
 
@@ -103,7 +171,9 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(place, tmp_pat
         assert main([*words, "--out", str(tmp_path / "broken")]) == 1
     assert load_record(tmp_path / "broken" / "record.json")["step"] == 6
     assert main([*words, "--out", str(tmp_path / "broken"), "--resume"]) == 0
-    ours, theirs = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("whole", "broken"))
+    ours, theirs = (
+        load_weights(tmp_path / name / "model.safetensors")[0] for name in ("whole", "broken")
+    )
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
@@ -118,13 +188,23 @@ def test_two_ranks_with_two_workers_share_the_whole(place):
     for _ in range(2):
         ranks = []
         for rank in range(2):
-            loader = DataLoader(source, batch_size=5, sampler=EpochSampler(N, seed=3, epoch=1, rank=rank, world=2), num_workers=2)
+            loader = DataLoader(
+                source,
+                batch_size=5,
+                sampler=EpochSampler(N, seed=3, epoch=1, rank=rank, world=2),
+                num_workers=2,
+            )
             ranks.append([everything[key(image)] for batch in loader for image in batch["image"]])
         runs.append(ranks)
     assert runs[0] == runs[1]  # same seed, same order
-    assert not set(runs[0][0]) & set(runs[0][1]) and sorted(runs[0][0] + runs[0][1]) == list(range(N))
+    assert not set(runs[0][0]) & set(runs[0][1]) and sorted(runs[0][0] + runs[0][1]) == list(
+        range(N)
+    )
     for start in (1, 5, 11):  # entered in mid-epoch: nothing again, nothing left out
-        assert list(EpochSampler(N, seed=3, epoch=1, rank=1, world=2, start=start)) == runs[0][1][start:]
+        assert (
+            list(EpochSampler(N, seed=3, epoch=1, rank=1, world=2, start=start))
+            == runs[0][1][start:]
+        )
 
 
 @pytest.mark.parametrize(("n", "world"), [(1, 1), (5, 2), (7, 7), (3, 5), (100, 3)])
@@ -132,10 +212,24 @@ def test_shards_are_disjoint_and_whole(n, world):
     shards = [list(EpochSampler(n, seed=2, rank=rank, world=world)) for rank in range(world)]
     assert sorted(sum(shards, [])) == list(range(n))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert [len(EpochSampler(n, seed=2, rank=rank, world=world)) for rank in range(world)] == list(map(len, shards))
+    assert [len(EpochSampler(n, seed=2, rank=rank, world=world)) for rank in range(world)] == list(
+        map(len, shards)
+    )
 
 
-@pytest.mark.parametrize("settings", [{"n": 0}, {"rank": 1}, {"rank": -1}, {"world": 0}, {"epoch": -1}, {"start": -1}, {"seed": -1}, {"n": 2.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n": 0},
+        {"rank": 1},
+        {"rank": -1},
+        {"world": 0},
+        {"epoch": -1},
+        {"start": -1},
+        {"seed": -1},
+        {"n": 2.0},
+    ],
+)
 def test_senseless_shards(settings):
     with pytest.raises(InputError):
         EpochSampler(**{"n": 5, **settings})
@@ -143,8 +237,12 @@ def test_senseless_shards(settings):
 
 STREAMS = {
     "pack": lambda place, **settings: Batches(open_source(f"{place}/pack.npz"), **settings),
-    "records": lambda place, seed, **settings: Batches(open_source(f"{place}/pieces.tfrecords", shuffle=6, seed=seed), **settings),
-    "folder": lambda place, **settings: Batches(open_source(f"{place}/outlined", resolution=35), **settings),
+    "records": lambda place, seed, **settings: Batches(
+        open_source(f"{place}/pieces.tfrecords", shuffle=6, seed=seed), **settings
+    ),
+    "folder": lambda place, **settings: Batches(
+        open_source(f"{place}/outlined", resolution=35), **settings
+    ),
 }
 
 
@@ -159,23 +257,34 @@ def test_batches_depend_on_seed_and_step_alone(place, kind, batch_size):
     scenes = sum(walked, [])
     whole = sorted(look(pieces()))
     for epoch in range(3):
-        assert sorted(scenes[epoch * N : (epoch + 1) * N]) == whole, f"epoch {epoch} is not the whole"
+        assert sorted(scenes[epoch * N : (epoch + 1) * N]) == whole, (
+            f"epoch {epoch} is not the whole"
+        )
     assert scenes[:N] != scenes[N : 2 * N]
     for step in {steps - 1, 0, steps // 2, 1 % steps}:
         assert look(make().batch(step)) == walked[step] == look(stream.batch(step))
-    assert sum((look(make(seed=2).batch(step)) for step in range(2)), []) != scenes[: 2 * batch_size] or batch_size == 1
+    assert (
+        sum((look(make(seed=2).batch(step)) for step in range(2)), []) != scenes[: 2 * batch_size]
+        or batch_size == 1
+    )
 
 
 def test_generated_batches_are_those_of_the_stream():
     for name in SPRITES:
-        ours, theirs = Batches(open_source(name), 3, seed=5).batch(11), SpriteStream(name, 3, seed=5).batch(11)
-        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+        ours = Batches(open_source(name), 3, seed=5).batch(11)
+        theirs = SpriteStream(name, 3, seed=5).batch(11)
+        assert ours.keys() == theirs.keys() and all(
+            torch.equal(value, theirs[key]) for key, value in ours.items()
+        )
 
 
 def test_generated_splits():
     for name in SPRITES:
-        ours, theirs = GeneratedScenes(name, "train", seed=4), sprite_scenes(name, 3, seed=4, split="train", start=319)
-        assert all(torch.equal(gather(ours, range(319, 322))[key], value) for key, value in theirs.items())
+        ours = GeneratedScenes(name, "train", seed=4)
+        theirs = sprite_scenes(name, 3, seed=4, split="train", start=319)
+        assert all(
+            torch.equal(gather(ours, range(319, 322))[key], value) for key, value in theirs.items()
+        )
 
 
 # What is held out
@@ -190,26 +299,42 @@ def test_held_out_scenes_are_never_trained_on(place):
             seen = {key(image) for step in range(12) for image in stream.batch(step)["image"]}
             many = 12 if "CLEVR" in source else N
             assert len(aside["image"]) == min(k, many // 5)
-            assert not seen & {key(image) for image in aside["image"]} and len(seen) == many - len(aside["image"])
+            assert not seen & {key(image) for image in aside["image"]} and len(seen) == many - len(
+                aside["image"]
+            )
 
 
 def test_too_little_to_hold_out(tmp_path):
     save_pack(tmp_path / "four.npz", sprite_scenes("tetrominoes", 4))
-    write_tfrecords(tmp_path / "four.tfrecords", [encode_scene({key: value[i] for key, value in pieces().items()}, "tetrominoes") for i in range(4)])
+    write_tfrecords(
+        tmp_path / "four.tfrecords",
+        [
+            encode_scene({key: value[i] for key, value in pieces().items()}, "tetrominoes")
+            for i in range(4)
+        ],
+    )
     for name in ("four.npz", "four.tfrecords"):
         with pytest.raises(InputError, match="at least 5 scenes"):
             hold_out(str(tmp_path / name), 2)
 
 
 def test_the_literatures_splits(place, monkeypatch):
-    monkeypatch.setitem(SPLITS, "tetrominoes", {"train": {"start": 0, "stop": 15}, "test": {"start": 15, "stop": 20}})
+    monkeypatch.setitem(
+        SPLITS,
+        "tetrominoes",
+        {"train": {"start": 0, "stop": 15}, "test": {"start": 15, "stop": 20}},
+    )
     data, scenes = f"tetrominoes:{place}/pieces.tfrecords", pieces()
     assert torch.equal(gather(open_source(data), range(15))["image"], scenes["image"][:15])
     assert torch.equal(evaluation_scenes(data, 5)["label"], scenes["label"][15:20])
     train, n, aside = hold_out(data, 3)
-    assert n is None and torch.equal(aside["image"], scenes["image"][15:18]) and len(list(train)) == 15
+    assert (
+        n is None and torch.equal(aside["image"], scenes["image"][15:18]) and len(list(train)) == 15
+    )
     wrong = open_source(f"multi_dsprites_binarized:{place}/pieces.tfrecords")
-    with pytest.raises(FileError, match="not a record of multi_dsprites_binarized.*it has the form of tetrominoes"):
+    with pytest.raises(
+        FileError, match="not a record of multi_dsprites_binarized.*it has the form of tetrominoes"
+    ):
         next(iter(wrong))
 
 
@@ -218,12 +343,20 @@ def test_the_literatures_splits(place, monkeypatch):
 
 def test_folder_order_masks_and_sizes(place):
     data = ImageFolder(place / "outlined", resolution=35)
-    assert [path.stem for path in data.paths] == [path.stem for path in sorted((place / "outlined").rglob("*.png")) if "mask" not in path.stem]
+    assert [path.stem for path in data.paths] == [
+        path.stem for path in sorted((place / "outlined").rglob("*.png")) if "mask" not in path.stem
+    ]
     for i in (0, 7, N - 1):
         number = int(data.paths[i].stem)
-        assert torch.equal(data[i]["image"], pieces()["image"][number]) and torch.equal(data[i]["label"], pieces()["label"][number])
+        assert torch.equal(data[i]["image"], pieces()["image"][number]) and torch.equal(
+            data[i]["label"], pieces()["label"][number]
+        )
     small = ImageFolder(place / "outlined", resolution=20)[3]
-    assert small["image"].shape == (20, 20, 3) and small["label"].dtype == torch.uint8 and set(small["label"].unique().tolist()) <= {0, 1, 2, 3}
+    assert (
+        small["image"].shape == (20, 20, 3)
+        and small["label"].dtype == torch.uint8
+        and set(small["label"].unique().tolist()) <= {0, 1, 2, 3}
+    )
 
 
 def test_folder_faults(tmp_path):
@@ -241,7 +374,9 @@ def test_folder_faults(tmp_path):
     with pytest.raises(FileError, match="b.png: cannot be read as an image"):
         gather(ImageFolder(tmp_path), range(6))
     careful = ImageFolder(tmp_path, resolution=8, on_error="skip")
-    assert (len(careful), careful.skipped) == (5, 1) and gather(careful, range(5))["image"].shape == (5, 8, 8, 3)
+    assert (len(careful), careful.skipped) == (5, 1) and gather(careful, range(5))[
+        "image"
+    ].shape == (5, 8, 8, 3)
     Image.new("L", (30, 20)).save(tmp_path / "a_mask.png")
     with pytest.raises(FileError, match="c_mask.png: is missing"):
         ImageFolder(tmp_path, on_error="skip")
@@ -277,20 +412,51 @@ def test_convert_every_source(place, tmp_path, source, capsys):
     assert result["n"] == 3 and result["skipped"] == 0
     scenes = load_pack(tmp_path / "out.npz", labelled=False)
     expected = gather(open_source(data), range(3))
-    assert scenes.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in scenes.items())
+    assert scenes.keys() == expected.keys() and all(
+        torch.equal(value, expected[key]) for key, value in scenes.items()
+    )
     assert isinstance(open_pack(tmp_path / "out.npz").arrays["image"], np.memmap)
-    assert main(["convert", data, "--out", str(tmp_path / "out.npz"), "--n", "3"]) == 2  # not a second time
+    # not a second time
+    assert main(["convert", data, "--out", str(tmp_path / "out.npz"), "--n", "3"]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
 def test_convert_all_with_a_split_and_a_size(place, tmp_path, capsys):
-    assert main(["convert", f"{place}/CLEVR_v1.0", "--split", "test", "--resolution", "16", "--out", str(tmp_path / "a.npz"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["n"] == 12 and open_pack(tmp_path / "a.npz").resolution == (16, 16)
-    assert main(["convert", "tetrominoes", "--split", "test", "--out", str(tmp_path / "b.npz")]) == 0
-    assert torch.equal(load_pack(tmp_path / "b.npz")["image"], sprite_scenes("tetrominoes", 320)["image"])
+    assert (
+        main(
+            [
+                "convert",
+                f"{place}/CLEVR_v1.0",
+                "--split",
+                "test",
+                "--resolution",
+                "16",
+                "--out",
+                str(tmp_path / "a.npz"),
+                "--json",
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["n"] == 12 and open_pack(
+        tmp_path / "a.npz"
+    ).resolution == (16, 16)
+    assert (
+        main(["convert", "tetrominoes", "--split", "test", "--out", str(tmp_path / "b.npz")]) == 0
+    )
+    assert torch.equal(
+        load_pack(tmp_path / "b.npz")["image"], sprite_scenes("tetrominoes", 320)["image"]
+    )
     capsys.readouterr()
-    for words, message in ((["--split", "dev"], "no 'dev'"), (["--n", "0"], "n: expected"), (["--n", "13"], "≤ 12"), (["--resolution", "-1"], "resolution: expected")):
-        assert main(["convert", f"{place}/CLEVR_v1.0", "--out", str(tmp_path / "c.npz"), *words]) == 2
+    for words, message in (
+        (["--split", "dev"], "no 'dev'"),
+        (["--n", "0"], "n: expected"),
+        (["--n", "13"], "≤ 12"),
+        (["--resolution", "-1"], "resolution: expected"),
+    ):
+        assert (
+            main(["convert", f"{place}/CLEVR_v1.0", "--out", str(tmp_path / "c.npz"), *words]) == 2
+        )
         assert message in capsys.readouterr().err and not list(tmp_path.glob("c.npz*"))
 
 
@@ -299,11 +465,31 @@ def test_convert_skips_if_asked_and_counts(tmp_path, capsys):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "3.png").write_bytes(b"x")
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out.npz")]) == 1
-    assert "3.png: cannot be read as an image" in capsys.readouterr().err and not list(tmp_path.glob("out*"))
-    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out.npz"), "--skip-errors", "--json"]) == 0
+    assert "3.png: cannot be read as an image" in capsys.readouterr().err and not list(
+        tmp_path.glob("out*")
+    )
+    assert (
+        main(
+            [
+                "convert",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "out.npz"),
+                "--skip-errors",
+                "--json",
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert (result["n"], result["skipped"]) == (5, 1)
-    assert load_pack(tmp_path / "out.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5]
+    assert load_pack(tmp_path / "out.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [
+        0,
+        1,
+        2,
+        4,
+        5,
+    ]
 
 
 PROGRAM = """
@@ -327,11 +513,16 @@ def parts(out):
 def test_killed_midway_and_resumed(tmp_path, kind):
     if kind == "records":
         scenes = sprite_scenes("tetrominoes", 200)
-        payloads = [encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes") for i in range(200)]
+        payloads = [
+            encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes")
+            for i in range(200)
+        ]
         write_tfrecords(tmp_path / "many.tfrecords", payloads * 20, None)
         kind = str(tmp_path / "many.tfrecords")
     out, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
-    start = lambda path: subprocess.Popen([sys.executable, "-c", PROGRAM, kind, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    start = lambda path: subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, kind, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     process, end = start(out), time.monotonic() + 60
     while parts(out) < 2 and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
@@ -368,13 +559,19 @@ def test_an_interrupted_conversion_does_not_read_again(tmp_path):
         convert(first, tmp_path / "a.npz", {}, progress=False)
     assert convert(second, tmp_path / "a.npz", {}, progress=False) == 700
     assert second.asked == list(range(512, 700))
-    assert load_pack(tmp_path / "a.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [i % 256 for i in range(700)]
+    assert load_pack(tmp_path / "a.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [
+        i % 256 for i in range(700)
+    ]
 
 
 def test_drawn_packs_begin_alike(tmp_path):
-    draw_pack("tetrominoes", SPRITES["tetrominoes"], 400, tmp_path / "a.npz", seed=1, progress=False)
+    draw_pack(
+        "tetrominoes", SPRITES["tetrominoes"], 400, tmp_path / "a.npz", seed=1, progress=False
+    )
     draw_pack("tetrominoes", SPRITES["tetrominoes"], 10, tmp_path / "b.npz", seed=1, progress=False)
-    assert torch.equal(load_pack(tmp_path / "a.npz", 10)["image"], load_pack(tmp_path / "b.npz")["image"])
+    assert torch.equal(
+        load_pack(tmp_path / "a.npz", 10)["image"], load_pack(tmp_path / "b.npz")["image"]
+    )
 
 
 # Cards and wrong requests
@@ -384,9 +581,18 @@ def test_every_named_set_has_a_card(capsys):
     for name in {*GENERATED, *SPLITS}:
         assert main(["data", name, "--card"]) == 0
         assert str(card(name)) in capsys.readouterr().out
-    assert json.loads((main(["data", "clevr6", "--card", "--json"]), capsys.readouterr().out)[1]) == CARDS["clevr6"]._asdict()
-    assert main(["data", "clevr7", "--card"]) == 2 and "did you mean 'clevr'?" in capsys.readouterr().err
-    assert main(["data", "tetrominoes"]) == 2 and "out: expected a name that ends in .png" in capsys.readouterr().err
+    assert (
+        json.loads((main(["data", "clevr6", "--card", "--json"]), capsys.readouterr().out)[1])
+        == CARDS["clevr6"]._asdict()
+    )
+    assert (
+        main(["data", "clevr7", "--card"]) == 2
+        and "did you mean 'clevr'?" in capsys.readouterr().err
+    )
+    assert (
+        main(["data", "tetrominoes"]) == 2
+        and "out: expected a name that ends in .png" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("data", "error", "words"), [
@@ -417,9 +623,15 @@ def test_clevr_by_name_takes_few_objects(place):
 def test_denoised_packs(tmp_path, capsys):
     pytest.importorskip("pyoidn")
     plain, clean = (tmp_path / f"{name}.npz" for name in ("plain", "clean"))
-    assert main(["data", "clevr6", "--n", "2", "--out", str(plain)]) == main(["data", "clevr6", "--n", "2", "--out", str(clean), "--denoise"]) == 0
+    assert (
+        main(["data", "clevr6", "--n", "2", "--out", str(plain)])
+        == main(["data", "clevr6", "--n", "2", "--out", str(clean), "--denoise"])
+        == 0
+    )
     noisy, quiet = load_pack(plain), load_pack(clean)
-    assert torch.equal(noisy["label"], quiet["label"]) and not torch.equal(noisy["image"], quiet["image"])
+    assert torch.equal(noisy["label"], quiet["label"]) and not torch.equal(
+        noisy["image"], quiet["image"]
+    )
     rough = lambda scenes: scenes["image"].float().diff(dim=2).abs().mean()
     assert rough(quiet) < 0.7 * rough(noisy)
     assert main(["data", "tetrominoes", "--n", "2", "--out", str(plain), "--denoise"]) == 2
@@ -427,7 +639,10 @@ def test_denoised_packs(tmp_path, capsys):
 
 
 def test_denoised_by_several_processes_after_denoising_here():
-    "The denoiser keeps threads; a worker that is a copy of this process would wait for them for ever."
+    """The denoiser keeps threads.
+
+    A worker that is a copy of this process would wait for them for ever.
+    """
     pytest.importorskip("pyoidn")
     spec = generated_set("clevr6", denoised=True)._replace(block=1)
     alone, shared = (list(draw_blocks("clevr6", spec, 2, cores=cores)) for cores in (1, 2))
@@ -435,7 +650,24 @@ def test_denoised_by_several_processes_after_denoising_here():
 
 
 def test_training_on_traced_scenes(tmp_path):
-    assert main(["train", "tiny", "data=clevr6", "steps=2", "batch_size=1", "eval_images=2", "eval_every=2", "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "tiny",
+                "data=clevr6",
+                "steps=2",
+                "batch_size=1",
+                "eval_images=2",
+                "eval_every=2",
+                "--out",
+                str(tmp_path / "run"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     record = load_record(tmp_path / "run" / "record.json")
     assert record["finished"] and record["final"]["n"] == 2 and np.isfinite(record["final"]["mse"])
 
@@ -447,16 +679,22 @@ def test_traced_scenes_at_any_size_show_the_same_world():
         assert torch.equal(small[key], large[key])
     agree = (small["label"] == large["label"][1::2, 1::2]).float().mean()
     assert agree > 0.9  # the same objects in the same places, but for outlines
-    assert GeneratedScenes("tetrominoes", resolution=20).resolution == (35, 35)  # pixel art has one size
+    # pixel art has one size
+    assert GeneratedScenes("tetrominoes", resolution=20).resolution == (35, 35)
 
 
 def test_kept_scenes_are_drawn_once_and_walked_through_in_epochs():
     source, n, _ = hold_out("tetrominoes", 4, scenes=8)
     draws, plain = [], source.spec.draw
-    source.spec = source.spec._replace(block=4, draw=lambda *args, **options: draws.append(1) or plain(*args, **options))
+    source.spec = source.spec._replace(
+        block=4, draw=lambda *args, **options: draws.append(1) or plain(*args, **options)
+    )
     stream = Batches(source, 3, seed=1, n=n)
     shown = [image.numpy().tobytes() for step in range(16) for image in stream.batch(step)["image"]]
     assert n == 8 and len(draws) == 2
     for start in range(0, 48, 8):
-        assert sorted(shown[start : start + 8]) == sorted(shown[:8]) and len(set(shown[start : start + 8])) == 8
+        assert (
+            sorted(shown[start : start + 8]) == sorted(shown[:8])
+            and len(set(shown[start : start + 8])) == 8
+        )
     assert hold_out("tetrominoes", 4)[1] is None

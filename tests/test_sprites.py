@@ -1,4 +1,5 @@
 """Generated sprites: genuine samples, counts, distributions, determinism."""
+
 import itertools
 import os
 from pathlib import Path
@@ -24,14 +25,23 @@ from slot_attention_nbdev.data.sprites import (
     to_uint8,
 )
 
-REAL = Path(os.environ.get("SLOT_ATTENTION_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "real"
+REAL = (
+    Path(os.environ.get("SLOT_ATTENTION_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    / "real"
+)
 
 
 def real(name: str) -> np.ndarray:
     "A genuine picture or array; the test is skipped where it is not at hand."
     if not (REAL / name).exists():
-        pytest.skip(f"{name} is not here; set SLOT_ATTENTION_SHARED to the folder that has real/{name}")
-    return np.load(REAL / name)["imgs"] if name.endswith(".npz") else np.asarray(Image.open(REAL / name))
+        pytest.skip(
+            f"{name} is not here; set SLOT_ATTENTION_SHARED to the folder that has real/{name}"
+        )
+    return (
+        np.load(REAL / name)["imgs"]
+        if name.endswith(".npz")
+        else np.asarray(Image.open(REAL / name))
+    )
 
 
 def grid(*index):
@@ -41,7 +51,9 @@ def grid(*index):
 def frame(shape, scale=1.0, k=0, x=0, y=0):
     "One sprite's mask at grid position (x, y), as numpy."
     angle = torch.tensor([[2 * torch.pi / 39 * k]])
-    label = label_multi_dsprites(torch.tensor([[shape]]), grid(x), grid(y), torch.tensor([[scale]]), angle, torch.ones(1, 1))
+    label = label_multi_dsprites(
+        torch.tensor([[shape]]), grid(x), grid(y), torch.tensor([[scale]]), angle, torch.ones(1, 1)
+    )
     return label[0].numpy()
 
 
@@ -50,22 +62,33 @@ def frame(shape, scale=1.0, k=0, x=0, y=0):
 
 def test_tetrominoes_sample():
     yellow, cyan = [1.0, 1, 0], [0.0, 1, 1]
-    shape, x, y = torch.tensor([[12, 4, 15]]), torch.tensor([[3, 20, 19]]), torch.tensor([[12, 17, 0]])
+    shape = torch.tensor([[12, 4, 15]])
+    x = torch.tensor([[3, 20, 19]])
+    y = torch.tensor([[12, 17, 0]])
     image, label = draw_tetrominoes(shape, x, y, torch.tensor([[yellow, cyan, yellow]]))
     assert np.array_equal(label[0], real("tetrominoes_label.png"))
-    assert np.abs(image[0].numpy().astype(int) - real("tetrominoes_image.png")[..., :3]).max() <= 33  # palette error
+    # palette error
+    assert np.abs(image[0].numpy().astype(int) - real("tetrominoes_image.png")[..., :3]).max() <= 33
 
 
 def test_multi_dsprites_sample():
     colors = torch.tensor([[[45, 49, 93], [48, 46, 148], [23, 71, 55], [48, 6, 0]]]) / 255
     factors = dict(
-        shape=torch.tensor([[1, 1, 0, 2]]), x=grid(10, 28, 1, 24), y=grid(17, 7, 2, 25), scale=torch.tensor([[0.7, 0.6, 0.5, 1.0]])
+        shape=torch.tensor([[1, 1, 0, 2]]),
+        x=grid(10, 28, 1, 24),
+        y=grid(17, 7, 2, 25),
+        scale=torch.tensor([[0.7, 0.6, 0.5, 1.0]]),
     )
     angle = 2 * torch.pi / 39 * torch.tensor([[16, 4, 34, 14]])
-    image, label = draw_multi_dsprites(**factors, orientation=angle, color=colors, background=torch.tensor([[235, 138, 95]]) / 255)
+    image, label = draw_multi_dsprites(
+        **factors, orientation=angle, color=colors, background=torch.tensor([[235, 138, 95]]) / 255
+    )
     truth = real("multi_dsprites_label.png")
     for entity, pixels in ((1, 133), (2, 103), (3, 85)):
-        assert np.array_equal(label[0] == entity, truth == entity) and (truth == entity).sum() == pixels
+        assert (
+            np.array_equal(label[0] == entity, truth == entity)
+            and (truth == entity).sum() == pixels
+        )
     assert ((label[0].numpy() == 4) != (truth == 4)).sum() <= 6
     same = label[0].numpy() == truth
     assert np.array_equal(image[0].numpy()[same], real("multi_dsprites_image.png")[..., :3][same])
@@ -74,9 +97,13 @@ def test_multi_dsprites_sample():
 UP = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
 
-@pytest.mark.parametrize("shape, first, wrong, pixels", [(0, 256, 8, 16228), (1, 192, 56, 12592), (2, 0, 211, 9788)])
+@pytest.mark.parametrize(
+    "shape, first, wrong, pixels", [(0, 256, 8, 16228), (1, 192, 56, 12592), (2, 0, 211, 9788)]
+)
 def test_genuine_dsprites_frames(shape, first, wrong, pixels):
-    "46 frames with known scale and angle: no more wrong pixels than the formulas are known to have."
+    """46 frames with known scale and angle: no more wrong pixels than the formulas are known to
+    have.
+    """
     frames = real("dsprites_320frames.npz")
     ours = [frame(shape, scale) for scale in UP] + [frame(shape, k=k) for k in range(40)]
     genuine = np.concatenate([frames[first : first + 6], frames[first + 18 : first + 58]])
@@ -98,7 +125,9 @@ def test_tetrominoes_counts_and_bounds():
     scenes = tetrominoes(2000, generator(0, "counts"))
     counts = torch.stack([(scenes["label"] == k).sum((1, 2)) for k in range(4)], 1)
     assert (counts == torch.tensor([925, 100, 100, 100])).all()  # nothing overlaps, nothing is cut
-    assert (scenes["image"][scenes["label"] == 0] == 0).all() and (scenes["image"][scenes["label"] > 0].amax(-1) >= 63).all()
+    assert (scenes["image"][scenes["label"] == 0] == 0).all() and (
+        scenes["image"][scenes["label"] > 0].amax(-1) >= 63
+    ).all()
     assert scenes["image"].dtype == scenes["label"].dtype == torch.uint8
 
 
@@ -112,7 +141,9 @@ def test_multi_dsprites_invariants(variant):
     assert there.sum(1).min() == low and there.sum(1).max() == high
     assert (there[:, :-1] >= there[:, 1:]).all()  # absent ones come last
     palette = (255 * torch.cat([scenes["background"][:, None], scenes["color"]], 1)).round()
-    painted = palette.gather(1, scenes["label"].flatten(1).long()[..., None].expand(-1, -1, 3)).view(scenes["image"].shape)
+    painted = palette.gather(
+        1, scenes["label"].flatten(1).long()[..., None].expand(-1, -1, 3)
+    ).view(scenes["image"].shape)
     assert (painted == scenes["image"]).all()
     if variant == "binarized":
         assert set(scenes["image"].unique().tolist()) == {0, 255}
@@ -122,7 +153,9 @@ def test_multi_dsprites_invariants(variant):
 
 def test_factors_redraw_the_scene():
     scenes = multi_dsprites(100, generator=generator(1))
-    factors = {key: scenes[key] for key in ("shape", "x", "y", "scale", "orientation", "visibility")}
+    factors = {
+        key: scenes[key] for key in ("shape", "x", "y", "scale", "orientation", "visibility")
+    }
     factors["scale"] = factors["scale"].clamp(min=0.5)  # absent sprites have scale 0
     assert torch.equal(label_multi_dsprites(**factors), scenes["label"])
 
@@ -130,7 +163,12 @@ def test_factors_redraw_the_scene():
 def test_factors_lie_on_the_grid():
     scenes = multi_dsprites(500, generator=generator(2))
     there = scenes["visibility"] > 0
-    for key, step, start in (("x", 32 / 31, 16), ("y", 32 / 31, 16), ("scale", 0.1, 0.5), ("orientation", 2 * torch.pi / 39, 0)):
+    for key, step, start in (
+        ("x", 32 / 31, 16),
+        ("y", 32 / 31, 16),
+        ("scale", 0.1, 0.5),
+        ("orientation", 2 * torch.pi / 39, 0),
+    ):
         index = (scenes[key][there] - start) / step
         assert (index - index.round()).abs().max() < 1e-4
 
@@ -145,8 +183,15 @@ def chi_square(counts: torch.Tensor) -> float:
 
 def test_tetromino_factors_are_uniform():
     scenes = tetrominoes(6000, generator(3))
-    assert chi_square(scenes["shape"].flatten().bincount(minlength=19).float()) < 42.3  # 18 degrees of freedom
-    code = (scenes["color"] * torch.tensor([1, 2, 4])).sum(-1).long().flatten().bincount(minlength=8)[1:7]
+    # 18 degrees of freedom
+    assert chi_square(scenes["shape"].flatten().bincount(minlength=19).float()) < 42.3
+    code = (
+        (scenes["color"] * torch.tensor([1, 2, 4]))
+        .sum(-1)
+        .long()
+        .flatten()
+        .bincount(minlength=8)[1:7]
+    )
     assert chi_square(code.float()) < 20.5  # 5
     first = scenes["shape"][:, 0] == 2  # an upright I that comes first has nothing to avoid
     assert chi_square(scenes["x"][first, 0].bincount(minlength=31).float()) < 59.7  # 30
@@ -155,17 +200,32 @@ def test_tetromino_factors_are_uniform():
 
 def test_number_of_sprites_is_uniform():
     for variant, (low, high) in COUNTS.items():
-        count = torch.cat([multi_dsprites(200, variant, generator(4, variant, k))["visibility"] for k in range(5)]).sum(1).long()
-        assert chi_square(count.bincount(minlength=high + 1)[low:].float()) < {2: 10.9, 4: 16.3}.get(high - low + 1, 18.5)
+        count = (
+            torch.cat(
+                [
+                    multi_dsprites(200, variant, generator(4, variant, k))["visibility"]
+                    for k in range(5)
+                ]
+            )
+            .sum(1)
+            .long()
+        )
+        assert chi_square(count.bincount(minlength=high + 1)[low:].float()) < {
+            2: 10.9,
+            4: 16.3,
+        }.get(high - low + 1, 18.5)
 
 
 def test_lone_sprite_is_uniform():
     "Nothing lies in front of a scene's only sprite, so no such scene was arranged anew."
     random = generator(5)
-    parts = [multi_dsprites(250, "colored_on_colored", random) for _ in range(12)]  # small batches stay in the cache
+    # small batches stay in the cache
+    parts = [multi_dsprites(250, "colored_on_colored", random) for _ in range(12)]
     scenes = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     alone = scenes["visibility"].sum(1) == 1
-    levels = lambda key, start, step, n: ((scenes[key][alone, 0] - start) / step).round().long().bincount(minlength=n).float()
+    levels = lambda key, start, step, n: (
+        ((scenes[key][alone, 0] - start) / step).round().long().bincount(minlength=n).float()
+    )
     assert chi_square(scenes["shape"][alone, 0].bincount(minlength=3).float()) < 13.9
     assert chi_square(levels("scale", 0.5, 0.1, 6)) < 20.5
     assert chi_square(levels("x", 16, 32 / 31, 32)) < 61.1
@@ -185,7 +245,11 @@ def test_deterministic_and_independent(name):
     assert same(stream.batch(17), SpriteStream(name, 4, seed=5).batch(17))
     walked = next(itertools.islice(stream, 3, None))
     assert same(stream.batch(3), walked)  # random access gives what walking gives
-    images = [stream.batch(0)["image"], stream.batch(1)["image"], SpriteStream(name, 4, seed=6).batch(0)["image"]]
+    images = [
+        stream.batch(0)["image"],
+        stream.batch(1)["image"],
+        SpriteStream(name, 4, seed=6).batch(0)["image"],
+    ]
     images += [sprite_scenes(name, 4, split=split)["image"] for split in ("train", "test")]
     assert len({image.numpy().tobytes() for image in images}) == len(images)
     state = torch.random.get_rng_state()
@@ -194,10 +258,18 @@ def test_deterministic_and_independent(name):
 
 
 def test_splits_are_fixed_and_disjoint():
-    assert same(sprite_scenes("tetrominoes", 7), {k: v[:7] for k, v in sprite_scenes("tetrominoes", 320).items()})
+    assert same(
+        sprite_scenes("tetrominoes", 7),
+        {k: v[:7] for k, v in sprite_scenes("tetrominoes", 320).items()},
+    )
     test = {image.tobytes() for image in sprite_scenes("tetrominoes", 320)["image"].numpy()}
-    train = {image.tobytes() for image in sprite_scenes("tetrominoes", 3000, split="train")["image"].numpy()}
-    other = {image.tobytes() for image in sprite_scenes("tetrominoes", 320, seed=1)["image"].numpy()}
+    train = {
+        image.tobytes()
+        for image in sprite_scenes("tetrominoes", 3000, split="train")["image"].numpy()
+    }
+    other = {
+        image.tobytes() for image in sprite_scenes("tetrominoes", 320, seed=1)["image"].numpy()
+    }
     assert len(test) == 320 and len(train) == 3000 and not test & train and not test & other
     last = sprite_scenes("tetrominoes", 1, split="train", start=59_999)
     assert last["image"].shape == (1, 35, 35, 3)
@@ -206,7 +278,11 @@ def test_splits_are_fixed_and_disjoint():
 def test_stored_numbers_do_not_drift():
     "The first test scene, pinned: a change here changes every published number."
     scene = sprite_scenes("tetrominoes", 1)
-    assert [scene[key][0].tolist() for key in ("shape", "x", "y")] == [[7, 0, 4], [16, 0, 10], [17, 11, 4]]
+    assert [scene[key][0].tolist() for key in ("shape", "x", "y")] == [
+        [7, 0, 4],
+        [16, 0, 10],
+        [17, 11, 4],
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -223,7 +299,10 @@ def test_on_the_device(name):
         factors = {key: here[key] for key in ("shape", "x", "y", "orientation", "visibility")}
         label = label_multi_dsprites(**factors, scale=here["scale"].clamp(min=0.5))
         assert (label != here["label"]).sum() <= 5  # sines may differ in the last digit
-    assert same(sprite_scenes(name, 3), {key: value.cpu() for key, value in sprite_scenes(name, 3, device="cuda").items()})
+    assert same(
+        sprite_scenes(name, 3),
+        {key: value.cpu() for key, value in sprite_scenes(name, 3, device="cuda").items()},
+    )
 
 
 # Conversion and errors
@@ -232,7 +311,11 @@ def test_on_the_device(name):
 def test_to_model_round_trip():
     image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     assert torch.equal(to_uint8(to_model(image)), image)
-    assert to_model(image).is_contiguous() and to_model(image).min() == -1 and to_model(image).max() == 1
+    assert (
+        to_model(image).is_contiguous()
+        and to_model(image).min() == -1
+        and to_model(image).max() == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +332,10 @@ def test_to_model_round_trip():
         (lambda: to_model(torch.zeros(1, 4, 4, 3)), "image: expected uint8"),
         (lambda: to_model(torch.zeros(1, 4, 4, 1, dtype=torch.uint8)), "image: expected shape"),
         (lambda: frame_off_canvas(), "x, y, scale"),
-        (lambda: draw_tetrominoes(*torch.tensor([[[1]], [[16]], [[0]]]), torch.ones(1, 1, 3)), "leaves the canvas"),
+        (
+            lambda: draw_tetrominoes(*torch.tensor([[[1]], [[16]], [[0]]]), torch.ones(1, 1, 3)),
+            "leaves the canvas",
+        ),
     ],
 )
 def test_bad_input(call, message):
@@ -259,4 +345,6 @@ def test_bad_input(call, message):
 
 def frame_off_canvas():
     one = torch.ones(1, 1)
-    draw_multi_dsprites(one.long(), 15 * one, 20 * one, one, one, torch.ones(1, 1, 3), torch.ones(1, 3))
+    draw_multi_dsprites(
+        one.long(), 15 * one, 20 * one, one, one, torch.ones(1, 1, 3), torch.ones(1, 3)
+    )

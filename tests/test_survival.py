@@ -1,4 +1,5 @@
 """Two checkpoints, the best weights, and the layer in which a number stopped being one."""
+
 import importlib.util
 import json
 import logging
@@ -33,24 +34,51 @@ def test_kills_at_random_moments(tmp_path, kills, seed):
     import sys
 
     out = tmp_path / "kills.json"
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "kill_test.py"), "--kills", str(kills), "--seed", str(seed), "--out", str(out)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "kill_test.py"),
+            "--kills",
+            str(kills),
+            "--seed",
+            str(seed),
+            "--out",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
-    assert record["good"] == record["kills"] == kills and record["same_weights_as_a_run_left_alone"] and record["most_lost"] <= 1
+    assert (
+        record["good"] == record["kills"] == kills
+        and record["same_weights_as_a_run_left_alone"]
+        and record["most_lost"] <= 1
+    )
 
 
 def test_the_record_of_fifty_kills():
     record = json.loads((ROOT / "results" / "kills.json").read_text())
-    assert record["kills"] == record["good"] == 50 and record["same_weights_as_a_run_left_alone"] and min(record["kinds"].values()) >= 12
+    assert (
+        record["kills"] == record["good"] == 50
+        and record["same_weights_as_a_run_left_alone"]
+        and min(record["kinds"].values()) >= 12
+    )
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_two_are_kept(tmp_path, monkeypatch, links):
     if not links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+        monkeypatch.setattr(
+            os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted"))
+        )
     for step in (1, 2, 3):
         keep_checkpoint(tmp_path / "checkpoint.pt", {"step": step})
-    assert {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()} == {"checkpoint.pt": 3, "previous.pt": 2}
+    assert {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()} == {
+        "checkpoint.pt": 3,
+        "previous.pt": 2,
+    }
 
 
 @pytest.mark.parametrize("spoil", [b"", b"text", None], ids=["empty", "text", "gone"])
@@ -58,12 +86,21 @@ def test_a_damaged_one_is_put_aside(tmp_path, caplog, spoil):
     path = tmp_path / "checkpoint.pt"
     for step in (1, 2):
         keep_checkpoint(path, {"step": step})
-    path.unlink() if spoil is None else path.write_bytes(spoil)
+    if spoil is None:
+        path.unlink()
+    else:
+        path.write_bytes(spoil)
     assert load_last(path)["step"] == 1
-    assert "checkpoint.pt" in caplog.text and "going on from" in caplog.text and "(step 1)" in caplog.text
+    assert (
+        "checkpoint.pt" in caplog.text
+        and "going on from" in caplog.text
+        and "(step 1)" in caplog.text
+    )
     assert load_last(path)["step"] == 1  # again, as the other processes do
     keep_checkpoint(path, {"step": 5})
-    assert [load_checkpoint(tmp_path / name)["step"] for name in ("checkpoint.pt", "previous.pt")] == [5, 1]
+    assert [
+        load_checkpoint(tmp_path / name)["step"] for name in ("checkpoint.pt", "previous.pt")
+    ] == [5, 1]
     with pytest.raises(FileError, match="No such file"):
         load_last(tmp_path / "nowhere" / "checkpoint.pt")
 
@@ -76,14 +113,20 @@ def test_a_run_goes_on_from_the_one_before(tmp_path, caplog):
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:-1000])
     ended = train(recipe, run, device="cpu", resume=True, progress=False)
     assert "not a checkpoint, or cut short; going on from" in caplog.text
-    assert ended["step"] == 12 and (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (
+        ended["step"] == 12
+        and (run / "model.safetensors").read_bytes()
+        == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    )
     for a, b in zip(whole["curve"], ended["curve"], strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
 def test_the_best_is_kept(tmp_path, monkeypatch):
     scores = iter([0.3, 0.9, 0.5])
-    monkeypatch.setattr("slot_attention_nbdev.train.trainer.glance", lambda *_: {"fg_ari": next(scores)})
+    monkeypatch.setattr(
+        "slot_attention_nbdev.train.trainer.glance", lambda *_: {"fg_ari": next(scores)}
+    )
     train(get_recipe("tiny", **TINY), tmp_path, device="cpu", progress=False)
     model, info = load_model(tmp_path / "best.safetensors")
     assert info["step"] == 8 and load_weights(tmp_path / "best.safetensors")[1]["fg_ari"] == 0.9
@@ -91,7 +134,15 @@ def test_the_best_is_kept(tmp_path, monkeypatch):
     assert load_model(tmp_path)[1]["step"] == 12  # the run's own weights are the last
 
 
-@pytest.mark.parametrize(("figures", "value"), [({"fg_ari": 0.5}, 0.5), ({"mse": 0.2}, -0.2), ({"ap_inf": 0.1, "mse": 3}, 0.1), ({"fg_ari": math.nan}, -math.inf)])
+@pytest.mark.parametrize(
+    ("figures", "value"),
+    [
+        ({"fg_ari": 0.5}, 0.5),
+        ({"mse": 0.2}, -0.2),
+        ({"ap_inf": 0.1, "mse": 3}, 0.1),
+        ({"fg_ari": math.nan}, -math.inf),
+    ],
+)
 def test_merit(figures, value):
     assert merit(figures) == value
 
@@ -120,9 +171,14 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
         layer = self.model.decoder.carve[3]
         hook = None
         if self.step == 6 and where == "forward":
-            hook = layer.register_forward_hook(lambda module, inputs, output: output * math.inf, prepend=True)
+            hook = layer.register_forward_hook(
+                lambda module, inputs, output: output * math.inf, prepend=True
+            )
         if self.step == 6 and where == "gradient":
-            hook = layer.register_forward_hook(lambda module, inputs, output: (output - output.detach()).abs().sqrt() + output, prepend=True)
+            hook = layer.register_forward_hook(
+                lambda module, inputs, output: (output - output.detach()).abs().sqrt() + output,
+                prepend=True,
+            )
         update(self, scenes)
         if hook:
             hook.remove()
@@ -135,7 +191,11 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
         train(get_recipe("tiny", **TINY), tmp_path, device="cpu", progress=False)
     words = str(error.value)
     assert "not finite in step 6" in words and "from before it" in words
-    assert ("it began in the output of decoder.carve.3" if where == "forward" else "it began in the gradient at the output of") in words
+    assert (
+        "it began in the output of decoder.carve.3"
+        if where == "forward"
+        else "it began in the gradient at the output of"
+    ) in words
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 4
     assert logging.getLogger("slot_attention_nbdev").level == logging.NOTSET
 
@@ -144,6 +204,14 @@ def test_full_disk_leaves_both(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for step in (1, 2):
         keep_checkpoint(path, {"step": step})
-    with patch.object(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28)))), pytest.raises(FileError, match="No space left"):
+    with (
+        patch.object(
+            Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28)))
+        ),
+        pytest.raises(FileError, match="No space left"),
+    ):
         keep_checkpoint(path, {"step": 3})
-    assert {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()} == {"checkpoint.pt": 2, "previous.pt": 1}
+    assert {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()} == {
+        "checkpoint.pt": 2,
+        "previous.pt": 1,
+    }

@@ -1,4 +1,5 @@
 "Proposition 1 for random shapes, K, T and dtypes; modules that break it are caught."
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,15 @@ quick = settings(deadline=None, max_examples=40)
 @st.composite
 def cases(draw):
     size = lambda high: draw(st.integers(1, high))
-    return dict(B=size(3), N=size(24), K=size(9), T=size(5), d_in=size(10), d=1 + size(11), seed=draw(st.integers(0, 2**31)))
+    return dict(
+        B=size(3),
+        N=size(24),
+        K=size(9),
+        T=size(5),
+        d_in=size(10),
+        d=1 + size(11),
+        seed=draw(st.integers(0, 2**31)),
+    )
 
 
 def shaken(module, seed):
@@ -32,18 +41,28 @@ def deviations(module, case, dtype=torch.float64):
     g = generator(case["seed"], "case")
     x = torch.randn(case["B"], case["N"], case["d_in"], generator=g).to(dtype)
     s = torch.randn(case["B"], case["K"], case["d"], generator=g).to(dtype)
-    order_i, order_s = torch.randperm(case["N"], generator=g), torch.randperm(case["K"], generator=g)
+    order_i = torch.randperm(case["N"], generator=g)
+    order_s = torch.randperm(case["K"], generator=g)
     module = module.to(dtype)
     with torch.no_grad():
         plain = module(x, slots=s)
-        shuffled = module(x[:, order_i], slots=s), module(x, slots=s[:, order_s]), module(x[:, order_i], slots=s[:, order_s])
+        shuffled = (
+            module(x[:, order_i], slots=s),
+            module(x, slots=s[:, order_s]),
+            module(x[:, order_i], slots=s[:, order_s]),
+        )
     wanted = plain, plain[:, order_s], plain[:, order_s]
     assert plain.isfinite().all()
     return [((a - b).abs().max() / plain.abs().max()).item() for a, b in zip(shuffled, wanted)]
 
 
 def build(kind, case, **kwargs):
-    sizes = dict(slot_dim=case["d"], num_slots=case["K"], num_iterations=case["T"], mlp_hidden_dim=2 * case["d"])
+    sizes = dict(
+        slot_dim=case["d"],
+        num_slots=case["K"],
+        num_iterations=case["T"],
+        mlp_hidden_dim=2 * case["d"],
+    )
     return shaken(kind(case["d_in"], **sizes, **kwargs), case["seed"])
 
 
@@ -64,7 +83,8 @@ def test_attention_is_permuted_too(case):
     g = generator(case["seed"], "attention")
     x = torch.randn(case["B"], case["N"], case["d_in"], generator=g).double()
     s = torch.randn(case["B"], case["K"], case["d"], generator=g).double()
-    order_i, order_s = torch.randperm(case["N"], generator=g), torch.randperm(case["K"], generator=g)
+    order_i = torch.randperm(case["N"], generator=g)
+    order_s = torch.randperm(case["K"], generator=g)
     plain = module(x, slots=s, return_attention=True)[1]
     moved = module(x[:, order_i], slots=s[:, order_s], return_attention=True)[1]
     torch.testing.assert_close(moved, plain[:, :, order_i][..., order_s])
@@ -138,10 +158,14 @@ class MixesSlots(SlotAttention):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         size = self.num_slots * self.slot_dim
-        self.mlp = nn.Sequential(nn.Flatten(1), nn.Linear(size, size), nn.Unflatten(1, (self.num_slots, self.slot_dim)))
+        self.mlp = nn.Sequential(
+            nn.Flatten(1), nn.Linear(size, size), nn.Unflatten(1, (self.num_slots, self.slot_dim))
+        )
 
 
-@pytest.mark.parametrize("kind, side", [(SlotVectors, 1), (PositionInside, 0), (WideLayerNorm, 0), (MixesSlots, 1)])
+@pytest.mark.parametrize(
+    "kind, side", [(SlotVectors, 1), (PositionInside, 0), (WideLayerNorm, 0), (MixesSlots, 1)]
+)
 def test_broken_modules_fail(kind, side):
     broken = deviations(build(kind, CASE), CASE)
     assert broken[side] > 1e-2 and broken[2] > 1e-2  # caught

@@ -1,4 +1,5 @@
 """TFRecords: bytes against a slow parser, round trips of every set, sharding and resuming, and ten thousand damaged records."""
+
 import gzip
 import itertools
 import struct
@@ -14,21 +15,47 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from slot_attention_nbdev.core import FileError, InputError, SlotAttentionError, by_layout, generator
+from slot_attention_nbdev.core import FileError, InputError, SlotAttentionError, by_layout
 from slot_attention_nbdev.data import tfrecords
 from slot_attention_nbdev.data.sprites import SPRITES, sprite_scenes
-from slot_attention_nbdev.data.tfrecord_scenes import CLEVR_WORDS, SCHEMAS, Schema, decode_scene, encode_example, encode_scene, recognise
-from slot_attention_nbdev.data.tfrecord_dataset import SPLITS, TFRecordScenes, frames, objects_in, shuffled
-from slot_attention_nbdev.data.tfrecords import masked_crc, parse_example, read_tfrecords, write_tfrecords
+from slot_attention_nbdev.data.tfrecord_scenes import (
+    CLEVR_WORDS,
+    SCHEMAS,
+    Schema,
+    decode_scene,
+    encode_example,
+    encode_scene,
+    recognise,
+)
+from slot_attention_nbdev.data.tfrecord_dataset import (
+    SPLITS,
+    TFRecordScenes,
+    frames,
+    objects_in,
+    shuffled,
+)
+from slot_attention_nbdev.data.tfrecords import (
+    masked_crc,
+    parse_example,
+    read_tfrecords,
+    write_tfrecords,
+)
 
-GOLDEN = bytes.fromhex("0a1e 0a0d 0a0178 1208 1206 0a04 0000803f 0a0d 0a016d 1208 0a06 0a0107 0a01ff")
+GOLDEN = bytes.fromhex(
+    "0a1e 0a0d 0a0178 1208 1206 0a04 0000803f 0a0d 0a016d 1208 0a06 0a0107 0a01ff"
+)
 FRAMED = bytes.fromhex("2000000000000000 29eda950") + GOLDEN + bytes.fromhex("9f87708d")
 PACKED = {"plain": bytes, "gzip": gzip.compress, "zlib": zlib.compress}
 
 
 def frame(payload: bytes) -> bytes:
     length = struct.pack("<Q", len(payload))
-    return length + struct.pack("<I", masked_crc(length)) + payload + struct.pack("<I", masked_crc(payload))
+    return (
+        length
+        + struct.pack("<I", masked_crc(length))
+        + payload
+        + struct.pack("<I", masked_crc(payload))
+    )
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -72,7 +99,9 @@ def oracle_example(payload):
         parts = list(oracle_message(entry))
         name = [value for field, _, value in parts if field == 1][-1].decode()
         kind, body = None, b""
-        for field, wire, value in oracle_message(b"".join(value for field, _, value in parts if field == 2)):
+        for field, wire, value in oracle_message(
+            b"".join(value for field, _, value in parts if field == 2)
+        ):
             if field in (1, 2, 3):
                 kind, body = field, (body if field == kind else b"") + value
         values = []
@@ -126,29 +155,60 @@ def messages(draw):
     "An Example in any of the forms that protocol buffers allow, and unknown fields among them."
     varint = lambda n: tfrecords_number(n)
     field = lambda number, body: varint(8 * number + 2) + varint(len(body)) + body
-    unknown = st.sampled_from([b"", b"", varint(8 * 9) + varint(300), varint(8 * 10 + 5) + b"abcd", varint(8 * 11 + 1) + b"abcdefgh", field(12, b"xyz")])
+    unknown = st.sampled_from(
+        [
+            b"",
+            b"",
+            varint(8 * 9) + varint(300),
+            varint(8 * 10 + 5) + b"abcd",
+            varint(8 * 11 + 1) + b"abcdefgh",
+            field(12, b"xyz"),
+        ]
+    )
 
     def body(kind):
         if kind == 1:
             size = draw(st.sampled_from([1, 1, 1, None]))
             strings = draw(st.lists(st.binary(min_size=size or 0, max_size=size or 5), max_size=6))
-            return b"".join(field(1, string) + (draw(unknown) if size is None else b"") for string in strings)
+            return b"".join(
+                field(1, string) + (draw(unknown) if size is None else b"") for string in strings
+            )
         result = draw(unknown)
         for packed in draw(st.lists(st.booleans(), max_size=3)):
             if kind == 2:
-                numbers = [struct.pack("<f", x) for x in draw(st.lists(st.floats(width=32, allow_nan=False), max_size=4))]
-                result += field(1, b"".join(numbers)) if packed else b"".join(varint(13) + number for number in numbers)
+                numbers = [
+                    struct.pack("<f", x)
+                    for x in draw(st.lists(st.floats(width=32, allow_nan=False), max_size=4))
+                ]
+                result += (
+                    field(1, b"".join(numbers))
+                    if packed
+                    else b"".join(varint(13) + number for number in numbers)
+                )
             else:
-                numbers = [varint(n % 2**64) for n in draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))]
-                result += field(1, b"".join(numbers)) if packed else b"".join(varint(8) + number for number in numbers)
+                numbers = [
+                    varint(n % 2**64)
+                    for n in draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
+                ]
+                result += (
+                    field(1, b"".join(numbers))
+                    if packed
+                    else b"".join(varint(8) + number for number in numbers)
+                )
         return result
 
     entries = []
     for name in draw(st.lists(st.sampled_from(["x", "mask", "Größe", ""]), max_size=4)):
         kind = draw(st.sampled_from([1, 2, 3]))
-        feature = field(kind, body(kind)) + draw(unknown) + (field(kind, body(kind)) if draw(st.booleans()) else b"")
+        feature = (
+            field(kind, body(kind))
+            + draw(unknown)
+            + (field(kind, body(kind)) if draw(st.booleans()) else b"")
+        )
         parts = [field(1, name.encode()), field(2, feature)]
-        entries.append(field(1, b"".join(draw(st.permutations(parts))) + draw(unknown)) + draw(unknown))
+        entries.append(
+            field(1, b"".join(draw(st.permutations(parts))) + draw(unknown)) + draw(unknown)
+        )
     cut = draw(st.integers(0, len(entries)))
     return field(1, b"".join(entries[:cut])) + draw(unknown) + field(1, b"".join(entries[cut:]))
 
@@ -165,7 +225,9 @@ def test_any_form_of_message(payload):
     assert got.keys() == expected.keys()
     for name, (kind, values) in expected.items():
         assert got[name].dtype == {1: np.uint8, 2: np.float32, 3: np.int64}[kind]
-        assert got[name].tobytes() == (b"".join(values) if kind == 1 else np.array(values, got[name].dtype).tobytes())
+        assert got[name].tobytes() == (
+            b"".join(values) if kind == 1 else np.array(values, got[name].dtype).tobytes()
+        )
     for name in expected:
         assert list(parse_example(payload, [name])) == [name]
 
@@ -173,19 +235,31 @@ def test_any_form_of_message(payload):
 def test_the_pattern_and_the_walk_agree():
     for size in (0, 1, 2, 9, 300):
         body = b"".join(b"\x0a\x01" + bytes([value % 256]) for value in range(size))
-        assert tfrecords._byte_strings(memoryview(body)).tolist() == [value % 256 for value in range(size)]
-    for body, values in ((b"\x0a\x03abc", b"abc"), (b"\x0a\x00", b""), (b"\x0a\x01a\x0a\x04\x0a\x01b\x0a", b"a\x0a\x01b\x0a"), (b"\x0a\x01a\x12\x01b", b"a"), (b"\x12\x01a\x0a\x01b", b"b")):
+        assert tfrecords._byte_strings(memoryview(body)).tolist() == [
+            value % 256 for value in range(size)
+        ]
+    for body, values in (
+        (b"\x0a\x03abc", b"abc"),
+        (b"\x0a\x00", b""),
+        (b"\x0a\x01a\x0a\x04\x0a\x01b\x0a", b"a\x0a\x01b\x0a"),
+        (b"\x0a\x01a\x12\x01b", b"a"),
+        (b"\x12\x01a\x0a\x01b", b"b"),
+    ):
         assert tfrecords._byte_strings(memoryview(body)).tobytes() == values
     long = bytes(range(256)) * 30
     assert parse_example(encode_example({"film": long}))["film"].tobytes() == long
 
 
 def both_ways(payload):
-    "What comes of a message through a remembered layout, if one fits, and through the walk: arrays or a sentence."
+    """What comes of a message through a remembered layout, if one fits, and through the walk:
+    arrays or a sentence.
+    """
     results = []
     for read in (parse_example, parse_example.__wrapped__):
         try:
-            results.append({name: (value.dtype, value.tobytes()) for name, value in read(payload).items()})
+            results.append(
+                {name: (value.dtype, value.tobytes()) for name, value in read(payload).items()}
+            )
         except FileError as error:
             results.append(str(error))
     return results
@@ -201,20 +275,31 @@ def test_a_layout_gives_what_the_walk_gives(payload, seed):
             parse_example(payload)
         changed = bytearray(payload)
         for at in random.integers(len(payload), size=random.integers(3)) if payload else ():
-            changed[at] = random.choice([0, 1, 2, 4, 8, 9, 10, 13, 18, 26, 128, int(random.integers(256))])
+            changed[at] = random.choice(
+                [0, 1, 2, 4, 8, 9, 10, 13, 18, 26, 128, int(random.integers(256))]
+            )
         fast, walked = both_ways(bytes(changed))
         assert fast == walked
 
 
 def test_a_layout_is_used_and_copies():
     walks, walk = [], parse_example.__wrapped__
-    parse = by_layout(lambda payload, names, where: walks.append(where) or walk(payload, names, where))
+    parse = by_layout(
+        lambda payload, names, where: walks.append(where) or walk(payload, names, where)
+    )
     pieces = sprite_scenes("tetrominoes", 6)
-    payloads = [bytearray(encode_scene({name: value[n] for name, value in pieces.items()}, "tetrominoes")) for n in range(6)]
+    payloads = [
+        bytearray(encode_scene({name: value[n] for name, value in pieces.items()}, "tetrominoes"))
+        for n in range(6)
+    ]
     for n, payload in enumerate(payloads):
-        values, expected = parse(payload, where=n), {name: value.copy() for name, value in walk(memoryview(payload)).items()}
+        values = parse(payload, where=n)
+        expected = {name: value.copy() for name, value in walk(memoryview(payload)).items()}
         payload[:] = bytes(len(payload))  # the message goes
-        assert all(np.array_equal(values[name], expected[name]) and values[name].flags.writeable for name in expected)
+        assert all(
+            np.array_equal(values[name], expected[name]) and values[name].flags.writeable
+            for name in expected
+        )
     assert walks == [0, 1]
 
 
@@ -229,7 +314,12 @@ def test_streams(tmp_path, monkeypatch, chunk, piece, form):
     payloads = [GOLDEN, b"", bytes(1000), bytes(range(256)) * 4]
     data = b"".join(map(frame, payloads))
     between = {"members": b"", "padded members": bytes(20)}.get(form)
-    packed = PACKED[form](data) if form in PACKED else between.join(gzip.compress(data[at : at + 300]) for at in range(0, len(data), 300)) + between
+    packed = (
+        PACKED[form](data)
+        if form in PACKED
+        else between.join(gzip.compress(data[at : at + 300]) for at in range(0, len(data), 300))
+        + between
+    )
     path = write(tmp_path / "x.tfrecords", packed)
     assert [bytes(record.payload()) for record in read_tfrecords(path)] == payloads
     passed = list(read_tfrecords(path, wanted=lambda number: number in (0, 3)))
@@ -248,11 +338,15 @@ def test_writer(tmp_path, compression):
     path = tmp_path / "deep" / "x.tfrecords"
     payloads = [encode_example({"x": np.arange(n, dtype=np.uint8)}) for n in range(50)]
     write_tfrecords(path, iter(payloads), compression)
-    data = {"gzip": gzip.decompress, "zlib": zlib.decompress, None: bytes}[compression](path.read_bytes())
+    data = {"gzip": gzip.decompress, "zlib": zlib.decompress, None: bytes}[compression](
+        path.read_bytes()
+    )
     assert data == b"".join(map(frame, payloads))
     with pytest.raises(InputError, match="at least one record"):
         write_tfrecords(path, [], compression)
-    assert [bytes(record.payload()) for record in read_tfrecords(path)] == payloads and len(list(path.parent.iterdir())) == 1
+    assert [bytes(record.payload()) for record in read_tfrecords(path)] == payloads and len(
+        list(path.parent.iterdir())
+    ) == 1
 
 
 @pytest.mark.parametrize("form", PACKED)
@@ -260,7 +354,8 @@ def test_cut_anywhere(tmp_path, form):
     data = PACKED[form](FRAMED + frame(GOLDEN * 3))
     for size in range(len(data)):
         path = write(tmp_path / "x.tfrecords", data[:size])
-        clean = form == "plain" and size == len(FRAMED)  # whole records only: nothing shows that there were more
+        # whole records only: nothing shows that there were more
+        clean = form == "plain" and size == len(FRAMED)
         if clean:
             assert len(list(read_tfrecords(path))) == 1
             continue
@@ -277,14 +372,26 @@ FAULTS = {
     "zip": (b"PK\x03\x04" + bytes(100), "not a TFRecord file.*looks like zip"),
     "bzip2": (b"BZh9" + bytes(100), "looks like bzip2"),
     "gzip in gzip": (gzip.compress(gzip.compress(FRAMED)), "looks like gzip in gzip"),
-    "bit in length": (FRAMED + b"\x21" + FRAMED[1:], "record 1: the checksum of its length is wrong"),
-    "bit in payload": (FRAMED + FRAMED[:30] + b"\x00" + FRAMED[31:], "record 1: damaged: the checksum of its 32 bytes is wrong"),
+    "bit in length": (
+        FRAMED + b"\x21" + FRAMED[1:],
+        "record 1: the checksum of its length is wrong",
+    ),
+    "bit in payload": (
+        FRAMED + FRAMED[:30] + b"\x00" + FRAMED[31:],
+        "record 1: damaged: the checksum of its 32 bytes is wrong",
+    ),
     "bit in checksum": (FRAMED[:-1] + b"\x00", "record 0: damaged"),
-    "bit in gzip": (gzip.compress(FRAMED)[:20] + b"\xff\xff" + gzip.compress(FRAMED)[22:], "record 0: "),
+    "bit in gzip": (
+        gzip.compress(FRAMED)[:20] + b"\xff\xff" + gzip.compress(FRAMED)[22:],
+        "record 0: ",
+    ),
     "gzip, then garbage": (gzip.compress(FRAMED) + b"garbage", "record 1: cannot be read"),
     "gzip without end": (gzip.compress(FRAMED)[:-3], "the file ends in the middle"),
     "zlib as raw deflate": (zlib.compress(FRAMED)[2:], "not a TFRecord file"),
-    "absurd length": (struct.pack("<QI", 2**60, masked_crc(struct.pack("<Q", 2**60))), "record 0: expected at most"),
+    "absurd length": (
+        struct.pack("<QI", 2**60, masked_crc(struct.pack("<Q", 2**60))),
+        "record 0: expected at most",
+    ),
 }
 
 
@@ -299,7 +406,10 @@ def test_refused(tmp_path, fault):
 
 
 def test_no_file(tmp_path):
-    for path, message in ((tmp_path / "gone", "there is no such file"), (tmp_path, "cannot be read")):
+    for path, message in (
+        (tmp_path / "gone", "there is no such file"),
+        (tmp_path, "cannot be read"),
+    ):
         with pytest.raises(FileError, match=message):
             list(read_tfrecords(path))
 
@@ -314,13 +424,20 @@ def random_scene(schema: Schema, seed: int = 0) -> dict:
     if "visibility" not in schema.floats:
         there[:] = True
     corner = [*time, (sizes["H"] + 4) // 5, (sizes["W"] + 4) // 5]
-    label = random.integers(1 + there.sum(), size=corner).repeat(5, -1).repeat(5, -2)[..., : sizes["H"], : sizes["W"]].astype(np.uint8)
+    label = (
+        random.integers(1 + there.sum(), size=corner)
+        .repeat(5, -1)
+        .repeat(5, -2)[..., : sizes["H"], : sizes["W"]]
+        .astype(np.uint8)
+    )
     if schema.drawn:
-        label[0, : M] = np.arange(1, M + 1)  # every object is to be seen
+        label[0, :M] = np.arange(1, M + 1)  # every object is to be seen
     image = random.integers(256, size=(*label.shape, sizes["C"]), dtype=np.uint8) // 8 * 8
     scene = {"image": image.repeat(3 // sizes["C"], -1), "label": label}
     for name, axes in schema.floats.items():
-        value = random.normal(size=[size - (axis == "E") for axis, size in zip(axes, schema.shape(axes))]).astype(np.float32)
+        value = random.normal(
+            size=[size - (axis == "E") for axis, size in zip(axes, schema.shape(axes))]
+        ).astype(np.float32)
         if axes[0] == "E":
             value[~there] = 0
         scene[name] = value.swapaxes(0, 1) if axes[:2] == "ET" else value
@@ -328,46 +445,86 @@ def random_scene(schema: Schema, seed: int = 0) -> dict:
         scene["visibility"] = there.astype(np.float32)
     if sizes["C"] == 1:
         scene["color"] = scene["color"].repeat(3, -1)
-    scene |= {name: random.integers(len(CLEVR_WORDS[name]), size=M) * there for name in schema.codes}
+    scene |= {
+        name: random.integers(len(CLEVR_WORDS[name]), size=M) * there for name in schema.codes
+    }
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in scene.items()}
 
 
 def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
+    )
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_round_trip(tmp_path, name):
     schema = SCHEMAS[name]
     scenes = [random_scene(schema, seed) for seed in range(2)]
-    write_tfrecords(tmp_path / "x", (encode_scene(scene, name) for scene in scenes), "zlib" if "cater" in name else "gzip")
+    write_tfrecords(
+        tmp_path / "x",
+        (encode_scene(scene, name) for scene in scenes),
+        "zlib" if "cater" in name else "gzip",
+    )
     payloads = [record.payload() for record in read_tfrecords(tmp_path / "x")]
-    assert all(same(decode_scene(payload, name), scene) for payload, scene in zip(payloads, scenes, strict=True))
+    assert all(
+        same(decode_scene(payload, name), scene)
+        for payload, scene in zip(payloads, scenes, strict=True)
+    )
     alike = {"objects_room_test_identical_color": "objects_room_test_six_objects"}
     assert recognise(payloads[0]).name == alike.get(name, name)
     assert same(next(iter(TFRecordScenes(tmp_path / "x"))), scenes[0])
 
 
-@pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites_binarized", "multi_dsprites_colored_on_grayscale", "objects_room_train"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tetrominoes",
+        "multi_dsprites_binarized",
+        "multi_dsprites_colored_on_grayscale",
+        "objects_room_train",
+    ],
+)
 def test_stored_form(name):
     "What is written has the publishers' axes, by the oracle."
     schema, scene = SCHEMAS[name], random_scene(SCHEMAS[name])
     stored = oracle_example(encode_scene(scene, name))
     E, H, W, C = (schema.sizes[axis] for axis in "EHWC")
-    assert all(kind == 1 and {len(v) for v in values} == {1} for kind, values in (stored["image"], stored["mask"]))
-    image, mask = (np.frombuffer(b"".join(stored[feature][1]), np.uint8) for feature in ("image", "mask"))
+    assert all(
+        kind == 1 and {len(v) for v in values} == {1}
+        for kind, values in (stored["image"], stored["mask"])
+    )
+    image, mask = (
+        np.frombuffer(b"".join(stored[feature][1]), np.uint8) for feature in ("image", "mask")
+    )
     assert np.array_equal(image.reshape(H, W, C), scene["image"].numpy()[..., :C])
-    one_hot = mask.reshape(H, W, E).transpose(2, 0, 1) if name.startswith("multi") else mask.reshape(E, H, W)
-    assert set(mask.tolist()) == {0, 255} and np.array_equal(one_hot.argmax(0), scene["label"].numpy())
+    one_hot = (
+        mask.reshape(H, W, E).transpose(2, 0, 1)
+        if name.startswith("multi")
+        else mask.reshape(E, H, W)
+    )
+    assert set(mask.tolist()) == {0, 255} and np.array_equal(
+        one_hot.argmax(0), scene["label"].numpy()
+    )
     if "x" in scene:
-        assert stored["x"][1] == [0, *scene["x"].tolist()] and stored["visibility"][1] == [1, *scene["visibility"].tolist()]
-        assert np.allclose(np.reshape(stored["color"][1], (E, C))[1:], scene["color"].numpy()[:, :C])
+        assert stored["x"][1] == [0, *scene["x"].tolist()] and stored["visibility"][1] == [
+            1,
+            *scene["visibility"].tolist(),
+        ]
+        assert np.allclose(
+            np.reshape(stored["color"][1], (E, C))[1:], scene["color"].numpy()[:, :C]
+        )
 
 
 def test_clevr_words():
     "The stored integers, spelled out one by one."
     schema = SCHEMAS["clevr_with_masks"]
-    table = {"size": "large small", "material": "rubber metal", "shape": "sphere cylinder cube", "color": "red cyan green blue brown gray purple yellow"}
+    table = {
+        "size": "large small",
+        "material": "rubber metal",
+        "shape": "sphere cylinder cube",
+        "color": "red cyan green blue brown gray purple yellow",
+    }
     scene = random_scene(schema, 3)
     scene["visibility"][:] = 1
     values = parse_example(encode_scene(scene, schema))
@@ -376,22 +533,50 @@ def test_clevr_words():
         words = words.split()
         values[name] = np.array([0] + [1 + n % len(words) for n in range(10)], np.uint8)
         decoded = decode_scene(encode_example(values), schema)[name]
-        assert [CLEVR_WORDS[name][code] for code in decoded.tolist()] == [words[n % len(words)] for n in range(10)] and decoded.dtype == torch.int64
-    assert CLEVR_WORDS["color"] == ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+        assert [CLEVR_WORDS[name][code] for code in decoded.tolist()] == [
+            words[n % len(words)] for n in range(10)
+        ] and decoded.dtype == torch.int64
+    assert CLEVR_WORDS["color"] == (
+        "gray",
+        "red",
+        "blue",
+        "green",
+        "brown",
+        "purple",
+        "cyan",
+        "yellow",
+    )
     for bad in (0, 9):
-        with pytest.raises(FileError, match="r: record 5: feature 'color': expected 1 to 8 for every object"):
-            decode_scene(encode_example(values | {"color": np.array([0] * 10 + [bad], np.uint8)}), schema, "r: record 5")
+        with pytest.raises(
+            FileError, match="r: record 5: feature 'color': expected 1 to 8 for every object"
+        ):
+            decode_scene(
+                encode_example(values | {"color": np.array([0] * 10 + [bad], np.uint8)}),
+                schema,
+                "r: record 5",
+            )
 
 
 def test_absent_objects_are_zero():
-    values = parse_example(encode_scene(random_scene(SCHEMAS["clevr_with_masks"], 1), "clevr_with_masks"))
-    values |= {name: np.full_like(values[name], 2) for name in ("x", "rotation", "pixel_coords", "size", "color")}
+    values = parse_example(
+        encode_scene(random_scene(SCHEMAS["clevr_with_masks"], 1), "clevr_with_masks")
+    )
+    values |= {
+        name: np.full_like(values[name], 2)
+        for name in ("x", "rotation", "pixel_coords", "size", "color")
+    }
     values["x"][9] = np.nan
     values["visibility"] = np.array([1] * 3 + [0] * 8, np.float32)
     scene = decode_scene(encode_example(values), "clevr_with_masks")
     assert scene["visibility"].tolist() == [1, 1] + [0] * 8
-    assert all((scene[name][2:] == 0).all() for name in ("x", "rotation", "pixel_coords", "size", "material", "shape", "color"))
-    assert scene["x"][:2].tolist() == [2, 2] and objects_in(encode_example(values), SCHEMAS["clevr_with_masks"]) == 2
+    assert all(
+        (scene[name][2:] == 0).all()
+        for name in ("x", "rotation", "pixel_coords", "size", "material", "shape", "color")
+    )
+    assert (
+        scene["x"][:2].tolist() == [2, 2]
+        and objects_in(encode_example(values), SCHEMAS["clevr_with_masks"]) == 2
+    )
 
 
 def test_tetrominoes_count_masks():
@@ -399,7 +584,10 @@ def test_tetrominoes_count_masks():
     values = parse_example(encode_scene(random_scene(SCHEMAS["tetrominoes"]), "tetrominoes"))
     for stored in ([0, 0, 0, 0], [1, 1, 1, 1], [9, np.nan, 0, 1]):
         payload = encode_example(values | {"visibility": np.array(stored, np.float32)})
-        assert decode_scene(payload, "tetrominoes")["visibility"].tolist() == [1, 1, 1] and objects_in(payload, SCHEMAS["tetrominoes"]) == 3
+        assert (
+            decode_scene(payload, "tetrominoes")["visibility"].tolist() == [1, 1, 1]
+            and objects_in(payload, SCHEMAS["tetrominoes"]) == 3
+        )
 
 
 def test_cater_frames():
@@ -407,21 +595,44 @@ def test_cater_frames():
     stored = oracle_example(encode_scene(clip, "cater_with_masks"))
     assert len(stored["image"][1]) == len(stored["mask"][1]) == 1  # one string
     positions = np.reshape(stored["object_positions"][1], (11, 33, 3))
-    assert np.allclose(positions[1:].transpose(1, 0, 2), clip["object_positions"]) and (positions[0] == 0).all()
+    assert (
+        np.allclose(positions[1:].transpose(1, 0, 2), clip["object_positions"])
+        and (positions[0] == 0).all()
+    )
     pictures = list(frames(clip))
-    assert len(pictures) == 33 and all(torch.equal(picture["image"], clip["image"][t]) for t, picture in enumerate(pictures))
+    assert len(pictures) == 33 and all(
+        torch.equal(picture["image"], clip["image"][t]) for t, picture in enumerate(pictures)
+    )
     assert pictures[0]["image"].untyped_storage().nbytes() == 64 * 64 * 3
 
 
 WRONG = {
-    "no mask": (lambda v: {name: value for name, value in v.items() if name != "mask"}, "no feature 'mask', there are: color, image"),
+    "no mask": (
+        lambda v: {name: value for name, value in v.items() if name != "mask"},
+        "no feature 'mask', there are: color, image",
+    ),
     "no x": (lambda v: {name: value for name, value in v.items() if name != "x"}, "no feature 'x'"),
-    "image too short": (lambda v: v | {"image": v["image"][1:]}, r"feature 'image': expected 3,675 values of uint8 \[35, 35, 3\], got 3,674"),
-    "x as integers": (lambda v: v | {"x": v["x"].astype(int)}, "feature 'x': expected 4 values of float32 .*, got 4 of int64"),
-    "color too long": (lambda v: v | {"color": np.append(v["color"], 1)}, "feature 'color': expected 12"),
+    "image too short": (
+        lambda v: v | {"image": v["image"][1:]},
+        r"feature 'image': expected 3,675 values of uint8 \[35, 35, 3\], got 3,674",
+    ),
+    "x as integers": (
+        lambda v: v | {"x": v["x"].astype(int)},
+        "feature 'x': expected 4 values of float32 .*, got 4 of int64",
+    ),
+    "color too long": (
+        lambda v: v | {"color": np.append(v["color"], 1)},
+        "feature 'color': expected 12",
+    ),
     "NaN": (lambda v: v | {"x": v["x"] * np.nan}, "feature 'x': expected finite numbers"),
-    "two masks": (lambda v: v | {"mask": v["mask"] | 255 * (np.arange(4900) % 1225 == 500).astype(np.uint8)}, r"masks: expected 255 in exactly one .* 1 pixels differ, the first at \[14, 10\]"),
-    "no mask there": (lambda v: v | {"mask": v["mask"] * (np.arange(4900) % 1225 != 500)}, "masks: .* 1 pixels differ"),
+    "two masks": (
+        lambda v: v | {"mask": v["mask"] | 255 * (np.arange(4900) % 1225 == 500).astype(np.uint8)},
+        r"masks: expected 255 in exactly one .* 1 pixels differ, the first at \[14, 10\]",
+    ),
+    "no mask there": (
+        lambda v: v | {"mask": v["mask"] * (np.arange(4900) % 1225 != 500)},
+        "masks: .* 1 pixels differ",
+    ),
     "grey mask": (lambda v: v | {"mask": v["mask"] // 2}, "masks: .* 1,225 pixels differ"),
 }
 
@@ -436,10 +647,15 @@ def test_wrong_records(fault):
 
 def test_other_sets_are_named():
     for name, other in itertools.permutations(SCHEMAS, 2):
-        if {name, other} == {"objects_room_test_six_objects", "objects_room_test_identical_color"} or "clevr" in name:
+        if {name, other} == {
+            "objects_room_test_six_objects",
+            "objects_room_test_identical_color",
+        } or "clevr" in name:
             continue
         payload = encode_scene(random_scene(SCHEMAS[name]), name)
-        with pytest.raises(FileError, match=f"not a record of {other}: .*; it has the form of {name[:17]}"):
+        with pytest.raises(
+            FileError, match=f"not a record of {other}: .*; it has the form of {name[:17]}"
+        ):
             decode_scene(payload, other)
     with pytest.raises(FileError, match="none of the sets tetrominoes, .*; its features are: m"):
         recognise(GOLDEN)
@@ -447,15 +663,24 @@ def test_other_sets_are_named():
 
 def test_grey_sets_of_your_own():
     grey = Schema("grey", {"E": 2, "H": 2, "W": 3, "C": 1}, "EHW1", {"mass": "E"})
-    scene = {"image": torch.full((2, 3, 3), 7, dtype=torch.uint8), "label": torch.eye(2, 3, dtype=torch.uint8), "mass": torch.tensor([2.0])}
+    scene = {
+        "image": torch.full((2, 3, 3), 7, dtype=torch.uint8),
+        "label": torch.eye(2, 3, dtype=torch.uint8),
+        "mass": torch.tensor([2.0]),
+    }
     assert same(decode_scene(encode_scene(scene, grey), grey), scene)
 
 
 def test_visibility_must_be_sane():
-    values = parse_example(encode_scene(random_scene(SCHEMAS["multi_dsprites_binarized"]), "multi_dsprites_binarized"))
+    values = parse_example(
+        encode_scene(random_scene(SCHEMAS["multi_dsprites_binarized"]), "multi_dsprites_binarized")
+    )
     for bad in (0.5, 2, np.nan):
         with pytest.raises(FileError, match="'visibility': expected 0 or 1"):
-            decode_scene(encode_example(values | {"visibility": np.array([1, 1, bad, 0], np.float32)}), "multi_dsprites_binarized")
+            decode_scene(
+                encode_example(values | {"visibility": np.array([1, 1, bad, 0], np.float32)}),
+                "multi_dsprites_binarized",
+            )
 
 
 def test_encoding_refuses():
@@ -484,7 +709,13 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tfrecords") / "scenes.tfrecords"
     scenes = sprite_scenes(SPRITE, 103)
     scenes["scale"][:, 0] = torch.arange(103)
-    write_tfrecords(path, (encode_scene({name: value[n] for name, value in scenes.items()}, SPRITE) for n in range(103)))
+    write_tfrecords(
+        path,
+        (
+            encode_scene({name: value[n] for name, value in scenes.items()}, SPRITE)
+            for n in range(103)
+        ),
+    )
     return path, scenes["visibility"].sum(1).int().tolist()
 
 
@@ -497,8 +728,12 @@ def numbers(scenes) -> list[int]:
 def test_shuffle_and_resume(n, size, seed, skip):
     loaded, whole = [], list(shuffled(range(n), size, seed))
     assert sorted(whole) == list(range(n)) and (size > 1 or whole == list(range(n)))
-    assert all(item - place < size for place, item in enumerate(whole))  # nothing comes earlier than the buffer is large
-    assert list(shuffled(range(n), size, seed, skip, lambda item: loaded.append(item) or item)) == whole[skip:]
+    # nothing comes earlier than the buffer is large
+    assert all(item - place < size for place, item in enumerate(whole))
+    assert (
+        list(shuffled(range(n), size, seed, skip, lambda item: loaded.append(item) or item))
+        == whole[skip:]
+    )
     assert set(whole[skip:]) <= set(loaded) and len(loaded) == len(set(loaded))
     assert len(loaded) - len(whole[skip:]) <= (min(size, n) if skip > n - size else 0)
 
@@ -509,7 +744,10 @@ def test_order_depends_on_seed_and_epoch_alone(file):
     assert base == order(seed=1, epoch=2) and sorted(base) == list(range(103))
     torch.manual_seed(99)
     assert base == order(seed=1, epoch=2)
-    assert len({tuple(order(seed=seed, epoch=epoch)) for seed in (0, 1, 2) for epoch in (0, 1, 2)}) == 9
+    assert (
+        len({tuple(order(seed=seed, epoch=epoch)) for seed in (0, 1, 2) for epoch in (0, 1, 2)})
+        == 9
+    )
     scenes = TFRecordScenes(file[0], shuffle=20, seed=1)
     scenes.set_epoch(2, skip=50)
     assert numbers(scenes) == base[50:]
@@ -533,12 +771,20 @@ def test_what_belongs_to_others_is_not_parsed(file, monkeypatch):
     import slot_attention_nbdev.data.tfrecord_dataset as stream
 
     decoded = []
-    monkeypatch.setattr(stream, "decode_scene", lambda payload, schema, where: decoded.append(where) or decode_scene(payload, schema, where))
+    monkeypatch.setattr(
+        stream,
+        "decode_scene",
+        lambda payload, schema, where: (
+            decoded.append(where) or decode_scene(payload, schema, where)
+        ),
+    )
     scenes = TFRecordScenes(file[0], SPRITE, rank=1, world=5, shuffle=8, skip=15)
     assert len(list(scenes)) == 6  # 21 in this share
     assert len(decoded) <= 6 + 8
     decoded.clear()
-    assert len(list(TFRecordScenes(file[0], SPRITE, start=40, stop=60))) == 20 and len(decoded) == 20
+    assert (
+        len(list(TFRecordScenes(file[0], SPRITE, start=40, stop=60))) == 20 and len(decoded) == 20
+    )
     assert decoded[0] == f"{file[0]}: record 40"
 
 
@@ -546,8 +792,21 @@ def test_what_belongs_to_others_is_not_parsed(file, monkeypatch):
 @pytest.mark.parametrize("filter", [None, 4])
 def test_resume_after_any_batch(file, workers, filter):
     def batches(skip=0):
-        scenes = TFRecordScenes(file[0], shuffle=9, seed=4, epoch=1, skip=skip, batch_size=8, max_objects=filter, rank=1, world=2)
-        return [batch["scale"][:, 0].tolist() for batch in DataLoader(scenes, batch_size=8, num_workers=workers)]
+        scenes = TFRecordScenes(
+            file[0],
+            shuffle=9,
+            seed=4,
+            epoch=1,
+            skip=skip,
+            batch_size=8,
+            max_objects=filter,
+            rank=1,
+            world=2,
+        )
+        return [
+            batch["scale"][:, 0].tolist()
+            for batch in DataLoader(scenes, batch_size=8, num_workers=workers)
+        ]
 
     whole = batches()
     assert len(whole) > 4
@@ -569,19 +828,31 @@ def test_many_files_and_ranges(file, tmp_path):
     for part in range(3):
         write_tfrecords(tmp_path / f"part-{part}", payloads[30 * part : 30 * part + 30], "zlib")
     assert numbers(TFRecordScenes(tmp_path / "part-*")) == list(range(90))
-    assert numbers(TFRecordScenes([tmp_path / "part-2", str(tmp_path / "part-[01]")])) == [*range(60, 90), *range(60)]
+    assert numbers(TFRecordScenes([tmp_path / "part-2", str(tmp_path / "part-[01]")])) == [
+        *range(60, 90),
+        *range(60),
+    ]
     assert numbers(TFRecordScenes(tmp_path / "part-*", start=25, stop=65)) == list(range(25, 65))
-    assert sorted(numbers(TFRecordScenes(tmp_path / "part-*", start=25, stop=65, rank=2, world=3, shuffle=5))) == list(range(27, 65, 3))
+    assert sorted(
+        numbers(TFRecordScenes(tmp_path / "part-*", start=25, stop=65, rank=2, world=3, shuffle=5))
+    ) == list(range(27, 65, 3))
     assert numbers(TFRecordScenes(tmp_path / "part-*", stop=90)) == list(range(90))
     for start, stop in ((0, 91), (90, None), (200, 300)):
-        with pytest.raises(FileError, match="part-2: expected records up to .*, the files end after 90"):
+        with pytest.raises(
+            FileError, match="part-2: expected records up to .*, the files end after 90"
+        ):
             list(TFRecordScenes(tmp_path / "part-*", start=start, stop=stop))
-    with pytest.raises(FileError, match="expected scenes with at most 1 objects, there is none in the range"):
+    with pytest.raises(
+        FileError, match="expected scenes with at most 1 objects, there is none in the range"
+    ):
         list(TFRecordScenes(tmp_path / "part-*", max_objects=1))
 
 
 def test_splits():
-    assert SPLITS["tetrominoes"] == {"train": {"start": 0, "stop": 60_000}, "test": {"start": 60_000, "stop": 60_320}}
+    assert SPLITS["tetrominoes"] == {
+        "train": {"start": 0, "stop": 60_000},
+        "test": {"start": 60_000, "stop": 60_320},
+    }
     assert SPLITS["clevr6"]["train"] == {"start": 0, "stop": 70_000, "max_objects": 6}
     assert set(SPRITES) <= set(SPLITS)
 
@@ -589,7 +860,8 @@ def test_splits():
 def test_damaged_records(file, tmp_path):
     payloads = [bytes(record.payload()) for record in read_tfrecords(file[0])]
     short = encode_example({"x": np.zeros(3)})
-    framed = [frame(short if n == 40 else payload) for n, payload in enumerate(payloads)]  # another set's record
+    # another set's record
+    framed = [frame(short if n == 40 else payload) for n, payload in enumerate(payloads)]
     for n in (0, 7, 50):
         framed[n] = framed[n][:1000] + bytes([framed[n][1000] ^ 1]) + framed[n][1001:]
     path = write(tmp_path / "x", b"".join(framed))
@@ -604,23 +876,37 @@ def test_damaged_records(file, tmp_path):
     for skip in (1, 30, 98):
         scenes.set_epoch(0, skip)
         assert numbers(scenes) == order[skip:] and scenes.skipped == 4
-    shares = [TFRecordScenes(path, on_error="skip", max_objects=4, rank=rank, world=3) for rank in range(3)]
-    assert sorted(sum(map(numbers, shares), [])) == [n for n in range(103) if n not in bad and file[1][n] <= 4]
+    shares = [
+        TFRecordScenes(path, on_error="skip", max_objects=4, rank=rank, world=3)
+        for rank in range(3)
+    ]
+    assert sorted(sum(map(numbers, shares), [])) == [
+        n for n in range(103) if n not in bad and file[1][n] <= 4
+    ]
     assert sum(share.skipped for share in shares) == 4
     with pytest.raises(FileError, match="record 102: the file ends in the middle"):
         list(TFRecordScenes(write(tmp_path / "y", path.read_bytes()[:-5]), on_error="skip"))
-    with pytest.raises(FileError, match="record 0: not a record of tetrominoes"):  # all of them are wrong: not a matter of damage
+    # all of them are wrong: not a matter of damage
+    with pytest.raises(FileError, match="record 0: not a record of tetrominoes"):
         list(TFRecordScenes(file[0], "tetrominoes", on_error="skip"))
 
 
 def test_frames_are_scenes(tmp_path):
     clips = [random_scene(SCHEMAS["cater_with_masks"], seed) for seed in range(3)]
-    write_tfrecords(tmp_path / "x", (encode_scene(clip, "cater_with_masks") for clip in clips), "zlib")
+    write_tfrecords(
+        tmp_path / "x", (encode_scene(clip, "cater_with_masks") for clip in clips), "zlib"
+    )
     pictures = list(TFRecordScenes(tmp_path / "x", frames=True))
     assert len(pictures) == 99 and torch.equal(pictures[70]["image"], clips[2]["image"][4])
-    order = [picture["object_positions"].sum().item() for picture in TFRecordScenes(tmp_path / "x", frames=True, shuffle=40, seed=2)]
+    order = [
+        picture["object_positions"].sum().item()
+        for picture in TFRecordScenes(tmp_path / "x", frames=True, shuffle=40, seed=2)
+    ]
     assert sorted(order) == sorted(picture["object_positions"].sum().item() for picture in pictures)
-    assert [p["object_positions"].sum().item() for p in TFRecordScenes(tmp_path / "x", frames=True, shuffle=40, seed=2, skip=61)] == order[61:]
+    assert [
+        p["object_positions"].sum().item()
+        for p in TFRecordScenes(tmp_path / "x", frames=True, shuffle=40, seed=2, skip=61)
+    ] == order[61:]
 
 
 @pytest.mark.parametrize(
@@ -672,9 +958,13 @@ def test_bounded_memory(tmp_path):
 
 
 def test_bombs(tmp_path):
-    "Lengths that lie, and much from little, take no more memory than the largest record that is believed."
+    """Lengths that lie, and much from little, take no more memory than the largest record that is
+    believed.
+    """
     header = struct.pack("<Q", 60_000_000)
-    bomb = gzip.compress(header + struct.pack("<I", masked_crc(header)) + bytes(200_000_000), compresslevel=1)
+    bomb = gzip.compress(
+        header + struct.pack("<I", masked_crc(header)) + bytes(200_000_000), compresslevel=1
+    )
     path = write(tmp_path / "x", bomb)
     tracemalloc.start()
     try:
@@ -693,17 +983,41 @@ def test_bombs(tmp_path):
 
 # Ten thousand damaged records
 
-TINY = Schema("tiny", {"E": 3, "H": 3, "W": 4, "C": 3}, "EHW1", {"x": "E", "visibility": "E", "color": "EC"}, codes=("size", "shape"))
-FILM = Schema("film", {"E": 3, "H": 3, "W": 4, "C": 1, "T": 2}, "TEHW1", {"color": "EC", "object_positions": "ET3"}, image="THWC")
+TINY = Schema(
+    "tiny",
+    {"E": 3, "H": 3, "W": 4, "C": 3},
+    "EHW1",
+    {"x": "E", "visibility": "E", "color": "EC"},
+    codes=("size", "shape"),
+)
+FILM = Schema(
+    "film",
+    {"E": 3, "H": 3, "W": 4, "C": 1, "T": 2},
+    "TEHW1",
+    {"color": "EC", "object_positions": "ET3"},
+    image="THWC",
+)
 
 
 def tiny_scene(schema, random):
     time = [2] if "T" in schema.sizes else []
-    scene = {"image": random.integers(256, size=(*time, 3, 4, 3)).astype(np.uint8), "label": random.integers(3, size=(*time, 3, 4)).astype(np.uint8)}
+    scene = {
+        "image": random.integers(256, size=(*time, 3, 4, 3)).astype(np.uint8),
+        "label": random.integers(3, size=(*time, 3, 4)).astype(np.uint8),
+    }
     if schema is FILM:
-        scene |= {"color": np.ones((2, 3), np.float32), "object_positions": random.normal(size=(2, 2, 3)).astype(np.float32)}
+        scene |= {
+            "color": np.ones((2, 3), np.float32),
+            "object_positions": random.normal(size=(2, 2, 3)).astype(np.float32),
+        }
     else:
-        scene |= {"x": random.normal(size=2), "visibility": np.ones(2), "color": random.random((2, 3)), "size": np.array([0, 1]), "shape": np.array([2, 0])}
+        scene |= {
+            "x": random.normal(size=2),
+            "visibility": np.ones(2),
+            "color": random.random((2, 3)),
+            "size": np.array([0, 1]),
+            "shape": np.array([2, 0]),
+        }
     return {name: torch.from_numpy(value) for name, value in scene.items()}
 
 
@@ -711,7 +1025,12 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     "Bytes flipped, set, put in, left out, doubled, cut."
     data = bytearray(data)
     for _ in range(random.integers(1, 5)):
-        at, size = int(random.integers(len(data) + 1)) if random.random() < 0.7 else int(random.integers(min(len(data), 60) + 1)), int(random.integers(1, 9))
+        at = (
+            int(random.integers(len(data) + 1))
+            if random.random() < 0.7
+            else int(random.integers(min(len(data), 60) + 1))
+        )
+        size = int(random.integers(1, 9))
         kind = random.integers(7)
         if kind == 0 and at < len(data):
             data[at] ^= 1 << int(random.integers(8))
@@ -735,13 +1054,20 @@ def check_scene(scene, schema):
     time = [schema.sizes["T"]] if "T" in schema.sizes else []
     size = [*time, schema.sizes["H"], schema.sizes["W"]]
     assert scene["image"].dtype == torch.uint8 and list(scene["image"].shape) == [*size, 3]
-    assert scene["label"].dtype == torch.uint8 and list(scene["label"].shape) == size and scene["label"].max() < E
+    assert (
+        scene["label"].dtype == torch.uint8
+        and list(scene["label"].shape) == size
+        and scene["label"].max() < E
+    )
     for name, axes in schema.floats.items():
-        assert torch.isfinite(scene[name]).all() and scene[name].shape[len(time) if axes[:2] == "ET" else 0] == M
+        assert (
+            torch.isfinite(scene[name]).all()
+            and scene[name].shape[len(time) if axes[:2] == "ET" else 0] == M
+        )
     if "visibility" in scene:
         assert set(scene["visibility"].tolist()) <= {0, 1}
     for name in schema.codes:
-        assert 0 <= scene[name].min() and scene[name].max() < len(CLEVR_WORDS[name])
+        assert scene[name].min() >= 0 and scene[name].max() < len(CLEVR_WORDS[name])
 
 
 SEEN = {"mutants": 0, "refused": 0, "valid": 0}
@@ -751,14 +1077,27 @@ SEEN = {"mutants": 0, "refused": 0, "valid": 0}
 def fuzzed(tmp_path_factory):
     random = np.random.default_rng(0)
     pieces = {name: value[0] for name, value in sprite_scenes("tetrominoes", 1).items()}
-    sets = [(schema, [encode_scene(tiny_scene(schema, random), schema) for _ in range(3)]) for schema in (TINY, FILM)]
-    return tmp_path_factory.mktemp("fuzz") / "x", sets, (SCHEMAS["tetrominoes"], [encode_scene(pieces, "tetrominoes")])
+    sets = [
+        (schema, [encode_scene(tiny_scene(schema, random), schema) for _ in range(3)])
+        for schema in (TINY, FILM)
+    ]
+    return (
+        tmp_path_factory.mktemp("fuzz") / "x",
+        sets,
+        (SCHEMAS["tetrominoes"], [encode_scene(pieces, "tetrominoes")]),
+    )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["payload", "payload", "large payload", "framing", "length", "gzip", "zlib"]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["payload", "payload", "large payload", "framing", "length", "gzip", "zlib"]),
+)
 def test_fuzz(fuzzed, seed, what):
-    "A damaged record gives a FileError with its place, or a scene that is one; nothing else comes out."
+    """A damaged record gives a FileError with its place, or a scene that is one.
+
+    Nothing else comes out.
+    """
     path, sets, large = fuzzed
     random = np.random.default_rng(seed)
     for turn in range(20 if what == "large payload" else 100):
@@ -768,8 +1107,21 @@ def test_fuzz(fuzzed, seed, what):
         elif what == "framing":
             data = mutated(b"".join(map(frame, payloads)), random)
         elif what == "length":
-            lengths = [struct.pack("<Q", int(random.choice([len(p), len(p) + 1, 0, 2**26, 2**31, 2**63, random.integers(2**62)]))) for p in payloads]
-            data = b"".join(n + struct.pack("<I", masked_crc(n)) + p + struct.pack("<I", masked_crc(p)) for n, p in zip(lengths, payloads))
+            lengths = [
+                struct.pack(
+                    "<Q",
+                    int(
+                        random.choice(
+                            [len(p), len(p) + 1, 0, 2**26, 2**31, 2**63, random.integers(2**62)]
+                        )
+                    ),
+                )
+                for p in payloads
+            ]
+            data = b"".join(
+                n + struct.pack("<I", masked_crc(n)) + p + struct.pack("<I", masked_crc(p))
+                for n, p in zip(lengths, payloads)
+            )
         else:
             data = mutated(PACKED[what](b"".join(map(frame, payloads))), random)
         note(f"{what}, {schema.name}: {data.hex() if len(data) < 2000 else len(data)}")
@@ -800,8 +1152,15 @@ def test_fuzz_was_large_enough():
 def test_beside_the_package_tfrecord(file):
     "If somebody's reader is installed, it must see the same."
     reader = pytest.importorskip("tfrecord.reader")
-    theirs = reader.tfrecord_loader(str(file[0]), None, {"image": "byte", "mask": "byte", "x": "float", "color": "float"}, compression_type="gzip")
+    theirs = reader.tfrecord_loader(
+        str(file[0]),
+        None,
+        {"image": "byte", "mask": "byte", "x": "float", "color": "float"},
+        compression_type="gzip",
+    )
     for other, record in zip(theirs, read_tfrecords(file[0])):
         ours = parse_example(record.payload())
-        assert all(np.array_equal(other[name].view(np.uint8), ours[name]) for name in ("image", "mask"))
+        assert all(
+            np.array_equal(other[name].view(np.uint8), ours[name]) for name in ("image", "mask")
+        )
         assert all(np.array_equal(other[name], ours[name]) for name in ("x", "color"))

@@ -1,4 +1,5 @@
 """The training loop: schedules, figures, budget, signals, and what it does when something is wrong."""
+
 import json
 import math
 import os
@@ -19,7 +20,16 @@ from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.train.recipes import build_model, get_recipe
 from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
-from slot_attention_nbdev.train.trainer import Interrupted, Run, cosine_rate, evaluate, learning_rate, load_model, parse_budget, train
+from slot_attention_nbdev.train.trainer import (
+    Interrupted,
+    Run,
+    cosine_rate,
+    evaluate,
+    learning_rate,
+    load_model,
+    parse_budget,
+    train,
+)
 
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=8, checkpoint_every=5)
 
@@ -43,9 +53,14 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("task", ["object_discovery", "set_prediction"])
 def test_learning_rate_is_the_originals(golden, task):
     g = golden("learning_rate.npz")
-    base, warmup, rate, every = (g[f"{task}/{k}"].item() for k in ("base_learning_rate", "warmup_steps", "decay_rate", "decay_steps"))
+    base, warmup, rate, every = (
+        g[f"{task}/{k}"].item()
+        for k in ("base_learning_rate", "warmup_steps", "decay_rate", "decay_steps")
+    )
     for step, lr in zip(g[f"{task}/steps"].tolist(), g[f"{task}/lr"].tolist(), strict=True):
-        assert learning_rate(step, base, int(warmup), rate, int(every)) == pytest.approx(lr, rel=1e-6, abs=0)
+        assert learning_rate(step, base, int(warmup), rate, int(every)) == pytest.approx(
+            lr, rel=1e-6, abs=0
+        )
 
 
 def test_schedules():
@@ -58,25 +73,54 @@ def test_schedules():
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("1.5m", 90), (" 2s ", 2)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("1.5m", 90), (" 2s ", 2)]
+)
 def test_budget(text, seconds):
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "m", "-5m", "0s", "5 minutes", "1e3s", "nan", "infs", "٣m"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "m", "-5m", "0s", "5 minutes", "1e3s", "nan", "infs", "٣m"]
+)
 def test_bad_budget(text):
     with pytest.raises(InputError, match="budget: expected a time such as 90s, 5m or 1h"):
         parse_budget(text)
 
 
 def test_run_folder(run):
-    assert {p.name for p in run.iterdir()} == {"checkpoint.pt", "previous.pt", "model.safetensors", "best.safetensors", "record.json", "curve.png", "slots.png", "tensorboard"}
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoint.pt",
+        "previous.pt",
+        "model.safetensors",
+        "best.safetensors",
+        "record.json",
+        "curve.png",
+        "slots.png",
+        "tensorboard",
+    }
     record = load_record(run / "record.json")
-    assert record["finished"] and record["step"] == 12 and record["seed"] == 0 and record["recipe"]["name"] == "tiny"
-    assert {"commit", "versions", "hardware", "threads", "device", "seconds", "budget"} <= record.keys()
+    assert (
+        record["finished"]
+        and record["step"] == 12
+        and record["seed"] == 0
+        and record["recipe"]["name"] == "tiny"
+    )
+    assert {
+        "commit",
+        "versions",
+        "hardware",
+        "threads",
+        "device",
+        "seconds",
+        "budget",
+    } <= record.keys()
     assert [p["step"] for p in record["curve"] if "loss" in p] == [4, 8, 12]
     assert [p["step"] for p in record["curve"] if "fg_ari" in p] == [8, 12]
-    assert set(record["final"]) == {"fg_ari", "ari", "miou", "mbo", "mse", "n"} and record["final"]["n"] == 4
+    assert (
+        set(record["final"]) == {"fg_ari", "ari", "miou", "mbo", "mse", "n"}
+        and record["final"]["n"] == 4
+    )
     assert any((run / "tensorboard").iterdir())
 
 
@@ -84,12 +128,21 @@ def test_tensorboard_curves(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "grad_norm", "learning_rate", "fg_ari", "slot_entropy", "dead_slots"}
+    assert set(events.Tags()["scalars"]) == {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "fg_ari",
+        "slot_entropy",
+        "dead_slots",
+    }
     assert [event.step for event in events.Images("slots")] == [8, 12]
     assert (events.Images("slots")[0].width, events.Images("slots")[0].height) == (7 * 37, 4 * 37)
     looks = [p for p in load_record(run / "record.json")["curve"] if "fg_ari" in p]
     assert all(0 <= p["slot_entropy"] <= 1 and 0 <= p["dead_slots"] <= 4 for p in looks)
-    losses = {p["step"]: p["loss"] for p in load_record(run / "record.json")["curve"] if "loss" in p}
+    losses = {
+        p["step"]: p["loss"] for p in load_record(run / "record.json")["curve"] if "loss" in p
+    }
     assert {e.step: e.value for e in events.Scalars("loss")} == pytest.approx(losses)
 
 
@@ -105,7 +158,10 @@ def test_same_seed_same_weights(run, tmp_path):
     torch.manual_seed(99)  # the global state has no say
     go(tmp_path / "again")
     go(tmp_path / "other", seed=1)
-    ours, again, other = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "again", tmp_path / "other"))
+    ours, again, other = (
+        load_file(folder / "model.safetensors")
+        for folder in (run, tmp_path / "again", tmp_path / "other")
+    )
     assert all(torch.equal(ours[key], again[key]) for key in ours)
     assert any(not torch.equal(ours[key], other[key]) for key in ours)
 
@@ -135,7 +191,11 @@ def test_a_checkpoint_can_be_restored_twice(tmp_path):
 
 def test_variance_weight_rises():
     scenes, losses = sprite_scenes("tetrominoes", 2), []
-    for settings in ({"variance_weight": 0.0}, {"variance_weight": 1.0}, {"variance_weight": 1.0, "variance_steps": 10}):
+    for settings in (
+        {"variance_weight": 0.0},
+        {"variance_weight": 1.0},
+        {"variance_weight": 1.0, "variance_steps": 10},
+    ):
         run = Run(tiny(**settings))
         run.update(scenes)
         losses.append(run.measure()["loss"])
@@ -146,7 +206,9 @@ def test_average():
     run = Run(tiny(average_decay=0.75, warmup_steps=0))
     start = [p.clone() for p in run.model.parameters()]
     run.update(sprite_scenes("tetrominoes", 2))
-    for mean, first, now in zip(run.average.parameters(), start, run.model.parameters(), strict=True):
+    for mean, first, now in zip(
+        run.average.parameters(), start, run.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(mean, 0.75 * first + 0.25 * now)
     plain = Run(tiny(average_decay=0.0))
     assert plain.average is plain.model
@@ -157,7 +219,11 @@ def test_clipping():
     for clip in (0.0, 1e-3):
         run = Run(tiny(clip_norm=clip))
         run.update(scenes)
-        norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm().item()
+        norm = (
+            torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None])
+            .norm()
+            .item()
+        )
         assert norm == pytest.approx(clip or run.measure()["grad_norm"], rel=1e-3)
 
 
@@ -166,18 +232,26 @@ def test_labels_have_no_say():
     scenes = sprite_scenes("tetrominoes", 2)
     a.update(scenes)
     b.update({"image": scenes["image"]})
-    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True)
+    )
 
 
 def test_a_recipe_may_have_a_budget_and_the_caller_the_last_word(tmp_path):
-    recipe = tiny(steps=100_000, budget=1.0, log_every=100_000, eval_every=100_000, checkpoint_every=100_000)
+    recipe = tiny(
+        steps=100_000, budget=1.0, log_every=100_000, eval_every=100_000, checkpoint_every=100_000
+    )
     assert go(tmp_path / "own", recipe)["budget"] == 1.0
     assert go(tmp_path / "told", recipe, budget=0.5)["budget"] == 0.5
 
 
 def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):
     started = time.perf_counter()
-    record = go(tmp_path, tiny(steps=100_000, log_every=1, eval_every=100_000, checkpoint_every=100_000), budget=2.0)
+    record = go(
+        tmp_path,
+        tiny(steps=100_000, log_every=1, eval_every=100_000, checkpoint_every=100_000),
+        budget=2.0,
+    )
     assert time.perf_counter() - started < 30
     rates = [p["learning_rate"] for p in record["curve"] if "learning_rate" in p]
     assert record["step"] < 1_000 and 2.0 <= record["seconds"] < 10 and record["budget"] == 2.0
@@ -190,7 +264,8 @@ def test_budget_counts_over_resumes():
     run.seconds = 5.0
     assert run.position == 50
     run.step = 70
-    assert run.position == 50  # the clock alone decides: a budget stretches a schedule as well as squeezing it
+    # the clock alone decides: a budget stretches a schedule as well as squeezing it
+    assert run.position == 50
     run.seconds = 60.0
     assert run.position == 100 and run.rate == 0
 
@@ -203,7 +278,11 @@ def test_nan_is_an_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, by
         calls.append(1)
         loss = F.mse_loss(reconstruction, image)
         if len(calls) == 8:  # step 7
-            return loss * math.nan if by == "loss" else loss + (reconstruction - reconstruction.detach()).sum() * math.inf
+            return (
+                loss * math.nan
+                if by == "loss"
+                else loss + (reconstruction - reconstruction.detach()).sum() * math.inf
+            )
         return loss
 
     monkeypatch.setattr(objective, "F", SimpleNamespace(mse_loss=spoilt))
@@ -236,7 +315,9 @@ def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
     assert record["finished"] and [p["step"] for p in record["curve"] if "loss" in p] == [4, 8, 12]
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (run, tmp_path))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    for ours, theirs in zip(load_record(run / "record.json")["curve"], record["curve"], strict=True):
+    for ours, theirs in zip(
+        load_record(run / "record.json")["curve"], record["curve"], strict=True
+    ):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
@@ -268,7 +349,10 @@ def test_resume_of_a_finished_run_changes_nothing(run, tmp_path):
     before = load_file(run / "model.safetensors")
     record = go(run, resume=True)
     assert record["step"] == 12 and record["finished"]
-    assert all(torch.equal(before[key], value) for key, value in load_file(run / "model.safetensors").items())
+    assert all(
+        torch.equal(before[key], value)
+        for key, value in load_file(run / "model.safetensors").items()
+    )
 
 
 def test_tensorboard_cannot_be_written(tmp_path):
@@ -284,7 +368,10 @@ def test_no_space(tmp_path, monkeypatch):
     def full(path, state):
         if state["step"] < 10:
             return save(path, state)
-        monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        monkeypatch.setattr(
+            "pathlib.Path.write_bytes",
+            lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))),
+        )
         save(path, state)
 
     monkeypatch.setattr(training, "keep_checkpoint", full)
@@ -308,7 +395,10 @@ def test_evaluate_is_what_it_says():
     ours = evaluate(model, scenes, batch_size=4, seed=3)
     with torch.no_grad():
         output = model(to_model(scenes["image"]), generator=generator(3, "evaluate"))
-    whole = {key: value.mean().item() for key, value in segmentation_metrics(scenes["label"], output.masks).items()}
+    whole = {
+        key: value.mean().item()
+        for key, value in segmentation_metrics(scenes["label"], output.masks).items()
+    }
     whole |= {"mse": F.mse_loss(output.reconstruction, to_model(scenes["image"])).item(), "n": 10}
     assert ours == pytest.approx(whole, abs=1e-6)  # whatever the batch size
     assert all(type(value) in (float, int) for value in ours.values()) and json.dumps(ours)
@@ -342,7 +432,12 @@ def test_load_model(run):
     outputs = []
     for name in (run, str(run), run / "model.safetensors", run / "checkpoint.pt"):
         model, info = load_model(name)
-        assert info["step"] == 12 and info["seed"] == 0 and info["recipe"]["name"] == "tiny" and not model.training
+        assert (
+            info["step"] == 12
+            and info["seed"] == 0
+            and info["recipe"]["name"] == "tiny"
+            and not model.training
+        )
         with torch.no_grad():
             outputs.append(model(images, generator=generator(0)).reconstruction)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
@@ -351,7 +446,8 @@ def test_load_model(run):
 def spoil(run, tmp_path, how):
     "A copy of a finished run's model or checkpoint that something has happened to."
     weights, checkpoint = tmp_path / "bad.safetensors", tmp_path / "bad.pt"
-    content, whole = (run / "model.safetensors").read_bytes(), (run / "checkpoint.pt").read_bytes()
+    content = (run / "model.safetensors").read_bytes()
+    whole = (run / "checkpoint.pt").read_bytes()
     if how == "cut weights":
         weights.write_bytes(content[: len(content) // 2])
     elif how == "bit in weights":
@@ -374,9 +470,14 @@ def spoil(run, tmp_path, how):
     elif how == "text":
         checkpoint.write_text("weights")
     elif how == "another model":
-        torch.save({**load_checkpoint(run / "checkpoint.pt"), "average": {"weight": torch.ones(3)}}, checkpoint)
+        torch.save(
+            {**load_checkpoint(run / "checkpoint.pt"), "average": {"weight": torch.ones(3)}},
+            checkpoint,
+        )
     elif how == "another recipe":
-        torch.save({**load_checkpoint(run / "checkpoint.pt"), "recipe": {"name": "tiny"}}, checkpoint)
+        torch.save(
+            {**load_checkpoint(run / "checkpoint.pt"), "recipe": {"name": "tiny"}}, checkpoint
+        )
     return weights if weights.exists() else checkpoint
 
 

@@ -1,4 +1,5 @@
 """The fast variants: exact where they claim to be, unbiased where they draw, and off unless asked for."""
+
 import math
 from itertools import combinations
 
@@ -8,12 +9,32 @@ import torch.nn.functional as F
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
 from slot_attention_nbdev.train.tasks import Objective, Shortcuts, draw_noise, draw_pixels
-from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, identity, load_model
+from slot_attention_nbdev.train.recipes import (
+    build_data,
+    build_model,
+    get_recipe,
+    identity,
+    load_model,
+)
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.train.trainer import Run, train
-from slot_attention_nbdev.experiments.shortcuts import PixelDecoder, learn_from_last_step, pixel_autoencoder, variants
+from slot_attention_nbdev.experiments.shortcuts import (
+    PixelDecoder,
+    learn_from_last_step,
+    pixel_autoencoder,
+    variants,
+)
 
-SHORT = dict(steps=6, batch_size=2, resolution=9, eval_images=4, log_every=2, eval_every=6, checkpoint_every=3, warmup_steps=1)
+SHORT = dict(
+    steps=6,
+    batch_size=2,
+    resolution=9,
+    eval_images=4,
+    log_every=2,
+    eval_every=6,
+    checkpoint_every=3,
+    warmup_steps=1,
+)
 
 
 def seeded(build, *args, seed=0, **options):
@@ -38,30 +59,46 @@ def test_a_pixel_is_a_pixel(resolution, layers):
     for y in range(H):  # by hand, in Python's own loop over pixels
         for x in range(W):
             down, across = (i / (n - 1) if n > 1 else 0.0 for i, n in ((y, H), (x, W)))
-            h = slots @ decoder.from_slot.weight.T + decoder.from_slot.bias + decoder.from_position.weight @ torch.tensor([down, across, 1 - down, 1 - across]).double()
+            h = (
+                slots @ decoder.from_slot.weight.T
+                + decoder.from_slot.bias
+                + decoder.from_position.weight
+                @ torch.tensor([down, across, 1 - down, 1 - across]).double()
+            )
             for linear in linears:
                 h = h.clamp(min=0) @ linear.weight.T + linear.bias
             torch.testing.assert_close(whole[..., y, x], h)
-    pixels = torch.stack([torch.randperm(H * W, generator=generator(b))[: max(1, H * W // 2)] for b in range(2)])
+    pixels = torch.stack(
+        [torch.randperm(H * W, generator=generator(b))[: max(1, H * W // 2)] for b in range(2)]
+    )
     some = decoder(slots, pixels)
     assert some.shape == (2, 3, 4, 1, pixels.shape[1])
     for b in range(2):
-        torch.testing.assert_close(some[b, :, :, 0], whole[b].flatten(2)[..., pixels[b]], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            some[b, :, :, 0], whole[b].flatten(2)[..., pixels[b]], rtol=0, atol=1e-12
+        )
 
 
 def test_some_pixels_have_the_gradients_of_the_whole():
     "Scoring some pixels is scoring the whole picture with weight zero elsewhere."
     model = seeded(pixel_autoencoder, (6, 5), 3)
-    scenes, pixels = {"image": torch.randint(0, 256, (2, 6, 5, 3), dtype=torch.uint8, generator=generator(0))}, torch.tensor([[0, 29, 7], [11, 12, 13]])
+    scenes = {
+        "image": torch.randint(0, 256, (2, 6, 5, 3), dtype=torch.uint8, generator=generator(0))
+    }
+    pixels = torch.tensor([[0, 29, 7], [11, 12, 13]])
     noise = draw_noise(model, 2, 0, 0)
     found = []
     for masked in (False, True):
         model.zero_grad()
         if masked:
             image = to_model(scenes["image"])
-            slots = model.slot_attention.slots_mu + model.slot_attention.slots_log_sigma.exp() * noise
+            slots = (
+                model.slot_attention.slots_mu + model.slot_attention.slots_log_sigma.exp() * noise
+            )
             scored = torch.zeros(2, 30).scatter(1, pixels, 1.0).view(2, 1, 6, 5)
-            loss = ((model(image, slots=slots).reconstruction - image).square() * scored).sum() / (2 * 3 * 3)
+            loss = ((model(image, slots=slots).reconstruction - image).square() * scored).sum() / (
+                2 * 3 * 3
+            )
         else:
             loss = Objective(model)(scenes | {"pixels": pixels}, noise)
         loss.backward()
@@ -73,31 +110,55 @@ def test_some_pixels_have_the_gradients_of_the_whole():
 @pytest.mark.parametrize("variance_weight", [0.0, 0.5])
 def test_the_mean_over_all_draws_is_the_whole_loss(count, variance_weight):
     model = seeded(pixel_autoencoder, (2, 3), 2)
-    scenes = {"image": torch.randint(0, 256, (1, 2, 3, 3), dtype=torch.uint8, generator=generator(1))}
+    scenes = {
+        "image": torch.randint(0, 256, (1, 2, 3, 3), dtype=torch.uint8, generator=generator(1))
+    }
     objective, noise = Objective(model), draw_noise(model, 1, 0, 0)
     with torch.no_grad():
         whole = objective(scenes, noise, variance_weight)
-        drawn = torch.stack([objective(scenes | {"pixels": torch.tensor([which])}, noise, variance_weight) for which in combinations(range(6), count)])
+        drawn = torch.stack(
+            [
+                objective(scenes | {"pixels": torch.tensor([which])}, noise, variance_weight)
+                for which in combinations(range(6), count)
+            ]
+        )
     assert len(drawn) == math.comb(6, count) and drawn.std() > 1e-3
     torch.testing.assert_close(drawn.mean(), whole)
 
 
 def test_every_pixel_is_as_likely():
-    model, n, drawn = seeded(pixel_autoencoder, (4, 5), 2), 4000, []
+    model = seeded(pixel_autoencoder, (4, 5), 2)
+    n = 4000
+    drawn = []
     drawn = torch.cat([draw_pixels(model, 6, n // 10, 3, step)["pixels"] for step in range(10)])
     assert all(len(set(row)) == 6 for row in drawn.tolist())
-    share = torch.bincount(drawn.flatten(), minlength=20) / n  # 6 / 20 each; its standard deviation is under 0.0073
+    # 6 / 20 each; its standard deviation is under 0.0073
+    share = torch.bincount(drawn.flatten(), minlength=20) / n
     assert len(share) == 20 and (share - 0.3).abs().max() < 0.03
-    together = torch.stack([(drawn == a).any(1) & (drawn == b).any(1) for a, b in combinations(range(20), 2)]).float().mean(1)
-    assert (together - 6 * 5 / (20 * 19)).abs().max() < 0.03  # no two of them come together more often
+    together = (
+        torch.stack(
+            [(drawn == a).any(1) & (drawn == b).any(1) for a, b in combinations(range(20), 2)]
+        )
+        .float()
+        .mean(1)
+    )
+    # no two of them come together more often
+    assert (together - 6 * 5 / (20 * 19)).abs().max() < 0.03
 
 
 def test_pixels_need_a_decoder_that_paints_them():
     scenes = sprite_scenes("tetrominoes", 2)
-    with pytest.raises(InputError, match="pixels: expected 0, since SlotAttentionAutoEncoder paints whole images"):
-        Run(get_recipe("tetrominoes_paper", pixels=10, batch_size=2), resolution=(35, 35)).update(scenes)
+    with pytest.raises(
+        InputError, match="pixels: expected 0, since SlotAttentionAutoEncoder paints whole images"
+    ):
+        Run(get_recipe("tetrominoes_paper", pixels=10, batch_size=2), resolution=(35, 35)).update(
+            scenes
+        )
     with pytest.raises(InputError, match="pixels: expected an integer ≥ 1 and ≤ 1225"):
-        Run(get_recipe("tetrominoes_paper", model="paper_mlp", pixels=1226, batch_size=2), resolution=(35, 35)).update(scenes)
+        Run(
+            get_recipe("tetrominoes_paper", model="paper_mlp", pixels=1226, batch_size=2),
+            resolution=(35, 35),
+        ).update(scenes)
     with pytest.raises(InputError, match="pixels: expected shape"):
         PixelDecoder(4, (3, 3))(torch.zeros(2, 1, 4), torch.zeros(2, dtype=torch.long))
 
@@ -105,7 +166,9 @@ def test_pixels_need_a_decoder_that_paints_them():
 def textbook_step(module, inputs, slots):
     "One iteration, from the paper's page: no absorbed projections, no hand-written gradients."
     x = module.norm_inputs(inputs)
-    k, v, q = module.project_k(x), module.project_v(x), module.project_q(module.norm_slots(slots))
+    k = module.project_k(x)
+    v = module.project_v(x)
+    q = module.project_q(module.norm_slots(slots))
     attn = (k @ q.mT / math.sqrt(q.shape[-1])).softmax(-1) + module.eps
     updates = (attn / attn.sum(1, keepdim=True)).mT @ v
     slots = module.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
@@ -115,11 +178,16 @@ def textbook_step(module, inputs, slots):
 @pytest.mark.parametrize("T", [1, 2, 3, 5])
 def test_gradients_of_the_last_step(T):
     model = seeded(pixel_autoencoder, (4, 4), 3).double()
-    module, inputs, noise, weight = learn_from_last_step(model).slot_attention, draw(2, 10, 32).requires_grad_(), draw(2, 3, 64), draw(2, 3, 64, seed=1)
+    module = learn_from_last_step(model).slot_attention
+    inputs = draw(2, 10, 32).requires_grad_()
+    noise = draw(2, 3, 64)
+    weight = draw(2, 3, 64, seed=1)
     start = lambda: module.slots_mu + module.slots_log_sigma.exp() * noise
     watched = [inputs, *module.parameters()]
 
-    got = torch.autograd.grad((module(inputs, slots=start(), num_iterations=T) * weight).sum(), watched)
+    got = torch.autograd.grad(
+        (module(inputs, slots=start(), num_iterations=T) * weight).sum(), watched
+    )
     slots = start()
     for _ in range(T - 1):
         slots = textbook_step(module, inputs, slots).detach()
@@ -129,15 +197,24 @@ def test_gradients_of_the_last_step(T):
     names = ["inputs", *dict(module.named_parameters())]
     if T == 1:
         want = dict(zip(names, torch.autograd.grad(loss, watched)))
-    else:  # what arrives at the last iteration's slots goes straight to μ, and times the derivative of the start to log σ
+    else:
+        # what arrives at the last iteration's slots goes straight to μ, and times the derivative of
+        # the start to log σ
         others = [w for name, w in zip(names, watched) if not name.startswith("slots_")]
         arrived, *rest = torch.autograd.grad(loss, [slots, *others])
         want = dict(zip((name for name in names if not name.startswith("slots_")), rest))
         want["slots_mu"] = arrived.sum((0, 1), keepdim=True)
-        want["slots_log_sigma"] = (arrived * noise * module.slots_log_sigma.exp()).sum((0, 1), keepdim=True)
+        want["slots_log_sigma"] = (arrived * noise * module.slots_log_sigma.exp()).sum(
+            (0, 1), keepdim=True
+        )
     for name, grad in zip(names, got):
-        torch.testing.assert_close(grad, want[name], rtol=1e-8, atol=1e-10, msg=lambda m: f"{name}: {m}")
-    assert got[names.index("slots_mu")].norm() > 1e-3 and got[names.index("slots_log_sigma")].norm() > 1e-3
+        torch.testing.assert_close(
+            grad, want[name], rtol=1e-8, atol=1e-10, msg=lambda m: f"{name}: {m}"
+        )
+    assert (
+        got[names.index("slots_mu")].norm() > 1e-3
+        and got[names.index("slots_log_sigma")].norm() > 1e-3
+    )
 
 
 def test_last_step_computes_the_same_and_keeps_less():
@@ -145,20 +222,27 @@ def test_last_step_computes_the_same_and_keeps_less():
     model = learn_from_last_step(seeded(pixel_autoencoder, (6, 6), 4))
     image = to_model(sprite_scenes("tetrominoes", 2)["image"])[:, :, :6, :6]
     for options in ({}, {"return_attention": True}, {"num_iterations": 5, "num_slots": 2}):
-        for a, b in zip(*(m(image, generator=generator(0), **options) for m in (plain, model)), strict=True):
+        for a, b in zip(
+            *(m(image, generator=generator(0), **options) for m in (plain, model)), strict=True
+        ):
             assert a is b is None or torch.allclose(a, b, atol=1e-6)
-    assert list(model.state_dict()) == list(plain.state_dict()) and isinstance(model.slot_attention, SlotAttention)
+    assert list(model.state_dict()) == list(plain.state_dict()) and isinstance(
+        model.slot_attention, SlotAttention
+    )
 
     def kept(module, T):
         sizes = {}
-        keep = lambda t: sizes.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t
+        keep = lambda t: (
+            sizes.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t
+        )
         inputs = torch.zeros(1, 8, 32, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             held = module(inputs, num_iterations=T, slots=torch.zeros(1, 64, 64))
         return sum(sizes.values()) if held is not None else 0
 
     assert kept(plain.slot_attention, 9) > 2 * kept(plain.slot_attention, 3)
-    assert kept(model.slot_attention, 9) == kept(model.slot_attention, 3)  # memory does not grow with T
+    # memory does not grow with T
+    assert kept(model.slot_attention, 9) == kept(model.slot_attention, 3)
 
 
 def test_last_step_of_other_models(tmp_path):
@@ -175,7 +259,11 @@ def test_last_step_of_other_models(tmp_path):
 def test_the_schedule_of_iterations():
     rise = Shortcuts(first_iterations=2, iteration_steps=90)
     found = [rise.iterations_at(step, 5) for step in range(200)]
-    assert [found.count(T) for T in (2, 3, 4)] == [30, 30, 30] and found == sorted(found) and found[-1] == 5
+    assert (
+        [found.count(T) for T in (2, 3, 4)] == [30, 30, 30]
+        and found == sorted(found)
+        and found[-1] == 5
+    )
     assert Shortcuts(first_iterations=4).iterations_at(0, 4) == 4
     assert Shortcuts(first_iterations=1).iterations_at(0, 3) == 3  # a rise of no steps is over
     assert Shortcuts(first_iterations=9, iteration_steps=10).iterations_at(0, 3) == 3
@@ -183,9 +271,18 @@ def test_the_schedule_of_iterations():
 
 def test_a_run_uses_its_schedule(monkeypatch):
     recipe = get_recipe("tetrominoes_paper", **SHORT, first_iterations=1, iteration_steps=4)
-    run, (stream, held_out), seen = Run(recipe, resolution=(9, 9)), build_data(recipe), []
+    run = Run(recipe, resolution=(9, 9))
+    (stream, held_out) = build_data(recipe)
+    seen = []
     forward = run.model.slot_attention.forward
-    monkeypatch.setattr(run.model.slot_attention, "forward", lambda *a, num_iterations=None, **k: (seen.append(num_iterations), forward(*a, num_iterations=num_iterations, **k))[1])
+    monkeypatch.setattr(
+        run.model.slot_attention,
+        "forward",
+        lambda *a, num_iterations=None, **k: (
+            seen.append(num_iterations),
+            forward(*a, num_iterations=num_iterations, **k),
+        )[1],
+    )
     for step in range(6):
         run.update(stream.batch(step))
     assert seen == [1, 1, 2, 2, 3, 3]
@@ -195,18 +292,28 @@ def test_a_run_uses_its_schedule(monkeypatch):
 
 def test_the_defaults_change_nothing():
     before = get_recipe("tetrominoes_paper")
-    assert not {"pixels", "gradient", "first_iterations", "iteration_steps"} & identity(before, 0).keys()
-    for setting in (dict(model="paper_mlp", pixels=5), dict(gradient="last"), dict(first_iterations=1)):
+    assert (
+        not {"pixels", "gradient", "first_iterations", "iteration_steps"}
+        & identity(before, 0).keys()
+    )
+    for setting in (
+        dict(model="paper_mlp", pixels=5),
+        dict(gradient="last"),
+        dict(first_iterations=1),
+    ):
         assert identity(get_recipe("tetrominoes_paper", **setting), 0).items() >= setting.items()
     for bad in (dict(pixels=-1), dict(gradient="some"), dict(first_iterations=1.0)):
         with pytest.raises(InputError, match=next(iter(bad))):
             get_recipe("tetrominoes_paper", **bad)
     model = build_model(before, (9, 9))
     assert type(model.slot_attention) is SlotAttention
-    scenes, noise = {"image": sprite_scenes("tetrominoes", 2)["image"][:, :9, :9]}, draw_noise(model, 2, 0, 0)
+    scenes = {"image": sprite_scenes("tetrominoes", 2)["image"][:, :9, :9]}
+    noise = draw_noise(model, 2, 0, 0)
     image = to_model(scenes["image"])
     slots = model.slot_attention.slots_mu + model.slot_attention.slots_log_sigma.exp() * noise
-    assert torch.equal(Objective(model)(scenes, noise), F.mse_loss(model(image, slots=slots).reconstruction, image))
+    assert torch.equal(
+        Objective(model)(scenes, noise), F.mse_loss(model(image, slots=slots).reconstruction, image)
+    )
 
 
 def test_all_four_train_and_resume(tmp_path):
@@ -219,7 +326,9 @@ def test_all_four_train_and_resume(tmp_path):
     run.save(tmp_path / "half")
     train(recipe, tmp_path / "half", device="cpu", resume=True, progress=False)
     ends = [load_model(tmp_path / name / "model.safetensors")[0] for name in ("whole", "half")]
-    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in ends), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in ends), strict=True)
+    )
 
 
 @pytest.mark.parametrize("pieces", [2, 3])
@@ -227,7 +336,16 @@ def test_pieces_of_a_batch_take_their_own_pixels(pieces):
     recipe = variants(get_recipe("tetrominoes_paper", **SHORT | dict(batch_size=6)))["some pixels"]
     stream, grads = build_data(recipe)[0], []
     for accumulate in (1, pieces):
-        run = Run(get_recipe("tetrominoes_paper", **SHORT | dict(batch_size=6), model="paper_mlp", pixels=27, accumulate=accumulate), resolution=(9, 9))
+        run = Run(
+            get_recipe(
+                "tetrominoes_paper",
+                **SHORT | dict(batch_size=6),
+                model="paper_mlp",
+                pixels=27,
+                accumulate=accumulate,
+            ),
+            resolution=(9, 9),
+        )
         run.update(stream.batch(0))
         grads.append([weight.grad for weight in run.model.parameters()])
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-6)
@@ -237,7 +355,20 @@ def test_pieces_of_a_batch_take_their_own_pixels(pieces):
 def test_compiles_without_graph_breaks():
     settings = SHORT | dict(warmup_steps=0)
     recipe = variants(get_recipe("tetrominoes_paper", **settings))["all four"]
-    run, plain = (Run(get_recipe("tetrominoes_paper", **settings, model="paper_mlp", pixels=recipe.pixels, gradient="last", compile=kind), resolution=(9, 9)) for kind in ("on", "off"))
+    run, plain = (
+        Run(
+            get_recipe(
+                "tetrominoes_paper",
+                **settings,
+                model="paper_mlp",
+                pixels=recipe.pixels,
+                gradient="last",
+                compile=kind,
+            ),
+            resolution=(9, 9),
+        )
+        for kind in ("on", "off")
+    )
     stream = build_data(recipe)[0]
     for step in range(3):
         run.update(stream.batch(step))

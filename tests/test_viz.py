@@ -1,4 +1,5 @@
 """Figures and statistics: right pixels, no state left behind, clear errors."""
+
 import math
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def test_color_labels(dtype):
     plain, truth = viz.color_labels(label), viz.color_labels(label, background=True)
     assert plain.shape == truth.shape == (2, 3, 4, 3) and plain.dtype == truth.dtype == torch.uint8
     assert truth[0, 0, 0].tolist() == [0, 0, 0]
-    assert torch.equal(truth.flatten(0, 2)[1:], plain.flatten(0, 2)[:-1])  # object i has the colour of slot i - 1
+    # object i has the colour of slot i - 1
+    assert torch.equal(truth.flatten(0, 2)[1:], plain.flatten(0, 2)[:-1])
 
 
 def test_figures_leave_no_pyplot_state(scenes, output, tmp_path):
@@ -60,7 +62,9 @@ def test_figures_leave_no_pyplot_state(scenes, output, tmp_path):
     for figure in (
         viz.show_scenes(scenes, 4),
         viz.plot_decomposition(image, output, scenes["label"], masks=True),
-        viz.plot_attention(output.attention[0], viz.grid_size(output.attention.shape[2], (35, 35)), image[0]),
+        viz.plot_attention(
+            output.attention[0], viz.grid_size(output.attention.shape[2], (35, 35)), image[0]
+        ),
     ):
         viz.save_figure(figure, tmp_path / "figure.png")
     assert plt.get_fignums() == before
@@ -71,7 +75,9 @@ def test_figures_need_no_screen(tmp_path):
         "import torch; from slot_attention_nbdev.viz import draw_grid, save_figure;"
         f"save_figure(draw_grid([[torch.zeros(4, 4, 3, dtype=torch.uint8)]], ['a']), {str(tmp_path / 'a.png')!r})"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": "", "MPLCONFIGDIR": str(tmp_path)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PATH": "", "MPLCONFIGDIR": str(tmp_path)}
+    )
     assert Image.open(tmp_path / "a.png").size[0] > 96
 
 
@@ -81,14 +87,25 @@ def test_every_pixel_is_magnified_alike(size, zoom, tmp_path):
     path = viz.save_figure(viz.draw_grid([[panel]], ["random"]), tmp_path / "grid.png")
     shown = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
     edge = max(1, size // 64)
-    inner = shown[-zoom * (size + 2 * edge) :][: zoom * size, -zoom * (size + 2 * edge) :][:, : zoom * size]
+    inner = shown[-zoom * (size + 2 * edge) :][: zoom * size, -zoom * (size + 2 * edge) :][
+        :, : zoom * size
+    ]
     assert torch.equal(inner, panel.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1))
 
 
 def test_decomposition_shows_what_it_says(scenes, output):
     image = to_model(scenes["image"])
     figure = viz.plot_decomposition(image, output, scenes["label"])
-    assert names(figure) == ["input", "reconstruction", "segmentation", "truth", "slot 1", "slot 2", "slot 3", "slot 4"]
+    assert names(figure) == [
+        "input",
+        "reconstruction",
+        "segmentation",
+        "truth",
+        "slot 1",
+        "slot 2",
+        "slot 3",
+        "slot 4",
+    ]
     canvas = pixels(figure)
     assert canvas.shape == (4 * 39, 8 * 39, 3)
     panel = lambda row, column: canvas[39 * row + 2 :, 39 * column + 2 :][:35, :35]
@@ -114,12 +131,19 @@ def test_contact_sheet(scenes):
     assert torch.equal(canvas[2:37, 39 + 2 : 39 + 37], scenes["image"][1])
     assert torch.equal(canvas[2 * 39 + 2 :][:35, 2:37], scenes["image"][2])
     assert canvas[2 * 39 :, 39:].unique().tolist() == [255]  # there is no fourth scene
-    assert pixels(viz.show_scenes(scenes, 100)).shape == (2 * 39, 4 * 39, 3)  # fewer scenes than asked for
+    # fewer scenes than asked for
+    assert pixels(viz.show_scenes(scenes, 100)).shape == (2 * 39, 4 * 39, 3)
 
 
 @pytest.mark.parametrize(
     ("tokens", "resolution", "grid"),
-    [(1225, (35, 35), (35, 35)), (256, (35, 35), (16, 16)), (16384, (128, 128), (128, 128)), (600, (40, 60), (20, 30)), (1, (9, 9), (1, 1))],
+    [
+        (1225, (35, 35), (35, 35)),
+        (256, (35, 35), (16, 16)),
+        (16384, (128, 128), (128, 128)),
+        (600, (40, 60), (20, 30)),
+        (1, (9, 9), (1, 1)),
+    ],
 )
 def test_grid_size(tokens, resolution, grid):
     assert viz.grid_size(tokens, resolution) == grid
@@ -133,7 +157,9 @@ def test_attention_is_drawn_where_it_is(scenes):
     assert canvas.shape == (2 * 8, 4 * 8, 3)
     first = canvas[2:6, 8 + 2 : 8 + 6]  # slot 1 has the upper left and the lower right token
     on, off = viz.heat_map(torch.tensor([[1.0, 0.0]]))[0]
-    assert torch.equal(first[:2, :2], on.expand(2, 2, 3)) and torch.equal(first[2:, 2:], on.expand(2, 2, 3))
+    assert torch.equal(first[:2, :2], on.expand(2, 2, 3)) and torch.equal(
+        first[2:, 2:], on.expand(2, 2, 3)
+    )
     assert torch.equal(first[:2, 2:], off.expand(2, 2, 3))
 
 
@@ -146,16 +172,24 @@ def test_statistics_against_loops(shape):
     for b in range(shape[0]):
         points = [(y, x) for y in range(shape[2]) for x in range(shape[3])]
         entropy = sum(-float(m) * math.log(m) for y, x in points for m in masks[b, :, y, x])
-        wins = [sum(int(masks[b, :, y, x].argmax()) == k for y, x in points) / len(points) for k in range(shape[1])]
+        wins = [
+            sum(int(masks[b, :, y, x].argmax()) == k for y, x in points) / len(points)
+            for k in range(shape[1])
+        ]
         share = torch.stack([masks[b, :, y, x] for y, x in points if label[b, y, x] == 0]).mean(0)
         expected = entropy / len(points) / math.log(shape[1]) if shape[1] > 1 else 0.0
         assert float(found["entropy"][b]) == pytest.approx(expected, abs=1e-5)
         assert int(found["dead"][b]) == sum(w < 0.1 for w in wins)
-        assert float(found["background_split"][b]) == pytest.approx(math.exp(-sum(float(p) * math.log(p) for p in share)), rel=1e-4)
+        assert float(found["background_split"][b]) == pytest.approx(
+            math.exp(-sum(float(p) * math.log(p) for p in share)), rel=1e-4
+        )
 
 
 def test_statistics_do_not_depend_on_the_order_of_slots(output, scenes):
-    a, b = (viz.slot_statistics(masks, scenes["label"]) for masks in (output.masks, output.masks[:, [3, 1, 0, 2]]))
+    a, b = (
+        viz.slot_statistics(masks, scenes["label"])
+        for masks in (output.masks, output.masks[:, [3, 1, 0, 2]])
+    )
     for key in a:
         torch.testing.assert_close(a[key], b[key])
 
@@ -196,16 +230,42 @@ def test_save_figure_is_whole_or_absent(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda image, output: viz.plot_decomposition(image[0], output), "image: expected shape [B, C=3, H, W]"),
-        (lambda image, output: viz.plot_decomposition(image[:2], output), "masks: expected shape [B=2"),
-        (lambda image, output: viz.plot_decomposition(image, output, torch.zeros(4, 9, 9).int()), "label: expected shape [B=4, H=35, W=35]"),
-        (lambda image, output: viz.plot_attention(output.attention, (1, 1), image[0]), "attention: expected shape [T, N, K]"),
-        (lambda image, output: viz.plot_attention(output.attention[0], (2, 3), image[0]), "resolution: expected height x width = N"),
+        (
+            lambda image, output: viz.plot_decomposition(image[0], output),
+            "image: expected shape [B, C=3, H, W]",
+        ),
+        (
+            lambda image, output: viz.plot_decomposition(image[:2], output),
+            "masks: expected shape [B=2",
+        ),
+        (
+            lambda image, output: viz.plot_decomposition(image, output, torch.zeros(4, 9, 9).int()),
+            "label: expected shape [B=4, H=35, W=35]",
+        ),
+        (
+            lambda image, output: viz.plot_attention(output.attention, (1, 1), image[0]),
+            "attention: expected shape [T, N, K]",
+        ),
+        (
+            lambda image, output: viz.plot_attention(output.attention[0], (2, 3), image[0]),
+            "resolution: expected height x width = N",
+        ),
         (lambda image, output: viz.slot_statistics(image[0]), "masks: expected shape [B, K, H, W]"),
-        (lambda image, output: viz.slot_statistics(output.masks, torch.zeros(4, 9, 9)), "label: expected shape"),
+        (
+            lambda image, output: viz.slot_statistics(output.masks, torch.zeros(4, 9, 9)),
+            "label: expected shape",
+        ),
         (lambda image, output: viz.color_labels(image), "label: expected integers"),
-        (lambda image, output: viz.draw_slots(None, image, index=-1), "index: expected an integer ≥ 0 and ≤ 3"),
-        (lambda image, output: viz.save_figure(viz.draw_grid([[torch.zeros(2, 2, 3)]], [""]), "a.txt"), "use .png, .svg or .pdf"),
+        (
+            lambda image, output: viz.draw_slots(None, image, index=-1),
+            "index: expected an integer ≥ 0 and ≤ 3",
+        ),
+        (
+            lambda image, output: viz.save_figure(
+                viz.draw_grid([[torch.zeros(2, 2, 3)]], [""]), "a.txt"
+            ),
+            "use .png, .svg or .pdf",
+        ),
     ],
 )
 def test_bad_input(call, words, scenes, output):

@@ -1,4 +1,5 @@
 """What goes wrong: each deviation deviates where it should, the harness repeats itself, the records are whole."""
+
 import importlib.util
 import json
 import re
@@ -39,7 +40,9 @@ def image():
 
 
 def outputs(name: str, image: torch.Tensor):
-    return build(name)(image, slots=torch.randn(2, 4, 64, generator=generator(0)), return_attention=True)
+    return build(name)(
+        image, slots=torch.randn(2, 4, 64, generator=generator(0)), return_attention=True
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -56,7 +59,10 @@ def test_output_on_the_same_weights(name, image):
     torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
-@pytest.mark.parametrize(("name", "learns"), [("plain", True), ("fixed_start", False), ("detached", False), ("implicit", True)])
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [("plain", True), ("fixed_start", False), ("detached", False), ("implicit", True)],
+)
 def test_who_gets_a_gradient(name, learns, image):
     model = build(name)
     model(image, generator=generator(0)).reconstruction.square().mean().backward()
@@ -77,7 +83,12 @@ def module_pair(cls, **options):
         for i, w in enumerate(ours.parameters()):  # biases of 0 and gains of 1 would hide mistakes
             w.copy_(torch.randn(w.shape, generator=generator(0, i), dtype=w.dtype) * 0.4)
     other.load_state_dict(ours.state_dict())
-    return ours, other, torch.randn(2, 11, 5, generator=generator(1), dtype=torch.float64), torch.randn(2, 3, 8, generator=generator(2), dtype=torch.float64)
+    return (
+        ours,
+        other,
+        torch.randn(2, 11, 5, generator=generator(1), dtype=torch.float64),
+        torch.randn(2, 3, 8, generator=generator(2), dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("T", [1, 2, 4])
@@ -85,10 +96,14 @@ def module_pair(cls, **options):
 def test_same_function(cls, T):
     ours, other, inputs, slots = module_pair(cls)
     for mine, its in zip(
-        ours(inputs, slots=slots, num_iterations=T, return_attention=True), other(inputs, slots=slots, num_iterations=T, return_attention=True)
+        ours(inputs, slots=slots, num_iterations=T, return_attention=True),
+        other(inputs, slots=slots, num_iterations=T, return_attention=True),
     ):
         torch.testing.assert_close(mine, its, atol=1e-12, rtol=0)
-    torch.testing.assert_close(ours(inputs, num_slots=5, generator=generator(3)), other(inputs, num_slots=5, generator=generator(3)))
+    torch.testing.assert_close(
+        ours(inputs, num_slots=5, generator=generator(3)),
+        other(inputs, num_slots=5, generator=generator(3)),
+    )
 
 
 @pytest.mark.parametrize("cls", [TokenSoftmax, WeightedSum, Unscaled])
@@ -113,13 +128,19 @@ def test_straight_through_gradient():
     start = slots.clone().requires_grad_()
     (found,) = torch.autograd.grad(other(inputs, slots=start).square().sum(), start)
     early = ours(inputs, slots=slots, num_iterations=2).detach().requires_grad_()
-    (wanted,) = torch.autograd.grad(ours(inputs, slots=early, num_iterations=1).square().sum(), early)
+    (wanted,) = torch.autograd.grad(
+        ours(inputs, slots=early, num_iterations=1).square().sum(), early
+    )
     torch.testing.assert_close(found, wanted)
 
 
 def test_one_iteration_of_implicit_is_plain():
     ours, other, inputs, slots = module_pair(Implicit)
-    grads = [torch.autograd.grad(m(inputs, slots=s, num_iterations=1).sum(), s)[0] for m in (ours, other) for s in [slots.clone().requires_grad_()]]
+    grads = [
+        torch.autograd.grad(m(inputs, slots=s, num_iterations=1).sum(), s)[0]
+        for m in (ours, other)
+        for s in [slots.clone().requires_grad_()]
+    ]
     torch.testing.assert_close(*grads)
 
 
@@ -132,8 +153,11 @@ def test_symmetric_padding_moves_the_layer_by_a_pixel():
 
 def test_normalised_state_forgets_length(image):
     model = build("normalised_state").slot_attention
-    updates, slots = torch.randn(3, 64, generator=generator(0)), torch.randn(3, 64, generator=generator(1))
-    torch.testing.assert_close(model.gru(updates, slots), model.gru(updates, 10 * slots), atol=1e-4, rtol=0)
+    updates = torch.randn(3, 64, generator=generator(0))
+    slots = torch.randn(3, 64, generator=generator(1))
+    torch.testing.assert_close(
+        model.gru(updates, slots), model.gru(updates, 10 * slots), atol=1e-4, rtol=0
+    )
 
 
 def test_warm_up_decides_the_first_step():
@@ -174,14 +198,18 @@ def test_a_run_without_a_number_says_so(monkeypatch):
     assert len(record["curve"]) == 1
 
 
-@pytest.mark.parametrize("arguments", [dict(name="softmax"), dict(name="plain", steps=0), dict(name="plain", seed=-1)])
+@pytest.mark.parametrize(
+    "arguments", [dict(name="softmax"), dict(name="plain", steps=0), dict(name="plain", seed=-1)]
+)
 def test_bad_arguments(arguments):
     with pytest.raises(InputError):
         measure(**arguments)
 
 
 def script():
-    spec = importlib.util.spec_from_file_location("what_goes_wrong_script", ROOT / "scripts" / "what_goes_wrong.py")
+    spec = importlib.util.spec_from_file_location(
+        "what_goes_wrong_script", ROOT / "scripts" / "what_goes_wrong.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -213,7 +241,10 @@ def test_record(path):
     record = load_record(path)
     setting = SETTINGS[record["recipe"]["name"]]
     assert record["recipe"]["steps"] == STEPS
-    assert all(record["recipe"][key] == getattr(setting, key) for key in ("about", "num_slots", "num_iterations", "learning_rate", "warmup_steps"))
+    assert all(
+        record["recipe"][key] == getattr(setting, key)
+        for key in ("about", "num_slots", "num_iterations", "learning_rate", "warmup_steps")
+    )
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", record["commit"])
     assert record["hardware"]["cpu"] and record["threads"] == 1 and record["seconds"] > 0
     assert record["final"] == record["curve"][-1]
@@ -235,10 +266,16 @@ def test_the_table_shows_the_records():
     notebook = json.loads((ROOT / "nbs" / "course/13_what_goes_wrong.ipynb").read_text())
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     text = "\n".join("".join(output.get("data", {}).get("text/markdown", "")) for output in outputs)
-    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.split("\n")) if len(cells) > 5}
+    rows = {
+        cells[1].strip(): cells
+        for cells in (line.split("|") for line in text.split("\n"))
+        if len(cells) > 5
+    }
     for name, setting in SETTINGS.items():
         records = [load_record(path) for path in RECORDS if path.stem.rpartition("-")[0] == name]
         ends = [sum(point["fg_ari"] for point in record["curve"][-3:]) / 3 for record in records]
-        assert rows[setting.about][3].startswith(f" {sum(ends) / len(ends):.2f} ({min(ends):.2f} … {max(ends):.2f})"), name
+        assert rows[setting.about][3].startswith(
+            f" {sum(ends) / len(ends):.2f} ({min(ends):.2f} … {max(ends):.2f})"
+        ), name
         loss = sum(record["final"]["loss"] for record in records) / len(records)
         assert rows[setting.about][4].strip() == f"{loss:.3f}", name

@@ -30,16 +30,30 @@ class Story(NamedTuple):
     def label(self) -> str:  # Such as "first (tetrominoes_fast, seed 0)"
         "A name that says what it is a run of."
         recipe = self.record["recipe"]["name"]
-        return self.name if recipe in self.name else f"{self.name} ({recipe}, seed {self.record['seed']})"
+        return (
+            self.name
+            if recipe in self.name
+            else f"{self.name} ({recipe}, seed {self.record['seed']})"
+        )
 
     @property
     def latest(self) -> dict[str, float]:  # By name; None where it could not be measured
         "The last value of every figure: of the final ones, else of the curve."
-        found = {key: value for point in self.record["curve"] for key, value in point.items() if key not in ("step", "seconds")}
-        return found | {key: value for key, value in (self.record.get("final") or {}).items() if key not in ("n", "step")}
+        found = {
+            key: value
+            for point in self.record["curve"]
+            for key, value in point.items()
+            if key not in ("step", "seconds")
+        }
+        return found | {
+            key: value
+            for key, value in (self.record.get("final") or {}).items()
+            if key not in ("n", "step")
+        }
 
     @property
-    def merit(self) -> tuple[str, float | None]:  # Its name; its value, larger is better but for "mse"
+    # Its name; its value, larger is better but for "mse"
+    def merit(self) -> tuple[str, float | None]:
         "The figure by which a run is judged."
         name = next((name for name in ("ap_inf", "fg_ari", "mse") if name in self.latest), "loss")
         return name, self.latest.get(name)
@@ -58,11 +72,30 @@ def read_story(
     try:
         record = load_record(file)
     except FileError as error:
-        return Story(name, {"recipe": {"name": name}, "seed": "?", "curve": []}, "failed", str(error), None) if inside else None
-    if not isinstance(record["recipe"], dict) or "name" not in record["recipe"] or not isinstance(record.get("curve"), list):
+        return (
+            Story(
+                name,
+                {"recipe": {"name": name}, "seed": "?", "curve": []},
+                "failed",
+                str(error),
+                None,
+            )
+            if inside
+            else None
+        )
+    if (
+        not isinstance(record["recipe"], dict)
+        or "name" not in record["recipe"]
+        or not isinstance(record.get("curve"), list)
+    ):
         return None
     picture = file.with_name("slots.png" if inside else f"{file.stem}-slots.png")
-    return Story(name, record, *read_state(file.parent if inside else None, record), picture if picture.is_file() else None)
+    return Story(
+        name,
+        record,
+        *read_state(file.parent if inside else None, record),
+        picture if picture.is_file() else None,
+    )
 
 
 def find_runs(
@@ -76,7 +109,16 @@ def find_runs(
         if not place.exists():
             raise InputError(f"run: there is no {place}")
         inside = place / "record.json"
-        files = [place] if place.is_file() else [inside] if inside.is_file() else sorted(place.rglob("*.json"), key=lambda file: (str(file.parent), len(file.name), file.name))
+        files = (
+            [place]
+            if place.is_file()
+            else [inside]
+            if inside.is_file()
+            else sorted(
+                place.rglob("*.json"),
+                key=lambda file: (str(file.parent), len(file.name), file.name),
+            )
+        )
         found = [story for story in map(read_story, files) if story]
         if not found:
             raise InputError(f"run: {place} holds no run")
@@ -84,7 +126,16 @@ def find_runs(
     return stories
 
 # %% ../../nbs/library/12_compare.ipynb #1b4b5508
-NAMES = {"fg_ari": "FG-ARI", "ari": "ARI", "miou": "mIoU", "mbo": "mBO", "mse": "MSE", "ap_inf": "AP", "grad_norm": "gradient norm", "learning_rate": "learning rate"}
+NAMES = {
+    "fg_ari": "FG-ARI",
+    "ari": "ARI",
+    "miou": "mIoU",
+    "mbo": "mBO",
+    "mse": "MSE",
+    "ap_inf": "AP",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+}
 
 
 def number(
@@ -93,7 +144,13 @@ def number(
     "A number for a reader."
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:.4f}"
+        if 0.001 <= abs(value) < 1000 or value == 0
+        else f"{value:.3g}"
+    )
 
 
 def duration(
@@ -103,7 +160,13 @@ def duration(
     if seconds is None:
         return "–"
     hours, minutes = divmod(round(seconds) // 60, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s" if minutes else f"{seconds:.0f} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {round(seconds) % 60} s"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
 
 
 def spread(
@@ -114,7 +177,11 @@ def spread(
     if len(values) < 2:
         return number(values[0] if values else None)
     middle = number(mean(values))
-    return f"{middle} ± {stdev(values):.4f}" if re.fullmatch(r"-?[0-9]+[.][0-9]{4}", middle) else f"{middle} ± {number(stdev(values))}"
+    return (
+        f"{middle} ± {stdev(values):.4f}"
+        if re.fullmatch(r"-?[0-9]+[.][0-9]{4}", middle)
+        else f"{middle} ± {number(stdev(values))}"
+    )
 
 
 def run_rows(
@@ -125,13 +192,24 @@ def run_rows(
     for story in stories:
         name, value = story.merit
         steps = f"{story.record.get('step', 0):,} of {story.record['recipe'].get('steps', 0):,}"
-        rows.append((story.name, story.record["recipe"]["name"], str(story.record["seed"]), story.state, steps, f"{NAMES.get(name, name)} {number(value)}", duration(story.record.get("seconds"))))
+        rows.append(
+            (
+                story.name,
+                story.record["recipe"]["name"],
+                str(story.record["seed"]),
+                story.state,
+                steps,
+                f"{NAMES.get(name, name)} {number(value)}",
+                duration(story.record.get("seconds")),
+            )
+        )
     return rows
 
 # %% ../../nbs/library/12_compare.ipynb #9814ed5c
 def settings_of(
     story: Story,  # A run
-) -> dict[str, str | int | float]:  # By name; without its description, and without how it was computed
+    # By name; without its description, and without how it was computed
+) -> dict[str, str | int | float]:
     "What makes runs seeds of one experiment; a setting that came after a run has its default."
     from slot_attention_nbdev.core import InputError
     from slot_attention_nbdev.train.recipes import from_dict, identity
@@ -168,11 +246,17 @@ def lags(
     story: Story,  # A run
     stories: Sequence[Story],  # All of them
 ) -> bool:  # Whether it ended far below the best of its experiment
-    "A rule of thumb for a seed that failed without an error: more than 0.1 below the best of the same settings."
+    """A rule of thumb for a seed that failed without an error: more than 0.1 below the best of the
+    same settings.
+    """
     name, value = story.merit
     if name not in ("fg_ari", "ap_inf") or story.state != "finished":
         return False
-    return (value or 0) < max(other.merit[1] or 0 for other in stories if other.merit[0] == name and settings_of(other) == settings_of(story)) - 0.1
+    return (value or 0) < max(
+        other.merit[1] or 0
+        for other in stories
+        if other.merit[0] == name and settings_of(other) == settings_of(story)
+    ) - 0.1
 
 
 def summary(
@@ -182,13 +266,29 @@ def summary(
     said, groups = [], experiments(stories)
     for group in groups:
         recipe = group[0].record["recipe"]["name"]
-        recipe += f" ({group[0].name})" if sum(recipe == other[0].record["recipe"]["name"] for other in groups) > 1 else ""
+        recipe += (
+            f" ({group[0].name})"
+            if sum(recipe == other[0].record["recipe"]["name"] for other in groups) > 1
+            else ""
+        )
         done = [story for story in group if story.state == "finished"]
-        states = [f"{sum(story.state == state for story in group)} {state}" for state in ("finished", "running", "stopped", "failed") if any(story.state == state for story in group)]
+        states = [
+            f"{sum(story.state == state for story in group)} {state}"
+            for state in ("finished", "running", "stopped", "failed")
+            if any(story.state == state for story in group)
+        ]
         name = (done or group)[0].merit[0]
-        told = f"{NAMES.get(name, name)} {spread([story.merit[1] for story in done])}" + (f", mean ± standard deviation of {len(done)} seeds" if len(done) > 1 else "") if done else "No final figure"
+        told = (
+            f"{NAMES.get(name, name)} {spread([story.merit[1] for story in done])}"
+            + (f", mean ± standard deviation of {len(done)} seeds" if len(done) > 1 else "")
+            if done
+            else "No final figure"
+        )
         behind = [str(story.record["seed"]) for story in group if lags(story, stories)]
-        said.append(f"{recipe}: {', '.join(states)}. {told}." + (f" Far below the best: seed {', '.join(behind)}." if behind else ""))
+        said.append(
+            f"{recipe}: {', '.join(states)}. {told}."
+            + (f" Far below the best: seed {', '.join(behind)}." if behind else "")
+        )
     return said
 
 # %% ../../nbs/library/12_compare.ipynb #e3702d24
@@ -202,7 +302,11 @@ def points_of(
     most: int = 300,  # Points that an eye can tell apart
 ) -> list[tuple[int, float]]:  # Steps and values
     "A curve; where it has very many points, some of them."
-    points = [(point["step"], point[figure]) for point in story.record["curve"] if point.get(figure) is not None]
+    points = [
+        (point["step"], point[figure])
+        for point in story.record["curve"]
+        if point.get(figure) is not None
+    ]
     every = -(-len(points) // most) or 1
     return points[::-1][::every][::-1]
 
@@ -211,9 +315,17 @@ def curves_of(
     stories: Sequence[Story],  # Runs
 ) -> list[str]:  # Names of figures
     "Which figures have a curve in any run, and not the same in all."
-    found = dict.fromkeys(key for story in stories for point in story.record["curve"] for key, value in point.items() if isinstance(value, (int, float)) and key not in ("step", "seconds"))
+    found = dict.fromkeys(
+        key
+        for story in stories
+        for point in story.record["curve"]
+        for key, value in point.items()
+        if isinstance(value, (int, float)) and key not in ("step", "seconds")
+    )
     if len(stories) > 1:  # what is the same in all of them tells nothing about any
-        found = [name for name in found if len({str(points_of(story, name)) for story in stories}) > 1]
+        found = [
+            name for name in found if len({str(points_of(story, name)) for story in stories}) > 1
+        ]
     return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
@@ -228,28 +340,63 @@ def draw_curves(
 
     from slot_attention_nbdev.viz import SLOT_COLORS
 
-    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(ink | {"svg.fonttype": "none", "svg.hashsalt": figure, "font.family": "sans-serif", "font.size": 11}):
+    ink = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+    )
+    with matplotlib.rc_context(
+        ink
+        | {
+            "svg.fonttype": "none",
+            "svg.hashsalt": figure,
+            "font.family": "sans-serif",
+            "font.size": 11,
+        }
+    ):
         drawing = Figure(figsize=(5, 3.1), layout="constrained")
         axes = drawing.subplots()
         for index, story in enumerate(stories):
-            points, look = points_of(story, figure), {"color": SLOT_COLORS[index % 7], "linestyle": DASHES[index % 4]}
+            points = points_of(story, figure)
+            look = {"color": SLOT_COLORS[index % 7], "linestyle": DASHES[index % 4]}
             if points:
                 axes.plot(*zip(*points), **look, linewidth=1.8, label=story.label)
                 if story.state == "failed":
-                    axes.plot(*points[-1], "X", color=look["color"], markersize=10, markeredgecolor="white")
+                    axes.plot(
+                        *points[-1],
+                        "X",
+                        color=look["color"],
+                        markersize=10,
+                        markeredgecolor="white",
+                    )
         axes.set(xlabel="step", ylabel=NAMES.get(figure, figure.replace("_", " ")))
         if figure == "fg_ari" or figure.startswith("ap_"):
-            axes.set_ylim(0.5 if min((y for story in stories for _, y in points_of(story, figure)), default=0) > 0.6 else 0, 1)
+            axes.set_ylim(
+                0.5
+                if min((y for story in stories for _, y in points_of(story, figure)), default=0)
+                > 0.6
+                else 0,
+                1,
+            )
         elif figure in ("loss", "mse"):
             axes.set_yscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#888888", alpha=0.25, linewidth=0.6)
-        drawing.savefig(buffer := io.StringIO(), format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue()[buffer.getvalue().index("<svg") :], flags=re.DOTALL)
+        drawing.savefig(
+            buffer := io.StringIO(),
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )
+    svg = re.sub(
+        r"<metadata>.*?</metadata>",
+        "",
+        buffer.getvalue()[buffer.getvalue().index("<svg") :],
+        flags=re.DOTALL,
+    )
     style = "<style>.curves{color:#1d2126}@media(prefers-color-scheme:dark){.curves{color:#e3e6ea}}</style>"
-    return re.sub(r"<svg([^>]*>)", rf'<svg class="curves"\1{style}', svg, count=1).replace(INK, "currentColor")
+    return re.sub(r"<svg([^>]*>)", rf'<svg class="curves"\1{style}', svg, count=1).replace(
+        INK, "currentColor"
+    )
 
 
 def describe_curves(
@@ -257,5 +404,9 @@ def describe_curves(
     figure: str,  # Such as "loss"
 ) -> str:  # For those who don't see it
     "What a picture of curves shows, in words."
-    ends = [f"{story.label}, {number(points[0][1])} at step {points[0][0]:,}, {number(points[-1][1])} at step {points[-1][0]:,}" for story in stories if (points := points_of(story, figure))]
+    ends = [
+        f"{story.label}, {number(points[0][1])} at step {points[0][0]:,}, {number(points[-1][1])} at step {points[-1][0]:,}"
+        for story in stories
+        if (points := points_of(story, figure))
+    ]
     return f"{NAMES.get(figure, figure)} over training steps. " + "; ".join(ends) + "."

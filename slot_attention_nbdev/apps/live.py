@@ -34,7 +34,9 @@ def encode(
 ) -> bytes:  # A PNG, packed quickly rather than tightly
     "Pixels as the bytes of a PNG."
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.asarray(pixels)).convert("RGB").save(buffer, format="png", compress_level=1)
+    PIL.Image.fromarray(np.asarray(pixels)).convert("RGB").save(
+        buffer, format="png", compress_level=1
+    )
     return buffer.getvalue()
 
 
@@ -66,9 +68,14 @@ def tile(
     photo: bool = False,  # Whether they are full of shades
 ) -> bytes:  # One PNG in at most 128 colours, so that it stays small; of photos one JPEG
     "Small multiples: pictures side by side, each below its caption."
-    images, across = [PIL.Image.open(io.BytesIO(png)).convert("RGB") for png in pictures.values()], min(columns, len(pictures))
+    images = [PIL.Image.open(io.BytesIO(png)).convert("RGB") for png in pictures.values()]
+    across = min(columns, len(pictures))
     letters = max(14, across * images[0].width // 64)  # a page shows a wide sheet smaller
-    width, heights = max(image.width for image in images), [2 * letters - 2 + max(image.height for image in images[i : i + columns]) for i in range(0, len(images), columns)]
+    width = max(image.width for image in images)
+    heights = [
+        2 * letters - 2 + max(image.height for image in images[i : i + columns])
+        for i in range(0, len(images), columns)
+    ]
     sheet = PIL.Image.new("RGB", (across * width, sum(heights)), "white")
     draw, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(letters)
     for number, (caption, image) in enumerate(zip(pictures, images)):
@@ -76,7 +83,9 @@ def tile(
         draw.text((x + width // 2, y + letters - 1), caption, fill="black", anchor="mm", font=font)
         sheet.paste(image, (x, y + 2 * letters - 2))
     buffer = io.BytesIO()
-    (sheet if photo else sheet.quantize(128, dither=PIL.Image.Dither.NONE)).save(buffer, format="jpeg" if photo else "png", quality=88, optimize=True)
+    (sheet if photo else sheet.quantize(128, dither=PIL.Image.Dither.NONE)).save(
+        buffer, format="jpeg" if photo else "png", quality=88, optimize=True
+    )
     return buffer.getvalue()
 
 
@@ -85,15 +94,28 @@ class LiveFigure(ipywidgets.VBox):
 
     def __init__(
         self,
-        draw: Callable[..., tuple[bytes, str]],  # From the controls' values to a PNG, and a sentence that says what it shows
-        controls: Mapping[str, ipywidgets.Widget],  # For each argument of `draw` a control that has a `value`
-        still: Mapping[str, Mapping[str, object]],  # Captions of the small multiples, and the values in which each differs from the controls'
+        # From the controls' values to a PNG, and a sentence that says what it shows
+        draw: Callable[..., tuple[bytes, str]],
+        # For each argument of `draw` a control that has a `value`
+        controls: Mapping[str, ipywidgets.Widget],
+        # Captions of the small multiples, and the values in which each differs from the controls'
+        still: Mapping[str, Mapping[str, object]],
         columns: int = 2,  # Small multiples in a row
         photo: bool = False,  # Whether the pictures are full of shades
     ):
-        self.draw, self.controls, self.still, self.sheet = draw, dict(controls), dict(still), {"columns": columns, "photo": photo}
+        self.draw = draw
+        self.controls = dict(controls)
+        self.still = dict(still)
+        self.sheet = {"columns": columns, "photo": photo}
         self.picture = ipywidgets.HTML()
-        super().__init__([ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap", "max_width": "900px"}), self.picture])
+        super().__init__(
+            [
+                ipywidgets.HBox(
+                    list(controls.values()), layout={"flex_flow": "row wrap", "max_width": "900px"}
+                ),
+                self.picture,
+            ]
+        )
         for control in controls.values():
             control.observe(self.redraw, "value")
         self.redraw()
@@ -103,7 +125,9 @@ class LiveFigure(ipywidgets.VBox):
         **changed: object,  # Values that differ from the controls'
     ) -> tuple[bytes, str]:  # A PNG, and its sentence
         "Draw with the controls' present values, but for some."
-        return self.draw(**{name: control.value for name, control in self.controls.items()} | changed)
+        return self.draw(
+            **{name: control.value for name, control in self.controls.items()} | changed
+        )
 
     def redraw(
         self,
@@ -120,12 +144,18 @@ class LiveFigure(ipywidgets.VBox):
 
     def multiples(self) -> bytes:  # A PNG; of photos a JPEG
         "The small multiples."
-        return tile({caption: self.drawn(**values)[0] for caption, values in self.still.items()}, **self.sheet)
+        return tile(
+            {caption: self.drawn(**values)[0] for caption, values in self.still.items()},
+            **self.sheet,
+        )
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
         bundle = super()._repr_mimebundle_(**options)
-        if "google.colab" not in sys.modules:  # which shows what it knows best, and knows PNGs better than widgets
-            bundle["image/jpeg" if self.sheet["photo"] else "image/png"] = base64.b64encode(self.multiples()).decode()
+        # which shows what it knows best, and knows PNGs better than widgets
+        if "google.colab" not in sys.modules:
+            bundle["image/jpeg" if self.sheet["photo"] else "image/png"] = base64.b64encode(
+                self.multiples()
+            ).decode()
         return bundle
 
 
@@ -138,26 +168,66 @@ def slider(
     log: bool = False,  # Whether steps multiply; then low, high and step are powers of ten
 ) -> ipywidgets.Widget:  # A control for `LiveFigure`
     "A labelled slider that can be moved by the arrow keys."
-    kind = ipywidgets.IntSlider if step is None else ipywidgets.FloatLogSlider if log else ipywidgets.FloatSlider
-    more = ({} if step is None else {"step": step, "readout_format": ".2g" if log else ".1f"}) | ({"base": 10} if log else {})
-    return kind(value=value, min=low, max=high, description=label, style={"description_width": "110px"}, layout={"width": "290px"}, **more)
+    kind = (
+        ipywidgets.IntSlider
+        if step is None
+        else ipywidgets.FloatLogSlider
+        if log
+        else ipywidgets.FloatSlider
+    )
+    more = ({} if step is None else {"step": step, "readout_format": ".2g" if log else ".1f"}) | (
+        {"base": 10} if log else {}
+    )
+    return kind(
+        value=value,
+        min=low,
+        max=high,
+        description=label,
+        style={"description_width": "110px"},
+        layout={"width": "290px"},
+        **more,
+    )
 
 # %% ../../nbs/library/17_live.ipynb #ad9296f4
 class SoftmaxPicture:
-    "Each token's votes as a bar in the slots' colours: softmax over slots on the left, over tokens on the right."
+    """Each token's votes as a bar in the slots' colours: softmax over slots on the left, over
+    tokens on the right.
+    """
 
     def __init__(
         self,
         num_tokens: int,  # N
         num_slots: int,  # K
     ):
-        self.shape, figure, self.bars = (check_int("num_tokens", num_tokens), check_int("num_slots", num_slots)), Figure(figsize=(7.6, 2.9), dpi=80), []
-        for number, (title, most) in enumerate({"over slots: each token has one vote": 1, "over tokens: each slot has one vote": num_slots}.items()):
-            axes = figure.add_axes((0.09 + 0.48 * number, 0.17, 0.41, 0.72), xlim=(0, 1.02 * most), ylim=(num_tokens + 0.6, 0.4), xlabel="votes", title=title)
-            axes.set_yticks(range(1, num_tokens + 1), [f"token {n + 1}" for n in range(num_tokens)] if number == 0 else [""] * num_tokens)
+        self.shape = (check_int("num_tokens", num_tokens), check_int("num_slots", num_slots))
+        figure = Figure(figsize=(7.6, 2.9), dpi=80)
+        self.bars = []
+        for number, (title, most) in enumerate(
+            {
+                "over slots: each token has one vote": 1,
+                "over tokens: each slot has one vote": num_slots,
+            }.items()
+        ):
+            axes = figure.add_axes(
+                (0.09 + 0.48 * number, 0.17, 0.41, 0.72),
+                xlim=(0, 1.02 * most),
+                ylim=(num_tokens + 0.6, 0.4),
+                xlabel="votes",
+                title=title,
+            )
+            axes.set_yticks(
+                range(1, num_tokens + 1),
+                [f"token {n + 1}" for n in range(num_tokens)] if number == 0 else [""] * num_tokens,
+            )
             axes.spines[["top", "right"]].set_visible(False)
             axes.axvline(1, color="black", lw=0.8, ls=":")
-            self.bars.append(axes.add_collection(PolyCollection([], facecolors=SLOT_COLORS[:num_slots], edgecolors="white", linewidths=0.5)))
+            self.bars.append(
+                axes.add_collection(
+                    PolyCollection(
+                        [], facecolors=SLOT_COLORS[:num_slots], edgecolors="white", linewidths=0.5
+                    )
+                )
+            )
         for k in range(num_slots):
             axes.bar(0, 0, color=SLOT_COLORS[k], label=f"slot {k + 1}")  # for the legend
         axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -172,12 +242,23 @@ class SoftmaxPicture:
         N, K = check_shape("scores", scores, "N K", N=self.shape[0], K=self.shape[1]).values()
         if not temperature > 0:
             raise InputError(f"temperature: expected a number > 0, got {temperature}")
-        over_slots, over_tokens = slot_softmax(scores / temperature), (scores / temperature).softmax(0)
+        over_slots = slot_softmax(scores / temperature)
+        over_tokens = (scores / temperature).softmax(0)
         for bars, attn in zip(self.bars, (over_slots, over_tokens)):
             right, y = attn.cumsum(1), torch.arange(1, N + 1.0)[:, None].expand(N, K)
-            corners = [torch.stack([x, y + side], -1) for x, side in ((right - attn, -0.4), (right, -0.4), (right, 0.4), (right - attn, 0.4))]
-            bars.set_verts(torch.stack(corners, 2).flatten(0, 1).numpy())  # [N, K, 4, 2] -> [N * K, 4, 2]
-        won, votes = over_slots.argmax(1).bincount(minlength=K).tolist(), over_tokens.sum(1)
+            corners = [
+                torch.stack([x, y + side], -1)
+                for x, side in (
+                    (right - attn, -0.4),
+                    (right, -0.4),
+                    (right, 0.4),
+                    (right - attn, 0.4),
+                )
+            ]
+            # [N, K, 4, 2] -> [N * K, 4, 2]
+            bars.set_verts(torch.stack(corners, 2).flatten(0, 1).numpy())
+        won = over_slots.argmax(1).bincount(minlength=K).tolist()
+        votes = over_tokens.sum(1)
         return self.stage.png(), (
             f"Over slots, {', '.join(f'slot {k + 1} wins {n}' for k, n in enumerate(won))} of {N} tokens. "
             f"Over tokens, token {int(votes.argmax()) + 1} gets {float(votes.max()):.2f} votes and token {int(votes.argmin()) + 1} gets {float(votes.min()):.2f}."
@@ -188,12 +269,15 @@ def explore_softmax(
     num_tokens: int = 6,  # N
     num_slots: int = 3,  # K
 ) -> LiveFigure:  # The two softmaxes under sliders
-    "Scores under sliders: temperature, one slot made louder, one token made brighter, other scores."
+    """Scores under sliders: temperature, one slot made louder, one token made brighter, other
+    scores.
+    """
     picture = SoftmaxPicture(num_tokens, num_slots)
 
     def draw(temperature: float, loud: float, bright: float, seed: int) -> tuple[bytes, str]:
         scores = 1.5 * torch.randn(num_tokens, num_slots, generator=generator(seed, "scores"))
-        scores = scores + loud * torch.eye(num_slots)[0] + bright * torch.eye(num_tokens)[:, :1]  # [N, K] + [K] + [N, 1]
+        # [N, K] + [K] + [N, 1]
+        scores = scores + loud * torch.eye(num_slots)[0] + bright * torch.eye(num_tokens)[:, :1]
         return picture(scores, temperature)
 
     controls = {
@@ -202,7 +286,16 @@ def explore_softmax(
         "bright": slider("token 1 brighter", 0.0, -6, 6, 0.5),
         "seed": slider("other scores", 0, 0, 20),
     }
-    return LiveFigure(draw, controls, {"as drawn": {}, "slot 1 louder by 3": {"loud": 3.0}, "token 1 brighter by 3": {"bright": 3.0}, "temperature 0.1": {"temperature": 0.1}})
+    return LiveFigure(
+        draw,
+        controls,
+        {
+            "as drawn": {},
+            "slot 1 louder by 3": {"loud": 3.0},
+            "token 1 brighter by 3": {"bright": 3.0},
+            "temperature 0.1": {"temperature": 0.1},
+        },
+    )
 
 # %% ../../nbs/library/17_live.ipynb #d0518f15
 def clumps(
@@ -221,7 +314,8 @@ def compete(
     num_iterations: int,  # T; 0 leaves the slots where they are
     temperature: float = 0.5,  # How soft the votes are, in squared units of distance
     eps: float = 1e-8,  # Added to the votes before the mean
-) -> tuple[Tensor, Tensor]:  # Where the slots were, [T + 1, K, 2], and how the points vote there, [T + 1, N, K]
+    # Where the slots were, [T + 1, K, 2], and how the points vote there, [T + 1, N, K]
+) -> tuple[Tensor, Tensor]:
     "Slots that compete for points: softmax over slots, weighted mean, again."
     check_shape("points", points, "N D", D=2)
     check_shape("slots", slots, "K D", D=2)
@@ -230,7 +324,8 @@ def compete(
         raise InputError(f"temperature: expected a number > 0, got {temperature}")
     path, votes = [slots], []
     for _ in range(num_iterations + 1):
-        votes.append(slot_softmax(-torch.cdist(points, path[-1]).square() / (2 * temperature)))  # [N, K]
+        # [N, K]
+        votes.append(slot_softmax(-torch.cdist(points, path[-1]).square() / (2 * temperature)))
         path.append(weighted_mean(votes[-1], points, eps))  # [K, 2]
     return torch.stack(path[:-1]), torch.stack(votes)
 
@@ -246,14 +341,31 @@ class CompetitionPicture:
     ):
         check_shape("points", points, "N D", D=2)
         figure = Figure(figsize=(7.6, 3.4), dpi=80)
-        plane = figure.add_axes((0.07, 0.14, 0.5, 0.83), xlim=(-4.2, 4.2), ylim=(-3.4, 4.2), xlabel="$x_1$", ylabel="$x_2$")
-        rounds = figure.add_axes((0.68, 0.14, 0.3, 0.83), xlim=(-0.5, most_rounds + 0.5), ylim=(-0.03, 1.03), xlabel="round", ylabel="share of the votes")
+        plane = figure.add_axes(
+            (0.07, 0.14, 0.5, 0.83),
+            xlim=(-4.2, 4.2),
+            ylim=(-3.4, 4.2),
+            xlabel="$x_1$",
+            ylabel="$x_2$",
+        )
+        rounds = figure.add_axes(
+            (0.68, 0.14, 0.3, 0.83),
+            xlim=(-0.5, most_rounds + 0.5),
+            ylim=(-0.03, 1.03),
+            xlabel="round",
+            ylabel="share of the votes",
+        )
         self.points = plane.scatter(*points.T, s=14, linewidths=0)
         colors = SLOT_COLORS[:most_slots]
-        self.palette = torch.tensor([list(bytes.fromhex(color[1:])) for color in colors]) / 255  # [K, 3]
-        self.ways, self.starts = [plane.plot([], color=color, lw=1.5)[0] for color in colors], [plane.plot([], "x", color=color, ms=8, mew=2)[0] for color in colors]
-        self.ends, self.shares = [plane.plot([], "o", color=color, ms=10, mec="black")[0] for color in colors], [rounds.plot([], ".-", color=color, lw=1.5)[0] for color in colors]
-        self.stage = Stage(figure, [self.points, *self.ways, *self.starts, *self.ends, *self.shares])
+        # [K, 3]
+        self.palette = torch.tensor([list(bytes.fromhex(color[1:])) for color in colors]) / 255
+        self.ways = [plane.plot([], color=color, lw=1.5)[0] for color in colors]
+        self.starts = [plane.plot([], "x", color=color, ms=8, mew=2)[0] for color in colors]
+        self.ends = [plane.plot([], "o", color=color, ms=10, mec="black")[0] for color in colors]
+        self.shares = [rounds.plot([], ".-", color=color, lw=1.5)[0] for color in colors]
+        self.stage = Stage(
+            figure, [self.points, *self.ways, *self.starts, *self.ends, *self.shares]
+        )
 
     def __call__(
         self,
@@ -262,13 +374,24 @@ class CompetitionPicture:
     ) -> tuple[bytes, str]:  # A PNG, and a sentence
         "Draw one competition."
         K, shares = path.shape[1], votes.mean(1)  # [T + 1, K]
-        self.points.set_facecolor((votes[-1] @ self.palette[:K]).clamp(0, 1).numpy())  # [N, K] @ [K, 3]
+        # [N, K] @ [K, 3]
+        self.points.set_facecolor((votes[-1] @ self.palette[:K]).clamp(0, 1).numpy())
         for k, lines in enumerate(zip(self.ways, self.starts, self.ends, self.shares)):
-            for line, data in zip(lines, (path[:, k].T, path[:1, k].T, path[-1:, k].T, (range(len(path)), shares[:, k])) if k < K else [([], [])] * 4):
+            for line, data in zip(
+                lines,
+                (path[:, k].T, path[:1, k].T, path[-1:, k].T, (range(len(path)), shares[:, k]))
+                if k < K
+                else [([], [])] * 4,
+            ):
                 line.set_data(*data)
         dead = [f"slot {k + 1}" for k in range(K) if shares[-1, k] < 0.01]
-        split = ", ".join(f"slot {k + 1} at ({x:.1f}, {y:.1f}) has {share:.0%}" for k, ((x, y), share) in enumerate(zip(path[-1].tolist(), shares[-1].tolist())))
-        return self.stage.png(), f"Round {len(path) - 1}: {split} of the votes." + (f" Nearly dead: {', '.join(dead)}." if dead else "")
+        split = ", ".join(
+            f"slot {k + 1} at ({x:.1f}, {y:.1f}) has {share:.0%}"
+            for k, ((x, y), share) in enumerate(zip(path[-1].tolist(), shares[-1].tolist()))
+        )
+        return self.stage.png(), f"Round {len(path) - 1}: {split} of the votes." + (
+            f" Nearly dead: {', '.join(dead)}." if dead else ""
+        )
 
 
 def explore_competition(
@@ -278,8 +401,17 @@ def explore_competition(
     points = clumps() if points is None else points
     picture = CompetitionPicture(points)
 
-    def draw(num_iterations: int, num_slots: int, temperature: float, eps: float, seed: int, across: float, up: float) -> tuple[bytes, str]:
-        starts = 1.3 * torch.randn(6, 2, generator=generator(seed, "starts"))[:num_slots]  # the first slots stay when K grows
+    def draw(
+        num_iterations: int,
+        num_slots: int,
+        temperature: float,
+        eps: float,
+        seed: int,
+        across: float,
+        up: float,
+    ) -> tuple[bytes, str]:
+        # the first slots stay when K grows
+        starts = 1.3 * torch.randn(6, 2, generator=generator(seed, "starts"))[:num_slots]
         starts[0] += torch.tensor([across, up])
         return picture(*compete(points, starts, num_iterations, temperature, eps))
 
@@ -292,4 +424,13 @@ def explore_competition(
         "across": slider("slot 1 across", 0.0, -6, 6, 0.2),
         "up": slider("slot 1 upwards", 0.0, -6, 6, 0.2),
     }
-    return LiveFigure(draw, controls, {"where they start": {"num_iterations": 0}, "five rounds": {}, "five rounds, hot (temperature 8)": {"temperature": 8.0}, "five rounds, six slots": {"num_slots": 6}})
+    return LiveFigure(
+        draw,
+        controls,
+        {
+            "where they start": {"num_iterations": 0},
+            "five rounds": {},
+            "five rounds, hot (temperature 8)": {"temperature": 8.0},
+            "five rounds, six slots": {"num_slots": 6},
+        },
+    )

@@ -21,11 +21,26 @@ from ..core import InputError, check_int, generator
 from ..data.clevr_scenes import draw_scenes, to_srgb, trace_pass
 from ..data.shading import LAMPS
 from ..data.rays import CAMERA, FRAMES, WORDS, make_solids
-from ..data.sprites import COLORS, PIECES, draw_tetrominoes, sprite_scenes, to_model, to_uint8
+from slot_attention_nbdev.data.sprites import (
+    COLORS,
+    PIECES,
+    draw_tetrominoes,
+    sprite_scenes,
+    to_model,
+    to_uint8,
+)
 from ..nn.decoder import mix_slots
 from .live import LiveFigure, Stage, encode, slider
 from ..train.recipes import load_model
-from ..viz import GREY, SLOT_COLORS, color_labels, draw_grid, grid_size, heat_map, overlay
+from slot_attention_nbdev.viz import (
+    GREY,
+    SLOT_COLORS,
+    color_labels,
+    draw_grid,
+    grid_size,
+    heat_map,
+    overlay,
+)
 
 # %% ../../nbs/library/18_live_scenes.ipynb #58c27c43
 class GridPicture:
@@ -38,28 +53,36 @@ class GridPicture:
         size: tuple[int, int],  # Height and width of a panel in pixels
         frames: Sequence[str] = (),  # Colour of the frame in each column; grey past the last
     ):
-        (self.height, self.width), self.edge = size, 2 * max(1, size[1] // 64)  # panel and frame lie as `draw_grid` puts them
+        # panel and frame lie as `draw_grid` puts them
+        (self.height, self.width), self.edge = size, 2 * max(1, size[1] // 64)
         blank = torch.full((*size, 3), 255, dtype=torch.uint8)
         figure = draw_grid([[blank] * len(columns)] * len(rows), columns, rows, frames)
         self.image = figure.axes[0].images[0]
-        self.empty, self.stage = torch.tensor(self.image.get_array()), Stage(figure, [self.image])
+        self.empty = torch.tensor(self.image.get_array())
+        self.stage = Stage(figure, [self.image])
 
     def __call__(
         self,
-        panels: Sequence[Sequence[Tensor | None]],  # Rows of panels, uint8 [H, W, 3]; None leaves a hole
+        # Rows of panels, uint8 [H, W, 3]; None leaves a hole
+        panels: Sequence[Sequence[Tensor | None]],
     ) -> bytes:  # A PNG
         "Fill the panels."
-        self.pixels, H, W = self.empty.clone(), self.height + 2 * self.edge, self.width + 2 * self.edge
+        self.pixels = self.empty.clone()
+        H = self.height + 2 * self.edge
+        W = self.width + 2 * self.edge
         for i, row in enumerate(panels):
             for j, panel in enumerate(row):
                 inset = 0 if panel is None else self.edge  # a hole takes the frame with it
-                self.pixels[i * H + inset : (i + 1) * H - inset, j * W + inset : (j + 1) * W - inset] = 255 if panel is None else panel
+                self.pixels[
+                    i * H + inset : (i + 1) * H - inset, j * W + inset : (j + 1) * W - inset
+                ] = 255 if panel is None else panel
         self.image.set_data(self.pixels.numpy())
         return self.stage.png()
 
 # %% ../../nbs/library/18_live_scenes.ipynb #72fb9b49
 COLOR_NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan")  # of COLORS in `data.sprites`
-Piece = tuple[int, int, int, int]  # Row and column of its box on the 7 x 7 board, its number in PIECES, its colour's number in COLORS
+# Row and column of its box on the 7 x 7 board, its number in PIECES, its colour's number in COLORS
+Piece = tuple[int, int, int, int]
 
 
 def cells(
@@ -67,7 +90,12 @@ def cells(
 ) -> set[tuple[int, int]]:  # Rows and columns; some may lie outside
     "The four cells that a piece covers."
     row, column, shape, _ = piece
-    return {(row + r, column + c) for r, line in enumerate(PIECES[shape].split("/")) for c, cell in enumerate(line) if cell == "1"}
+    return {
+        (row + r, column + c)
+        for r, line in enumerate(PIECES[shape].split("/"))
+        for c, cell in enumerate(line)
+        if cell == "1"
+    }
 
 
 def draw_board(
@@ -75,10 +103,18 @@ def draw_board(
 ) -> tuple[Tensor, Tensor]:  # Image uint8 [1, 35, 35, 3] and label uint8 [1, 35, 35]
     "The picture that a board stands for."
     covered = [cell for piece in pieces for cell in cells(piece)]
-    if not covered or len(set(covered)) < len(covered) or not all(0 <= x < 7 for cell in covered for x in cell):
-        raise InputError("pieces: expected one or more on the board of 7 x 7 cells, none of them over another")
+    if (
+        not covered
+        or len(set(covered)) < len(covered)
+        or not all(0 <= x < 7 for cell in covered for x in cell)
+    ):
+        raise InputError(
+            "pieces: expected one or more on the board of 7 x 7 cells, none of them over another"
+        )
     row, column, shape, color = torch.tensor(pieces).T[:, None]  # [4, n] -> four of [1, n]
-    return draw_tetrominoes(shape, 5 * column, 5 * row, torch.tensor(COLORS, dtype=torch.float32)[color])
+    return draw_tetrominoes(
+        shape, 5 * column, 5 * row, torch.tensor(COLORS, dtype=torch.float32)[color]
+    )
 
 
 class PieceBoard(ipywidgets.VBox):
@@ -90,14 +126,35 @@ class PieceBoard(ipywidgets.VBox):
         self,
         pieces: Sequence[Piece] = (),  # What lies on it in the beginning
     ):
-        self.shape = ipywidgets.Dropdown(options=[(piece.replace("1", "■").replace("0", "·"), i) for i, piece in enumerate(PIECES)], value=7, description="piece", layout={"width": "220px"})
-        self.color = ipywidgets.Dropdown(options=[(name, i) for i, name in enumerate(COLOR_NAMES)], description="colour", layout={"width": "220px"})
+        self.shape = ipywidgets.Dropdown(
+            options=[
+                (piece.replace("1", "■").replace("0", "·"), i) for i, piece in enumerate(PIECES)
+            ],
+            value=7,
+            description="piece",
+            layout={"width": "220px"},
+        )
+        self.color = ipywidgets.Dropdown(
+            options=[(name, i) for i, name in enumerate(COLOR_NAMES)],
+            description="colour",
+            layout={"width": "220px"},
+        )
         self.says = ipywidgets.HTML("Click a cell to set a piece, click a piece to take it away.")
-        self.buttons = {(r, c): ipywidgets.Button(layout={"width": "30px", "height": "30px", "margin": "1px", "padding": "0"}) for r in range(7) for c in range(7)}
+        self.buttons = {
+            (r, c): ipywidgets.Button(
+                layout={"width": "30px", "height": "30px", "margin": "1px", "padding": "0"}
+            )
+            for r in range(7)
+            for c in range(7)
+        }
         for cell, button in self.buttons.items():
             button.on_click(lambda _, cell=cell: self.click(*cell))
-        board = ipywidgets.GridBox(list(self.buttons.values()), layout={"grid_template_columns": "repeat(7, 32px)"})
-        super().__init__([ipywidgets.HBox([board, ipywidgets.VBox([self.shape, self.color, self.says])])])
+        board = ipywidgets.GridBox(
+            list(self.buttons.values()), layout={"grid_template_columns": "repeat(7, 32px)"}
+        )
+        super().__init__(
+            [ipywidgets.HBox([board, ipywidgets.VBox([self.shape, self.color, self.says])])]
+        )
         self.observe(self.show, "value")
         self.value = tuple(pieces)
         self.show()
@@ -108,9 +165,14 @@ class PieceBoard(ipywidgets.VBox):
         column: int,  # 0 … 6
     ) -> None:
         "Take the piece away that lies here, or set the chosen one down."
-        rest, new = tuple(p for p in self.value if (row, column) not in cells(p)), (row, column, self.shape.value, self.color.value)
+        rest = tuple(p for p in self.value if (row, column) not in cells(p))
+        new = (row, column, self.shape.value, self.color.value)
         covered = {cell for piece in self.value for cell in cells(piece)}
-        fits = len(rest) < len(self.value) or not cells(new) & covered and cells(new) <= set(self.buttons)
+        fits = (
+            len(rest) < len(self.value)
+            or not cells(new) & covered
+            and cells(new) <= set(self.buttons)
+        )
         self.says.value = "" if fits else "It does not fit there."
         if fits:
             self.value = rest if len(rest) < len(self.value) else (*rest, new)
@@ -123,9 +185,17 @@ class PieceBoard(ipywidgets.VBox):
         owner = {cell: number for number, piece in enumerate(self.value) for cell in cells(piece)}
         for cell, button in self.buttons.items():
             color = self.value[owner[cell]][3] if cell in owner else None
-            button.description = "\u00a0" if color is None else str(owner[cell] + 1)  # front ends leave the old text where the new one is empty
-            button.style.button_color = "#dddddd" if color is None else "#" + "".join(f"{80 + 175 * x:02x}" for x in COLORS[color])  # light, so that numbers can be read
-            button.tooltip = f"row {cell[0] + 1}, column {cell[1] + 1}: " + ("empty" if color is None else f"piece {owner[cell] + 1}, {COLOR_NAMES[color]}")
+            # front ends leave the old text where the new one is empty
+            button.description = "\u00a0" if color is None else str(owner[cell] + 1)
+            # light, so that numbers can be read
+            button.style.button_color = (
+                "#dddddd"
+                if color is None
+                else "#" + "".join(f"{80 + 175 * x:02x}" for x in COLORS[color])
+            )
+            button.tooltip = f"row {cell[0] + 1}, column {cell[1] + 1}: " + (
+                "empty" if color is None else f"piece {owner[cell] + 1}, {COLOR_NAMES[color]}"
+            )
 
 # %% ../../nbs/library/18_live_scenes.ipynb #082a9369
 class AttentionPicture:
@@ -147,32 +217,71 @@ class AttentionPicture:
     ) -> tuple[bytes, str]:  # A PNG, and a sentence
         "Draw one picture's way through the model."
         scene, label = draw_board(pieces)
-        image, slots, K, T = to_model(scene), None, check_int("num_slots", num_slots), check_int("num_iterations", num_iterations)
+        image = to_model(scene)
+        slots = None
+        K = check_int("num_slots", num_slots)
+        T = check_int("num_iterations", num_iterations)
         if start:
             tokens = self.model.encoder(image)  # [1, N, D]
             chosen = torch.randperm(tokens.shape[1], generator=generator(start, "starts"))[: K - 1]
             slots = self.model.seed(torch.cat([tokens.mean(1, keepdim=True), tokens[:, chosen]], 1))
-        output = self.model(image, slots=slots, num_slots=K, num_iterations=T, return_attention=True)
-        masks, tokens = output.masks[0], grid_size(output.attention.shape[2], image.shape[-2:])
-        painted = masks[:, None] * output.slot_reconstructions[0] + 1 - masks[:, None]  # [K, 3, H, W]; 1 is white
-        maps = nn.functional.interpolate(output.attention[0].mT.unflatten(-1, tokens), size=image.shape[-2:])  # [T, K, N] -> [T, K, H, W]
-        rows = [[scene[0], *to_uint8(output.reconstruction), color_labels(masks.argmax(0)), *to_uint8(painted)], *([None, None, overlay(image[0], m.argmax(0)), *heat_map(m)] for m in maps)]
+        output = self.model(
+            image, slots=slots, num_slots=K, num_iterations=T, return_attention=True
+        )
+        masks = output.masks[0]
+        tokens = grid_size(output.attention.shape[2], image.shape[-2:])
+        # [K, 3, H, W]; 1 is white
+        painted = masks[:, None] * output.slot_reconstructions[0] + 1 - masks[:, None]
+        # [T, K, N] -> [T, K, H, W]
+        maps = nn.functional.interpolate(
+            output.attention[0].mT.unflatten(-1, tokens), size=image.shape[-2:]
+        )
+        rows = [
+            [
+                scene[0],
+                *to_uint8(output.reconstruction),
+                color_labels(masks.argmax(0)),
+                *to_uint8(painted),
+            ],
+            *([None, None, overlay(image[0], m.argmax(0)), *heat_map(m)] for m in maps),
+        ]
         if (K, T) not in self.grids:
-            columns, names = ["your picture", "painted", "winners", *(f"slot {k + 1}" for k in range(K))], ["painted", *(f"iteration {t + 1}" for t in range(T))]
-            self.grids[K, T] = GridPicture(columns, names, scene.shape[1:3], [GREY] * 3 + list(SLOT_COLORS[:K]))
-        owners = [masks[:, label[0] == n + 1].sum(1).softmax(0).argmax().item() + 1 for n in range(len(pieces))]
-        return self.grids[K, T](rows), "Mostly " + ", ".join(f"piece {n + 1} ({COLOR_NAMES[piece[3]]}) is slot {owner}'s" for n, (piece, owner) in enumerate(zip(pieces, owners))) + "."
+            columns = ["your picture", "painted", "winners", *(f"slot {k + 1}" for k in range(K))]
+            names = ["painted", *(f"iteration {t + 1}" for t in range(T))]
+            self.grids[K, T] = GridPicture(
+                columns, names, scene.shape[1:3], [GREY] * 3 + list(SLOT_COLORS[:K])
+            )
+        owners = [
+            masks[:, label[0] == n + 1].sum(1).softmax(0).argmax().item() + 1
+            for n in range(len(pieces))
+        ]
+        return self.grids[K, T](rows), "Mostly " + ", ".join(
+            f"piece {n + 1} ({COLOR_NAMES[piece[3]]}) is slot {owner}'s"
+            for n, (piece, owner) in enumerate(zip(pieces, owners))
+        ) + "."
 
 
 def explore_attention(
     model: nn.Module | None = None,  # A `FastAutoEncoder`; None takes the weights that ship
-    pieces: Sequence[Piece] = ((0, 1, 7, 0), (1, 4, 0, 4), (4, 2, 3, 2)),  # What lies on the board in the beginning
+    # What lies on the board in the beginning
+    pieces: Sequence[Piece] = ((0, 1, 7, 0), (1, 4, 0, 4), (4, 2, 3, 2)),
 ) -> LiveFigure:  # A board, and the model's way with it
     "Click a picture together, choose K, T and where slots start, and see who takes what."
     draw = AttentionPicture(load_model("tetrominoes_fast")[0] if model is None else model)
-    controls = {"pieces": PieceBoard(pieces), "num_slots": slider("slots (K)", 4, 2, 6), "num_iterations": slider("iterations (T)", 2, 1, 4), "start": slider("random starts", 0, 0, 20)}
-    twins, crowd = ((1, 0, 0, 0), (1, 2, 0, 0), (4, 4, 7, 2)), (*pieces, (4, 5, 0, 3), (6, 0, 1, 5))
-    still = {"three pieces": {}, "two red pieces that touch": {"pieces": twins}, "five pieces, six slots": {"pieces": crowd, "num_slots": 6}, "three pieces, random starts": {"start": 3, "num_iterations": 3}}
+    controls = {
+        "pieces": PieceBoard(pieces),
+        "num_slots": slider("slots (K)", 4, 2, 6),
+        "num_iterations": slider("iterations (T)", 2, 1, 4),
+        "start": slider("random starts", 0, 0, 20),
+    }
+    twins = ((1, 0, 0, 0), (1, 2, 0, 0), (4, 4, 7, 2))
+    crowd = (*pieces, (4, 5, 0, 3), (6, 0, 1, 5))
+    still = {
+        "three pieces": {},
+        "two red pieces that touch": {"pieces": twins},
+        "five pieces, six slots": {"pieces": crowd, "num_slots": 6},
+        "three pieces, random starts": {"start": 3, "num_iterations": 3},
+    }
     return LiveFigure(draw, controls, still, columns=1)
 
 # %% ../../nbs/library/18_live_scenes.ipynb #b0cd5939
@@ -180,11 +289,14 @@ def explore_attention(
 def find_slots(
     model: nn.Module,  # A `FastAutoEncoder`
     image: Tensor,  # Images in [-1, 1], [B, 3, H, W]
-) -> tuple[Tensor, Tensor]:  # What the slots hold [B, K, D]; where they are, (row, column) in pixels from the image's centre [B, K, 2]
+    # What the slots hold [B, K, D]; where they are, (row, column) in pixels from the image's centre
+    # [B, K, 2]
+) -> tuple[Tensor, Tensor]:
     "The slots of some pictures, ready for surgery."
     output = model(image, return_attention=True)
     weights = output.attention[:, -1] + model.slot_attention.eps
-    return output.slots, (weights / weights.sum(1, keepdim=True)).mT @ model.places  # [B, K, N] @ [N, 2] -> [B, K, 2]
+    # [B, K, N] @ [N, 2] -> [B, K, 2]
+    return output.slots, (weights / weights.sum(1, keepdim=True)).mT @ model.places
 
 
 @torch.inference_mode()
@@ -192,19 +304,27 @@ def paint_slots(
     model: nn.Module,  # A `FastAutoEncoder`
     slots: Tensor,  # What the slots hold, [B, K, D]
     centre: Tensor,  # Where they are, [B, K, 2]
-) -> tuple[Tensor, Tensor, Tensor]:  # Mixed image [B, 3, H, W], each slot's picture [B, K, 3, H, W], masks [B, K, H, W]
+    # Mixed image [B, 3, H, W], each slot's picture [B, K, 3, H, W], masks [B, K, H, W]
+) -> tuple[Tensor, Tensor, Tensor]:
     "Paint slots, wherever they come from."
     return mix_slots(model.decoder(slots, centre))
 
 
-OPERATIONS = ("leave it", "remove it", "exchange it", "exchange only what it is", "exchange only where it is")
+OPERATIONS = (
+    "leave it",
+    "remove it",
+    "exchange it",
+    "exchange only what it is",
+    "exchange only where it is",
+)
 
 
 def operate(
     patient: tuple[Tensor, Tensor],  # What and where, [1, K, D] and [1, K, 2]
     donor: tuple[Tensor, Tensor],  # The same of another picture
     slot: int,  # Number of the slot, from 0
-    operation: str,  # One of OPERATIONS; what is exchanged comes from the donor's slot of the same number
+    # One of OPERATIONS; what is exchanged comes from the donor's slot of the same number
+    operation: str,
     move: tuple[float, float] = (0.0, 0.0),  # Then move the slot, (down, right), in pixels
 ) -> tuple[Tensor, Tensor]:  # What and where; one slot less after a removal
     "Change one slot."
@@ -230,9 +350,16 @@ class SurgeryPicture:
         model: nn.Module,  # A `FastAutoEncoder`
         images: Tensor,  # Images in [-1, 1], [B, 3, H, W]
     ):
-        self.model, self.images, self.found = model, images, find_slots(model, images)
+        self.model = model
+        self.images = images
+        self.found = find_slots(model, images)
         K = self.found[0].shape[1]
-        self.grid = GridPicture(["input", "painted", *(f"slot {k + 1}" for k in range(K))], ["patient", "donor", "after"], images.shape[-2:], [GREY] * 2 + list(SLOT_COLORS[:K]))
+        self.grid = GridPicture(
+            ["input", "painted", *(f"slot {k + 1}" for k in range(K))],
+            ["patient", "donor", "after"],
+            images.shape[-2:],
+            [GREY] * 2 + list(SLOT_COLORS[:K]),
+        )
 
     def __call__(
         self,
@@ -245,34 +372,64 @@ class SurgeryPicture:
     ) -> tuple[bytes, str]:  # A PNG, and a sentence
         "Operate, and show all three."
         one, other = (tuple(part[i : i + 1] for part in self.found) for i in (patient, donor))
-        rows, painted, removed = [], [], operation == OPERATIONS[1]
-        for image, slots in ((self.images[patient], one), (self.images[donor], other), (None, operate(one, other, slot - 1, operation, (float(down), float(right))))):
+        rows = []
+        painted = []
+        removed = operation == OPERATIONS[1]
+        for image, slots in (
+            (self.images[patient], one),
+            (self.images[donor], other),
+            (None, operate(one, other, slot - 1, operation, (float(down), float(right)))),
+        ):
             mixed, pictures, masks = (part[0] for part in paint_slots(self.model, *slots))
-            each = list(to_uint8(masks[:, None] * pictures + 1 - masks[:, None]))  # where a slot paints nothing, white
+            # where a slot paints nothing, white
+            each = list(to_uint8(masks[:, None] * pictures + 1 - masks[:, None]))
             each[slot - 1 : slot - 1] = [None] if image is None and removed else []
             painted.append(mixed)
-            rows.append([None if image is None else to_uint8(image[None])[0], to_uint8(mixed[None])[0], *each])
+            rows.append(
+                [
+                    None if image is None else to_uint8(image[None])[0],
+                    to_uint8(mixed[None])[0],
+                    *each,
+                ]
+            )
         changed = int(((painted[2] - painted[0]).abs().amax(0) > 0.2).sum())
-        return self.grid(rows), f"Slot {slot}: {operation}{'' if removed or not (right or down) else f', {right} pixels to the right and {down} down'}. {changed} of {mixed[0].numel()} painted pixels changed."
+        return (
+            self.grid(rows),
+            f"Slot {slot}: {operation}{'' if removed or not (right or down) else f', {right} pixels to the right and {down} down'}. {changed} of {mixed[0].numel()} painted pixels changed.",
+        )
 
 
 def explore_surgery(
     model: nn.Module | None = None,  # A `FastAutoEncoder`; None takes the weights that ship
-    images: Tensor | None = None,  # Images in [-1, 1], [B, 3, H, W]; None takes sixteen held-out scenes
+    # Images in [-1, 1], [B, 3, H, W]; None takes sixteen held-out scenes
+    images: Tensor | None = None,
 ) -> LiveFigure:  # Two pictures on the table
     "Remove, move or exchange one slot, and see what is painted."
     images = to_model(sprite_scenes("tetrominoes", 16)["image"]) if images is None else images
     draw = SurgeryPicture(load_model("tetrominoes_fast")[0] if model is None else model, images)
-    kind = ipywidgets.Dropdown(options=OPERATIONS, value="exchange it", description="operation", style={"description_width": "110px"}, layout={"width": "340px"})
+    kind = ipywidgets.Dropdown(
+        options=OPERATIONS,
+        value="exchange it",
+        description="operation",
+        style={"description_width": "110px"},
+        layout={"width": "340px"},
+    )
     controls = {"patient": slider("patient", 0, 0, len(images) - 1), "donor": slider("donor", 1, 0, len(images) - 1), "slot": slider("slot", 2, 1, 4), "operation": kind,
                 "right": slider("to the right", 0, -20, 20), "down": slider("down", 0, -20, 20)}  # fmt: skip
-    still = {"exchange slot 2": {}, "exchange only what it is": {"operation": OPERATIONS[3]}, "remove slot 2": {"operation": OPERATIONS[1]}, "move slot 2 by 8 pixels": {"operation": OPERATIONS[0], "right": 8}}
+    still = {
+        "exchange slot 2": {},
+        "exchange only what it is": {"operation": OPERATIONS[3]},
+        "remove slot 2": {"operation": OPERATIONS[1]},
+        "move slot 2 by 8 pixels": {"operation": OPERATIONS[0], "right": 8},
+    }
     return LiveFigure(draw, controls, still)
 
 # %% ../../nbs/library/18_live_scenes.ipynb #9306d7d3
 def light_scene(
     scene: dict[str, Tensor],  # One scene, as `draw_scenes` gives it
-    lamp: float,  # Where the brightest lamp stands, in degrees about the vertical; 0 is the unmoved camera's side, 90 its right
+    # Where the brightest lamp stands, in degrees about the vertical; 0 is the unmoved camera's
+    # side, 90 its right
+    lamp: float,
     lamp_height: float,  # In world units
     camera: float,  # Where the camera stands, in degrees about the vertical; 0 is its usual place
     camera_height: float,  # In world units
@@ -280,12 +437,25 @@ def light_scene(
 ) -> dict[str, Tensor]:  # The scene with these
     "Move lamp and camera on circles about the scene, and change what objects are made of."
     if material not in (None, *WORDS["material"]):
-        raise InputError(f"material: expected {' or '.join(WORDS['material'])} or None, got {material!r}")
+        raise InputError(
+            f"material: expected {' or '.join(WORDS['material'])} or None, got {material!r}"
+        )
     usual = math.atan2(CAMERA[1], CAMERA[0])
-    circle = lambda degrees, place: [math.hypot(*place[:2]) * part(usual + math.radians(degrees)) for part in (math.cos, math.sin)]
+    circle = lambda degrees, place: [
+        math.hypot(*place[:2]) * part(usual + math.radians(degrees))
+        for part in (math.cos, math.sin)
+    ]
     lamps = torch.tensor([[[*circle(lamp, LAMPS[0]), lamp_height], *LAMPS[1:]]])  # [1, 3, 3]
-    stuff = scene["material"] if material is None else torch.full_like(scene["material"], WORDS["material"].index(material))
-    return scene | {"lamps": lamps, "camera": torch.tensor([[*circle(camera, CAMERA), camera_height]]), "material": stuff}
+    stuff = (
+        scene["material"]
+        if material is None
+        else torch.full_like(scene["material"], WORDS["material"].index(material))
+    )
+    return scene | {
+        "lamps": lamps,
+        "camera": torch.tensor([[*circle(camera, CAMERA), camera_height]]),
+        "material": stuff,
+    }
 
 
 def look(
@@ -293,27 +463,69 @@ def look(
     size: tuple[int, int] = (84, 112),  # Height and width in pixels
     samples: int = 2,  # Paths per pixel
 ) -> Tensor:  # uint8 [H, W, 3]
-    "A quick look at a scene: one bounce, and the same numbers for all pixels, so that there is no grain."
+    """A quick look at a scene: one bounce, and the same numbers for all pixels, so that there is no
+    grain.
+    """
     numbers = torch.quasirandom.SobolEngine(2 + 11 * 2).draw(samples + 1)[1:].T  # [D, S]
-    uniform = numbers[..., None].expand(-1, -1, math.prod(size)).flatten(1)  # [D, S, H * W] -> [D, S * H * W]
-    light = trace_pass(make_solids(scene), scene["camera"], scene["lamps"], FRAMES["full"], size, uniform, bounces=1, shadows=True)
-    return to_srgb(light[:3].unflatten(1, (samples, -1)).mean(1).T.unflatten(0, size))  # [3, S * H * W] -> [H, W, 3]
+    # [D, S, H * W] -> [D, S * H * W]
+    uniform = numbers[..., None].expand(-1, -1, math.prod(size)).flatten(1)
+    light = trace_pass(
+        make_solids(scene),
+        scene["camera"],
+        scene["lamps"],
+        FRAMES["full"],
+        size,
+        uniform,
+        bounces=1,
+        shadows=True,
+    )
+    # [3, S * H * W] -> [H, W, 3]
+    return to_srgb(light[:3].unflatten(1, (samples, -1)).mean(1).T.unflatten(0, size))
 
 
 def explore_light(
-    scenes: dict[str, Tensor] | None = None,  # Scenes as `draw_scenes` gives them; None draws nine with four objects
+    # Scenes as `draw_scenes` gives them; None draws nine with four objects
+    scenes: dict[str, Tensor] | None = None,
 ) -> LiveFigure:  # A traced scene under sliders
     "Light, material and camera of a traced scene."
     scenes = draw_scenes(9, (4, 4), generator=generator(8, "scenes")) if scenes is None else scenes
 
-    def draw(lamp: int, lamp_height: float, material: str, camera: int, camera_height: float, number: int) -> tuple[bytes, str]:
+    def draw(
+        lamp: int, lamp_height: float, material: str, camera: int, camera_height: float, number: int
+    ) -> tuple[bytes, str]:
         scene = {name: value[number : number + 1] for name, value in scenes.items()}
-        pixels = look(light_scene(scene, lamp, lamp_height, camera, camera_height, None if material == "as drawn" else material))
-        large = PIL.Image.fromarray(pixels.numpy()).resize((4 * pixels.shape[1], 4 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC)
-        return encode(large), f"Scene {number}: lamp at {lamp}° and {lamp_height:.1f} high, material {material}, camera at {camera}° and {camera_height:.1f} high; mean brightness {pixels.float().mean():.0f} of 255."
+        pixels = look(
+            light_scene(
+                scene,
+                lamp,
+                lamp_height,
+                camera,
+                camera_height,
+                None if material == "as drawn" else material,
+            )
+        )
+        large = PIL.Image.fromarray(pixels.numpy()).resize(
+            (4 * pixels.shape[1], 4 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC
+        )
+        return (
+            encode(large),
+            f"Scene {number}: lamp at {lamp}° and {lamp_height:.1f} high, material {material}, camera at {camera}° and {camera_height:.1f} high; mean brightness {pixels.float().mean():.0f} of 255.",
+        )
 
-    kind = ipywidgets.Dropdown(options=("as drawn", *WORDS["material"]), description="material", style={"description_width": "110px"}, layout={"width": "290px"})
+    kind = ipywidgets.Dropdown(
+        options=("as drawn", *WORDS["material"]),
+        description="material",
+        style={"description_width": "110px"},
+        layout={"width": "290px"},
+    )
     controls = {"lamp": slider("lamp", 20, -180, 180), "lamp_height": slider("lamp's height", 4.3, 1.0, 9.0, 0.1), "material": kind,
                 "camera": slider("camera", 0, -60, 60), "camera_height": slider("camera's height", 5.3, 1.0, 9.0, 0.1), "number": slider("other scene", 0, 0, len(scenes["x"]) - 1)}  # fmt: skip
-    still = {"as drawn": {}, "lamp behind": {"lamp": 160}, "lamp low": {"lamp": 90, "lamp_height": 1.6}, "metal": {"material": "metal"}, "camera to the right": {"camera": 45}, "camera low": {"camera_height": 1.6}}
+    still = {
+        "as drawn": {},
+        "lamp behind": {"lamp": 160},
+        "lamp low": {"lamp": 90, "lamp_height": 1.6},
+        "metal": {"material": "metal"},
+        "camera to the right": {"camera": 45},
+        "camera low": {"camera_height": 1.6},
+    }
     return LiveFigure(draw, controls, still, columns=3, photo=True)

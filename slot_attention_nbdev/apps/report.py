@@ -14,7 +14,23 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .compare import NAMES, Story, curves_of, describe_curves, differences, draw_curves, duration, experiments, find_runs, lags, number, run_rows, settings_of, spread, summary
+from slot_attention_nbdev.apps.compare import (
+    NAMES,
+    Story,
+    curves_of,
+    describe_curves,
+    differences,
+    draw_curves,
+    duration,
+    experiments,
+    find_runs,
+    lags,
+    number,
+    run_rows,
+    settings_of,
+    spread,
+    summary,
+)
 
 # %% ../../nbs/library/12_report.ipynb #515d059c
 SIGNS = {"finished": "✓", "running": "▶", "stopped": "■", "failed": "✕"}
@@ -33,7 +49,11 @@ def state_text(
     stories: Sequence[Story],  # All of them
 ) -> str:  # A sign, a word, and a warning if there is need
     "How a run stands, for a reader."
-    return f"{SIGNS[story.state]} {story.state}" + (", far below the best seed" if lags(story, stories) else "") + (f": {story.why}" if story.why else "")
+    return (
+        f"{SIGNS[story.state]} {story.state}"
+        + (", far below the best seed" if lags(story, stories) else "")
+        + (f": {story.why}" if story.why else "")
+    )
 
 
 def facts(
@@ -43,15 +63,31 @@ def facts(
     rows = [("run", "recipe", "seed", "state", "steps", "time", "hardware", "commit")]
     for story in stories:
         record = story.record
-        commit = (record.get("commit") or "unknown")[:8] + ("-dirty" if str(record.get("commit")).endswith("-dirty") else "")
-        rows.append((story.name, record["recipe"]["name"], str(record["seed"]), state_text(story, stories), f"{record.get('step', 0):,}", duration(record.get("seconds")), hardware_of(record), commit))
+        commit = (record.get("commit") or "unknown")[:8] + (
+            "-dirty" if str(record.get("commit")).endswith("-dirty") else ""
+        )
+        rows.append(
+            (
+                story.name,
+                record["recipe"]["name"],
+                str(record["seed"]),
+                state_text(story, stories),
+                f"{record.get('step', 0):,}",
+                duration(record.get("seconds")),
+                hardware_of(record),
+                commit,
+            )
+        )
     return rows
 
 
 def figures(
     stories: Sequence[Story],  # Runs
-) -> list[list[tuple[str, ...]]]:  # Tables, the names of the columns first; one for each set of figures
-    "What came out: a row for each run that has final figures, and one for each experiment of several seeds."
+    # Tables, the names of the columns first; one for each set of figures
+) -> list[list[tuple[str, ...]]]:
+    """What came out: a row for each run that has final figures, and one for each experiment of
+    several seeds.
+    """
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for group in experiments(stories):
         done = [story for story in group if story.record.get("final")]
@@ -60,7 +96,15 @@ def figures(
             rows = tables.setdefault(names, [("run", *(NAMES.get(name, name) for name in names))])
             rows.append((story.name, *(number(story.record["final"][name]) for name in names)))
         if len(done) > 1:
-            rows.append((f"{len(done)} seeds, mean ± std", *(spread([story.record["final"].get(name) for story in done]) for name in names)))
+            rows.append(
+                (
+                    f"{len(done)} seeds, mean ± std",
+                    *(
+                        spread([story.record["final"].get(name) for story in done])
+                        for name in names
+                    ),
+                )
+            )
     return list(tables.values())
 
 # %% ../../nbs/library/12_report.ipynb #423648c1
@@ -68,7 +112,10 @@ def markdown_table(
     rows: Sequence[Sequence[str]],  # The names of the columns first
 ) -> str:  # Lines
     "Rows as Markdown."
-    lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        for row in rows
+    ]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
@@ -92,13 +139,45 @@ def markdown_page(
             temporary.write_bytes(content)
         return f"![{text}]({pictures.name}/{name})"
 
-    parts = ["# " + title_of(stories), *(f"- {line}" for line in summary(stories)), "", markdown_table(facts(stories)), "", "## Figures on held-out images", "", *(markdown_table(rows) + "\n" for rows in figures(stories)), "## Curves", ""]
+    parts = [
+        "# " + title_of(stories),
+        *(f"- {line}" for line in summary(stories)),
+        "",
+        markdown_table(facts(stories)),
+        "",
+        "## Figures on held-out images",
+        "",
+        *(markdown_table(rows) + "\n" for rows in figures(stories)),
+        "## Curves",
+        "",
+    ]
     for name in curves_of(stories):
-        parts += [picture(f"{name}.svg", draw_curves(stories, name).encode(), describe_curves(stories, name)), ""]
+        parts += [
+            picture(
+                f"{name}.svg", draw_curves(stories, name).encode(), describe_curves(stories, name)
+            ),
+            "",
+        ]
     for index, story in enumerate(stories):
-        parts += [f"## {story.label}", "", picture(f"slots-{index}.png", story.picture.read_bytes(), slots_text(story)), ""] if story.picture else []
+        parts += (
+            [
+                f"## {story.label}",
+                "",
+                picture(f"slots-{index}.png", story.picture.read_bytes(), slots_text(story)),
+                "",
+            ]
+            if story.picture
+            else []
+        )
     if differences(stories):
-        parts += ["## What differs", "", markdown_table([("setting", *(story.name for story in stories)), *differences(stories)]), ""]
+        parts += [
+            "## What differs",
+            "",
+            markdown_table(
+                [("setting", *(story.name for story in stories)), *differences(stories)]
+            ),
+            "",
+        ]
     return "\n".join(parts)
 
 
@@ -135,7 +214,12 @@ def html_table(
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
     body = ""
     for index, row in enumerate(rows[1:]):
-        cells = "".join(f'<td data-label="{escape(name)}"' + (f' class="{marks[index]}"' if name == "state" else "") + f">{escape(cell)}</td>" for name, cell in zip(rows[0][1:], row[1:]))
+        cells = "".join(
+            f'<td data-label="{escape(name)}"'
+            + (f' class="{marks[index]}"' if name == "state" else "")
+            + f">{escape(cell)}</td>"
+            for name, cell in zip(rows[0][1:], row[1:])
+        )
         body += f'<tr{" class=mean" if "mean ±" in row[0] else ""}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
     return f'<div class="wide" tabindex="0" role="region" aria-label="table, {escape(rows[0][0])}s"><table{" class=cards" if cards else ""}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -158,29 +242,66 @@ def html_key(
     from slot_attention_nbdev.viz import SLOT_COLORS
 
     dashes = ("", "6 2", "2 1.5", "7 2 2 2")
-    lines = (f'<svg width="34" height="8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" stroke="{SLOT_COLORS[i % 7]}" stroke-width="3" stroke-dasharray="{dashes[i % 4]}"/></svg>' for i in range(len(stories)))
-    return '<ul class="key">' + "".join(f"<li>{line}{escape(story.label)}</li>" for line, story in zip(lines, stories)) + "</ul>"
+    lines = (
+        f'<svg width="34" height="8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" stroke="{SLOT_COLORS[i % 7]}" stroke-width="3" stroke-dasharray="{dashes[i % 4]}"/></svg>'
+        for i in range(len(stories))
+    )
+    return (
+        '<ul class="key">'
+        + "".join(f"<li>{line}{escape(story.label)}</li>" for line, story in zip(lines, stories))
+        + "</ul>"
+    )
 
 
 def html_page(
     stories: Sequence[Story],  # Runs
 ) -> str:  # One file
     "A report as a page that needs nothing else."
-    title, marks = title_of(stories), ["low" if lags(story, stories) else story.state for story in stories]
-    first = "".join(f"<li{' class=bad' if 'failed' in line or 'Far below' in line else ''}>{escape(line)}</li>" for line in summary(stories))
-    curves = "".join(html_figure(draw_curves(stories, name).encode(), "svg+xml", describe_curves(stories, name), NAMES.get(name, name.replace("_", " "))) for name in curves_of(stories))
-    slots = "".join(html_figure(story.picture.read_bytes(), "png", slots_text(story), story.label) for story in stories if story.picture)
+    title = title_of(stories)
+    marks = ["low" if lags(story, stories) else story.state for story in stories]
+    first = "".join(
+        f"<li{' class=bad' if 'failed' in line or 'Far below' in line else ''}>{escape(line)}</li>"
+        for line in summary(stories)
+    )
+    curves = "".join(
+        html_figure(
+            draw_curves(stories, name).encode(),
+            "svg+xml",
+            describe_curves(stories, name),
+            NAMES.get(name, name.replace("_", " ")),
+        )
+        for name in curves_of(stories)
+    )
+    slots = "".join(
+        html_figure(story.picture.read_bytes(), "png", slots_text(story), story.label)
+        for story in stories
+        if story.picture
+    )
     differ = differences(stories)
-    settings = html_table([("setting", *(story.name for story in stories)), *differ], cards=False) if len(stories) > 1 and differ else "<p>Nothing: the same settings and the same seed.</p>"
-    same = [(key, str(value)) for key, value in settings_of(stories[0]).items() if key not in ("name", *(row[0] for row in differ))]
+    settings = (
+        html_table([("setting", *(story.name for story in stories)), *differ], cards=False)
+        if len(stories) > 1 and differ
+        else "<p>Nothing: the same settings and the same seed.</p>"
+    )
+    same = [
+        (key, str(value))
+        for key, value in settings_of(stories[0]).items()
+        if key not in ("name", *(row[0] for row in differ))
+    ]
     parts = {
         "What was done": html_table(facts(stories), marks=marks),
-        "Figures on held-out images": "".join(map(html_table, figures(stories))) or "<p>None yet: no run has finished.</p>",
+        "Figures on held-out images": "".join(map(html_table, figures(stories)))
+        or "<p>None yet: no run has finished.</p>",
         "Curves": html_key(stories) + f'<div class="grid">{curves}</div>',
-        "What the slots hold": f'<div class="grid two">{slots}</div>' if slots else "<p>No run has drawn its slots yet.</p>",
-        "What differs": settings + f"<details><summary>Settings that are the same in all</summary>{html_table([('setting', 'value'), *same], cards=False)}</details>",
+        "What the slots hold": f'<div class="grid two">{slots}</div>'
+        if slots
+        else "<p>No run has drawn its slots yet.</p>",
+        "What differs": settings
+        + f"<details><summary>Settings that are the same in all</summary>{html_table([('setting', 'value'), *same], cards=False)}</details>",
     }
-    body = "".join(f"<section><h2>{heading}</h2>{part}</section>" for heading, part in parts.items())
+    body = "".join(
+        f"<section><h2>{heading}</h2>{part}</section>" for heading, part in parts.items()
+    )
     note = "Far below: a finished run that ends more than 0.1 below the best with the same settings; a rule of thumb. Made by slot-attention report from the runs' records."
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body><main><h1>{escape(title)}</h1><ul class="first">{first}</ul>{body}</main><p class="soft">{note}</p></body></html>\n'
@@ -193,8 +314,25 @@ def runs_command(
     from slot_attention_nbdev.train.recipes import table
 
     stories = find_runs([arguments.folder])
-    told = [{"run": s.name, "recipe": s.record["recipe"]["name"], "seed": s.record["seed"], "state": s.state, "why": s.why, "step": s.record.get("step"), s.merit[0]: s.merit[1], "seconds": s.record.get("seconds")} for s in stories]
-    return {"runs": told}, "\n".join([table(run_rows(stories)), *(f"{story.name} failed: {story.why}" for story in stories if story.why)])
+    told = [
+        {
+            "run": s.name,
+            "recipe": s.record["recipe"]["name"],
+            "seed": s.record["seed"],
+            "state": s.state,
+            "why": s.why,
+            "step": s.record.get("step"),
+            s.merit[0]: s.merit[1],
+            "seconds": s.record.get("seconds"),
+        }
+        for s in stories
+    ]
+    return {"runs": told}, "\n".join(
+        [
+            table(run_rows(stories)),
+            *(f"{story.name} failed: {story.why}" for story in stories if story.why),
+        ]
+    )
 
 
 def report_command(
@@ -204,14 +342,22 @@ def report_command(
     from slot_attention_nbdev.core import InputError, atomic_write
 
     stories = find_runs(arguments.runs)
-    form = arguments.format or ("markdown" if arguments.out and arguments.out.suffix == ".md" else "html")
+    form = arguments.format or (
+        "markdown" if arguments.out and arguments.out.suffix == ".md" else "html"
+    )
     out = arguments.out or Path("report.md" if form == "markdown" else "report.html")
     if out.is_dir():
         raise InputError(f"out: {out} is a folder; name a file")
-    page = html_page(stories) if form == "html" else markdown_page(stories, out.with_name(f"{out.stem}_files"))
+    page = (
+        html_page(stories)
+        if form == "html"
+        else markdown_page(stories, out.with_name(f"{out.stem}_files"))
+    )
     with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return {"runs": [story.name for story in stories], "out": str(out)}, "\n".join([*summary(stories), f"page  {out}"])
+    return {"runs": [story.name for story in stories], "out": str(out)}, "\n".join(
+        [*summary(stories), f"page  {out}"]
+    )
 
 
 EXAMPLES = {
@@ -228,11 +374,32 @@ def add_verbs(
     add = {}
     for run in (runs_command, report_command):
         name = run.__name__.removesuffix("_command")
-        form = dict(epilog="examples:\n  " + EXAMPLES[name].replace("\n", "\n  "), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__, parents=[shared], **form)
+        form = dict(
+            epilog="examples:\n  " + EXAMPLES[name].replace("\n", "\n  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb = verbs.add_parser(
+            name, help=run.__doc__, description=run.__doc__, parents=[shared], **form
+        )
         verb.set_defaults(run=run)
         add[name] = verb.add_argument
-    add["runs"]("folder", nargs="?", type=Path, default=Path("runs"), metavar="FOLDER", help="where to look (default: runs)")
-    add["report"]("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, folders that hold such, or records (.json)")
-    add["report"]("--out", type=Path, metavar="FILE", help="the page to write (default: report.html)")
+    add["runs"](
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
+        help="where to look (default: runs)",
+    )
+    add["report"](
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folders of runs, folders that hold such, or records (.json)",
+    )
+    add["report"](
+        "--out", type=Path, metavar="FILE", help="the page to write (default: report.html)"
+    )
     add["report"]("--format", choices=("html", "markdown"), help="default: by the name of the file")

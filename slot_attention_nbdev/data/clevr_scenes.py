@@ -13,15 +13,42 @@ import torch
 from torch import Tensor
 
 from ..core import InputError, check_int, check_shape, suggest
-from .shading import LAMPS, bounce, hit_floor, lamps_seen, light_from, make_surface
-from .rays import CAMERA, FRAMES, FULL, RADIUS, TANGENT, WORDS, Solids, camera_axes, candidates, gaps
-from .rays import hit_solids, make_solids, nearest, pick, pixel_rays, windows
+from slot_attention_nbdev.data.shading import (
+    LAMPS,
+    bounce,
+    hit_floor,
+    lamps_seen,
+    light_from,
+    make_surface,
+)
+from slot_attention_nbdev.data.rays import (
+    CAMERA,
+    FRAMES,
+    FULL,
+    RADIUS,
+    TANGENT,
+    WORDS,
+    Solids,
+    camera_axes,
+    candidates,
+    gaps,
+)
+from slot_attention_nbdev.data.rays import (
+    hit_solids,
+    make_solids,
+    nearest,
+    pick,
+    pixel_rays,
+    windows,
+)
 from .sprites import SpriteSet
 
 # %% ../../nbs/data/03_clevr_scenes.ipynb #7d9c460e
 def hold_out(
     *phrases: str,  # Such as "red cube" or "large metal sphere"
-) -> Tensor:  # Which combinations may be drawn: True or False for each size, material, shape and colour, [2, 2, 3, 8]
+    # Which combinations may be drawn: True or False for each size, material, shape and colour, [2,
+    # 2, 3, 8]
+) -> Tensor:
     "Every combination of attributes but some; `~hold_out(...)` is those some alone."
     allowed = torch.ones([len(words) for words in WORDS.values()], dtype=torch.bool)
     for phrase in phrases:
@@ -29,7 +56,9 @@ def hold_out(
         for word in phrase.split():
             name = next((name for name, words in WORDS.items() if word in words), None)
             if name is None:
-                raise InputError(f"phrases: unknown word {word!r} in {phrase!r}; {suggest(word, sum(WORDS.values(), ()))}")
+                raise InputError(
+                    f"phrases: unknown word {word!r} in {phrase!r}; {suggest(word, sum(WORDS.values(), ()))}"
+                )
             index[name] = WORDS[name].index(word)
         allowed[tuple(index.values())] = False
     return allowed
@@ -40,7 +69,9 @@ def draw_attributes(
     allowed: Tensor,  # Which combinations may be drawn, [2, 2, 3, 8]
     generator: torch.Generator | None = None,  # Source of random numbers
 ) -> dict[str, Tensor]:  # size, material, shape, color: integers, [n]
-    "Draw size, then shape, then colour, then material, each uniform among what is allowed with those before."
+    """Draw size, then shape, then colour, then material, each uniform among what is allowed with
+    those before.
+    """
     one = lambda weights: torch.multinomial(weights.float(), 1, generator=generator)[:, 0]
     size = one(allowed.any((1, 2, 3)).expand(n, -1))
     shape = one(allowed.any(3).any(1)[size])  # [n, 3]
@@ -48,7 +79,11 @@ def draw_attributes(
     return dict(size=size, material=one(allowed[size, :, shape, color]), shape=shape, color=color)
 
 # %% ../../nbs/data/03_clevr_scenes.ipynb #b8ad088a
-MARGIN, DISTANCE, TRIES, ASIDE = 0.4, 0.25, 50, ((0.656311, 0.754490), (-0.754490, 0.656311))  # right and behind, as the unmoved camera sees it
+# right and behind, as the unmoved camera sees it
+MARGIN = 0.4
+DISTANCE = 0.25
+TRIES = 50
+ASIDE = ((0.656311, 0.754490), (-0.754490, 0.656311))
 
 
 def place_objects(
@@ -57,14 +92,20 @@ def place_objects(
     extent: float = 3.0,  # Objects lie in [-extent, extent] along x and y
     generator: torch.Generator | None = None,  # Source of random numbers
 ) -> tuple[Tensor, Tensor]:  # x and y [B, M, 2]; whether all found a place [B]
-    "Give objects places one after another, each the first of fifty tries that keeps its distance and its margin to all before."
+    """Give objects places one after another, each the first of fifty tries that keeps its distance
+    and its margin to all before.
+    """
     B, M = radius.shape
-    places, found = radius.new_zeros(B, M, 2), torch.ones(B, dtype=torch.bool, device=radius.device)
+    places = radius.new_zeros(B, M, 2)
+    found = torch.ones(B, dtype=torch.bool, device=radius.device)
     for k in range(M):
-        tries = extent * (2 * torch.rand(TRIES, B, 1, 2, generator=generator, device=radius.device) - 1)
+        tries = extent * (
+            2 * torch.rand(TRIES, B, 1, 2, generator=generator, device=radius.device) - 1
+        )
         apart = tries - places[:, :k]  # [TRIES, B, k, 2]
         far = apart.norm(dim=-1) - radius[:, k, None] - radius[:, :k] >= DISTANCE
-        clear = (apart @ radius.new_tensor(ASIDE).T).abs().amin(-1) >= MARGIN  # [TRIES, B, k, 2] @ [2, 2]
+        # [TRIES, B, k, 2] @ [2, 2]
+        clear = (apart @ radius.new_tensor(ASIDE).T).abs().amin(-1) >= MARGIN
         free = (far & clear | ~there[:, :k]).all(-1)  # [TRIES, B]
         places[:, k] = tries[free.byte().argmax(0), torch.arange(B, device=radius.device), 0]
         found &= free.any(0) | ~there[:, k]
@@ -77,14 +118,22 @@ def label_scenes(
     size: tuple[int, int] = FULL,  # Height and width of the label maps
 ) -> Tensor:  # uint8 [B, H, W]; 0 where no object is seen, k for object k
     "Say which object each pixel's centre shows; the floor is left out."
-    maps, few = [], 32 if scene["camera"].is_cpu else 1024  # what fits a CPU's cache is faster
+    # what fits a CPU's cache is faster
+    maps = []
+    few = 32 if scene["camera"].is_cpu else 1024
     for start in range(0, len(scene["camera"]), few):
         part = {name: value[start : start + few] for name, value in scene.items()}
         solids, camera = make_solids(part), part["camera"]
         pixel, k = windows(solids, camera, FRAMES[frame], size)
         d = pixel_rays(camera, FRAMES[frame], size, pixel)
-        which = nearest(len(camera) * size[0] * size[1], pixel, k, hit_solids(solids, k, pick(camera.T, k // solids.many), d))[1]
-        label, seen = torch.zeros_like(which, dtype=torch.uint8), (which >= 0).nonzero()[:, 0]
+        which = nearest(
+            len(camera) * size[0] * size[1],
+            pixel,
+            k,
+            hit_solids(solids, k, pick(camera.T, k // solids.many), d),
+        )[1]
+        label = torch.zeros_like(which, dtype=torch.uint8)
+        seen = (which >= 0).nonzero()[:, 0]
         label[seen] = (pick(which, seen) % solids.many + 1).byte()
         maps.append(label.view(-1, *size))  # [b * H * W] -> [b, H, W]
     return torch.cat(maps)
@@ -95,9 +144,12 @@ def project(
     points: Tensor,  # Points in the world, [B, M, 3]
 ) -> Tensor:  # Column and row in pixels of the full frame, depth in world units, [B, M, 3]
     "Where a camera sees points of the world."
-    x, y, z = ((points - camera[:, None]) @ camera_axes(camera).mT).unbind(-1)  # [B, M, 3] @ [B, 3, 3]
+    # [B, M, 3] @ [B, 3, 3]
+    x, y, z = ((points - camera[:, None]) @ camera_axes(camera).mT).unbind(-1)
     height, width = FULL
-    return torch.stack([width / 2 * (1 - x / z / TANGENT), height / 2 + width / 2 * y / z / TANGENT, -z], -1)
+    return torch.stack(
+        [width / 2 * (1 - x / z / TANGENT), height / 2 + width / 2 * y / z / TANGENT, -z], -1
+    )
 
 # %% ../../nbs/data/03_clevr_scenes.ipynb #0970017a
 def draw_scenes(
@@ -109,56 +161,122 @@ def draw_scenes(
     generator: torch.Generator | None = None,  # Source of random numbers, on the same device
     device: str | torch.device = "cpu",  # Where to draw
     attempts: int = 300,  # How often a scene may be arranged anew
-) -> dict[str, Tensor]:  # Annotations [n, M], pixel_coords [n, M, 3], camera [n, 3], lamps [n, 3, 3]
-    "Draw scenes by CLEVR's rules (Johnson et al. 2017, arXiv:1612.06890); nothing is rendered but label maps, to see what is hidden."
-    n, low, high = check_int("n", n), check_int("num_objects", num_objects[0]), check_int("num_objects", num_objects[1], num_objects[0], maximum=64)
+    # Annotations [n, M], pixel_coords [n, M, 3], camera [n, 3], lamps [n, 3, 3]
+) -> dict[str, Tensor]:
+    """Draw scenes by CLEVR's rules (Johnson et al. 2017, arXiv:1612.06890).
+
+    Nothing is rendered but label maps, to see what is hidden.
+    """
+    n = check_int("n", n)
+    low = check_int("num_objects", num_objects[0])
+    high = check_int("num_objects", num_objects[1], num_objects[0], maximum=64)
     allowed = hold_out() if allowed is None else allowed
-    check_shape("allowed", allowed, "size material shape color", size=2, material=2, shape=3, color=8)
+    check_shape(
+        "allowed", allowed, "size material shape color", size=2, material=2, shape=3, color=8
+    )
     if not allowed.any():
         raise InputError("allowed: no combination of attributes is left")
-    there = torch.arange(high, device=device) < torch.randint(low, high + 1, (n, 1), generator=generator, device=device)  # [n, M]
-    spread = lambda middle, width: torch.tensor(middle, device=device) + width * (2 * torch.rand(n, *torch.tensor(middle).shape, generator=generator, device=device) - 1)
-    scene = {"camera": spread(CAMERA, 0.5), "lamps": spread(LAMPS, 1.0), "visibility": there.float()}
+    # [n, M]
+    there = torch.arange(high, device=device) < torch.randint(
+        low, high + 1, (n, 1), generator=generator, device=device
+    )
+    spread = lambda middle, width: (
+        torch.tensor(middle, device=device)
+        + width
+        * (2 * torch.rand(n, *torch.tensor(middle).shape, generator=generator, device=device) - 1)
+    )
+    scene = {
+        "camera": spread(CAMERA, 0.5),
+        "lamps": spread(LAMPS, 1.0),
+        "visibility": there.float(),
+    }
     todo = torch.arange(n, device=device)
     for _ in range(attempts):
-        tried = todo.repeat(max(1, 32 // len(todo)))  # a few stubborn scenes are tried many times at once
-        part, found = _arrange(there[tried], scene["camera"][tried], allowed.to(device), extent, generator)
-        good = found[_all_visible({name: value[found] for name, value in part.items()}, min_visible)] if len(found) else found
-        first = torch.full((n,), len(tried), device=device).scatter_reduce_(0, tried[good], good, "amin")
+        # a few stubborn scenes are tried many times at once
+        tried = todo.repeat(max(1, 32 // len(todo)))
+        part, found = _arrange(
+            there[tried], scene["camera"][tried], allowed.to(device), extent, generator
+        )
+        good = (
+            found[_all_visible({name: value[found] for name, value in part.items()}, min_visible)]
+            if len(found)
+            else found
+        )
+        first = torch.full((n,), len(tried), device=device).scatter_reduce_(
+            0, tried[good], good, "amin"
+        )
         done = (first < len(tried)).nonzero()[:, 0]
         for name, value in part.items():
             scene.setdefault(name, value.new_zeros(n, *value.shape[1:]))[done] = value[first[done]]
         todo = todo[first[todo] == len(tried)]
         if not len(todo):
             return scene
-    raise InputError(f"num_objects, extent, min_visible: {len(todo)} of {n} scenes found no arrangement in {attempts} attempts; try fewer objects, more room or fewer pixels")
+    raise InputError(
+        f"num_objects, extent, min_visible: {len(todo)} of {n} scenes found no arrangement in {attempts} attempts; try fewer objects, more room or fewer pixels"
+    )
 
 
-def _arrange(there: Tensor, camera: Tensor, allowed: Tensor, extent: float, generator: torch.Generator | None) -> tuple[dict[str, Tensor], Tensor]:
-    "One attempt at every scene: attributes, places, where the camera sees them; and the scenes in which every object found a place."
+def _arrange(
+    there: Tensor, camera: Tensor, allowed: Tensor, extent: float, generator: torch.Generator | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One attempt at every scene: attributes, places, where the camera sees them.
+
+    And the scenes in which every object found a place.
+    """
     B, M = there.shape
-    drawn = {name: value.view(B, M).byte() * there for name, value in draw_attributes(B * M, allowed, generator).items()}  # [B * M] -> [B, M]
+    # [B * M] -> [B, M]
+    drawn = {
+        name: value.view(B, M).byte() * there
+        for name, value in draw_attributes(B * M, allowed, generator).items()
+    }
     radius = torch.tensor(RADIUS, device=there.device)[drawn["size"].long()]
     places, found = place_objects(radius, there, extent, generator)
-    part = {"x": places[..., 0], "y": places[..., 1], "z": radius * there, "rotation": 360 * torch.rand(B, M, generator=generator, device=there.device) * there, **drawn}
+    part = {
+        "x": places[..., 0],
+        "y": places[..., 1],
+        "z": radius * there,
+        "rotation": 360 * torch.rand(B, M, generator=generator, device=there.device) * there,
+        **drawn,
+    }
     seen = project(camera, torch.stack([part["x"], part["y"], part["z"]], -1)) * there[..., None]
-    part |= {"pixel_coords": torch.cat([seen[..., :2].round(), seen[..., 2:]], -1), "camera": camera, "visibility": there.float()}
+    part |= {
+        "pixel_coords": torch.cat([seen[..., :2].round(), seen[..., 2:]], -1),
+        "camera": camera,
+        "visibility": there.float(),
+    }
     return part, found.nonzero()[:, 0]
 
 
 def _all_visible(scene: dict[str, Tensor], min_visible: int) -> Tensor:
-    "Whether every object, and the background, shows enough pixels, [B]: a coarse look for all, a closer one where that is not sure."
+    """Whether every object, and the background, shows enough pixels, [B]: a coarse look for all, a
+    closer one where that is not sure.
+    """
     pixels = _fewest_pixels(scene, (60, 80))
     close = ((pixels > 0.7 * min_visible) & (pixels < 1.35 * min_visible)).nonzero()[:, 0]
-    pixels[close] = _fewest_pixels({name: value[close] for name, value in scene.items()}, (120, 160)) if len(close) else pixels[close]
+    pixels[close] = (
+        _fewest_pixels({name: value[close] for name, value in scene.items()}, (120, 160))
+        if len(close)
+        else pixels[close]
+    )
     return pixels >= min_visible
 
 
 def _fewest_pixels(scene: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    "How much of the full frame the least visible object, or the background, shows, [B]; counted on a map of that size."
-    label, there = label_scenes(scene, "full", size).flatten(1), torch.nn.functional.pad(scene["visibility"] > 0, (1, 0), value=True)  # [B, 1 + M]
-    pixels = (label + there.shape[1] * torch.arange(len(label), device=label.device)[:, None]).flatten().bincount(minlength=there.numel())
-    return torch.where(there, pixels.view_as(there) * (FULL[0] * FULL[1] / label.shape[1]), torch.inf).amin(1)
+    """How much of the full frame the least visible object, or the background, shows, [B].
+
+    Counted on a map of that size.
+    """
+    # [B, 1 + M]
+    label = label_scenes(scene, "full", size).flatten(1)
+    there = torch.nn.functional.pad(scene["visibility"] > 0, (1, 0), value=True)
+    pixels = (
+        (label + there.shape[1] * torch.arange(len(label), device=label.device)[:, None])
+        .flatten()
+        .bincount(minlength=there.numel())
+    )
+    return torch.where(
+        there, pixels.view_as(there) * (FULL[0] * FULL[1] / label.shape[1]), torch.inf
+    ).amin(1)
 
 # %% ../../nbs/data/03_clevr_scenes.ipynb #d82f69fa
 def trace_pass(
@@ -172,23 +290,45 @@ def trace_pass(
     shadows: bool,  # Whether solids cast shadows
 ) -> Tensor:  # Radiance, albedo and normal, [9, S * B * H * W]
     "Follow S paths from every pixel."
-    ray, numbers, ground = torch.arange(uniform.shape[1], device=camera.device), iter(uniform), len(solids.shape) - 1
+    ray = torch.arange(uniform.shape[1], device=camera.device)
+    numbers = iter(uniform)
+    ground = len(solids.shape) - 1
     draw = lambda n: pick(torch.stack([next(numbers) for _ in range(n)]), ray)
     tent = 2 * draw(2) - 1
-    pixels, scene = len(camera) * size[0] * size[1], ray // (size[0] * size[1]) % len(camera)
-    d = pixel_rays(camera, window, size, ray % pixels, *(0.5 + 0.8 * tent.sign() * (1 - (1 - tent.abs()).sqrt())))  # a tent of half-width 0.8
-    o, through, mirror = pick(camera.T, scene), torch.ones_like(d), torch.ones_like(ray, dtype=torch.bool)
-    out, least, (tried, k) = torch.zeros(9, len(ray), device=d.device), 1e-3, windows(solids, camera, window, size, margin=0.8)
-    tried, k = (tried + ray[::pixels, None]).flatten(), k.repeat(len(ray) // pixels)  # the same pairs for every path
+    pixels = len(camera) * size[0] * size[1]
+    scene = ray // (size[0] * size[1]) % len(camera)
+    # a tent of half-width 0.8
+    d = pixel_rays(
+        camera,
+        window,
+        size,
+        ray % pixels,
+        *(0.5 + 0.8 * tent.sign() * (1 - (1 - tent.abs()).sqrt())),
+    )
+    o = pick(camera.T, scene)
+    through = torch.ones_like(d)
+    mirror = torch.ones_like(ray, dtype=torch.bool)
+    out = torch.zeros(9, len(ray), device=d.device)
+    least = 1e-3
+    (tried, k) = windows(solids, camera, window, size, margin=0.8)
+    # the same pairs for every path
+    tried, k = (tried + ray[::pixels, None]).flatten(), k.repeat(len(ray) // pixels)
     for vertex in range(bounces + 1):
-        t, solid = nearest(len(ray), tried, k, hit_solids(solids, k, pick(o, tried), pick(d, tried)))
+        t, solid = nearest(
+            len(ray), tried, k, hit_solids(solids, k, pick(o, tried), pick(d, tried))
+        )
         floor = hit_floor(o, d, least)
         solid, t = torch.where(floor < t, ground, solid), torch.minimum(floor, t)
         if vertex:
-            i = mirror.nonzero()[:, 0]  # only mirrors show lamps; everywhere else `light_from` has counted them
-            out[:3, pick(ray, i)] += pick(through, i) * lamps_seen(lamps, *(pick(x, i) for x in (scene, o, d, t)))
+            # only mirrors show lamps; everywhere else `light_from` has counted them
+            i = mirror.nonzero()[:, 0]
+            out[:3, pick(ray, i)] += pick(through, i) * lamps_seen(
+                lamps, *(pick(x, i) for x in (scene, o, d, t))
+            )
         i = t.isfinite().nonzero()[:, 0]
-        ray, scene, solid, through, mirror, o, d, t = (pick(x, i) for x in (ray, scene, solid, through, mirror, o, d, t))
+        ray, scene, solid, through, mirror, o, d, t = (
+            pick(x, i) for x in (ray, scene, solid, through, mirror, o, d, t)
+        )
         s = make_surface(solids, scene, solid, o + t * d, -d)
         if vertex == 0:
             out[3:, ray] = torch.cat([s.color, s.normal])
@@ -198,7 +338,9 @@ def trace_pass(
             d, carried, sharp = bounce(s, draw(3))
             through, mirror = through * carried, mirror & sharp
             i = (through.sum(0) > 0).nonzero()[:, 0]
-            ray, scene, through, mirror, o, d, start, gap = (pick(x, i) for x in (ray, scene, through, mirror, s.point, d, s.solid, gap))
+            ray, scene, through, mirror, o, d, start, gap = (
+                pick(x, i) for x in (ray, scene, through, mirror, s.point, d, s.solid, gap)
+            )
             least = torch.where(start == ground, 0.3, 1e-3)
             tried, k = candidates(solids, scene, o, d, gap, start)
     out[:3].clamp_(max=20)  # no single path may outshine a pixel
@@ -206,26 +348,60 @@ def trace_pass(
 
 
 def trace(
-    scene: dict[str, Tensor],  # Annotations as `make_solids` takes them, camera [B, 3], lamps [B, 3, 3]
+    # Annotations as `make_solids` takes them, camera [B, 3], lamps [B, 3, 3]
+    scene: dict[str, Tensor],
     frame: str = "full",  # A key of FRAMES
     size: tuple[int, int] = FULL,  # Height and width of the images
     samples: int = 4,  # Paths per pixel
     bounces: int = 2,  # How often a path goes on after its first hit
     shadows: bool = True,  # Whether solids cast shadows
     generator: torch.Generator | None = None,  # Source of random numbers, on the scene's device
-    chunk: int | None = None,  # How many paths at a time, at least one for each pixel of an image; None: 2^16 on a CPU, 2^22 elsewhere
-) -> tuple[Tensor, Tensor, Tensor]:  # Linear radiance, albedo and normal at the first hit: means over the samples, [B, H, W, 3]
-    "Trace paths from the camera into the scene and gather the light of the lamps (Kajiya 1986, doi:10.1145/15922.15902)."
-    camera, images, pixels, chunk = scene["camera"], [], size[0] * size[1], chunk or 2 ** (16 if scene["camera"].is_cpu else 22)
-    points = torch.quasirandom.SobolEngine(2 + 11 * (bounces + 1)).draw(samples + 1)[1:].to(camera.device)  # [S, D]
+    # How many paths at a time, at least one for each pixel of an image; None: 2^16 on a CPU, 2^22
+    # elsewhere
+    chunk: int | None = None,
+    # Linear radiance, albedo and normal at the first hit: means over the samples, [B, H, W, 3]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Trace paths from the camera into the scene and gather the light of the lamps.
+
+    Kajiya 1986, doi:10.1145/15922.15902.
+    """
+    camera = scene["camera"]
+    images = []
+    pixels = size[0] * size[1]
+    chunk = chunk or 2 ** (16 if scene["camera"].is_cpu else 22)
+    # [S, D]
+    points = (
+        torch.quasirandom.SobolEngine(2 + 11 * (bounces + 1))
+        .draw(samples + 1)[1:]
+        .to(camera.device)
+    )
     few = max(1, chunk // (pixels * samples))  # images at a time
-    for part in ({name: value[start : start + few] for name, value in scene.items()} for start in range(0, len(camera), few)):
-        shift = torch.rand(len(part["camera"]), points.shape[1], pixels, generator=generator, device=camera.device).transpose(0, 1).flatten(1)  # [D, b * H * W]
-        world, total = (make_solids(part), part["camera"], part["lamps"], FRAMES[frame], size), 0
+    for part in (
+        {name: value[start : start + few] for name, value in scene.items()}
+        for start in range(0, len(camera), few)
+    ):
+        # [D, b * H * W]
+        shift = (
+            torch.rand(
+                len(part["camera"]),
+                points.shape[1],
+                pixels,
+                generator=generator,
+                device=camera.device,
+            )
+            .transpose(0, 1)
+            .flatten(1)
+        )
+        world = (make_solids(part), part["camera"], part["lamps"], FRAMES[frame], size)
+        total = 0
         for group in points.split(max(1, chunk // shift.shape[1])):
             uniform = (group.T[..., None] + shift[:, None]).frac().flatten(1)  # [D, s * b * H * W]
-            total = total + trace_pass(*world, uniform, bounces, shadows).unflatten(1, (len(group), -1)).sum(1)  # [9, s * b * H * W] -> [9, b * H * W]
-        images.append((total / samples).view(9, -1, *size).permute(1, 2, 3, 0))  # [9, b * H * W] -> [b, H, W, 9]
+            # [9, s * b * H * W] -> [9, b * H * W]
+            total = total + trace_pass(*world, uniform, bounces, shadows).unflatten(
+                1, (len(group), -1)
+            ).sum(1)
+        # [9, b * H * W] -> [b, H, W, 9]
+        images.append((total / samples).view(9, -1, *size).permute(1, 2, 3, 0))
     return torch.cat(images).split(3, dim=3)
 
 # %% ../../nbs/data/03_clevr_scenes.ipynb #bd0e5d95
@@ -233,7 +409,19 @@ def to_srgb(
     radiance: Tensor,  # Linear, in [0, 1]; more is clipped
 ) -> Tensor:  # uint8, the same shape
     "The curve between light and bytes (IEC 61966-2-1)."
-    return (255 * torch.where(radiance <= 0.0031308, 12.92 * radiance, 1.055 * radiance.clamp(0.003, 1) ** (1 / 2.4) - 0.055)).round().clamp(min=0).byte()
+    return (
+        (
+            255
+            * torch.where(
+                radiance <= 0.0031308,
+                12.92 * radiance,
+                1.055 * radiance.clamp(0.003, 1) ** (1 / 2.4) - 0.055,
+            )
+        )
+        .round()
+        .clamp(min=0)
+        .byte()
+    )
 
 
 def denoise(
@@ -245,7 +433,9 @@ def denoise(
     try:
         import pyoidn
     except ImportError as error:
-        raise InputError("denoised: needs pyoidn: pip install 'slot-attention-nbdev[denoise]'") from error
+        raise InputError(
+            "denoised: needs pyoidn: pip install 'slot-attention-nbdev[denoise]'"
+        ) from error
     images = zip(*(part.cpu().contiguous() for part in (radiance, albedo, normal)))
     return torch.stack([pyoidn.denoise(*image, hdr=True) for image in images]).to(radiance.device)
 
@@ -265,8 +455,21 @@ def render_scenes(
     if frame not in FRAMES:
         raise InputError(f"frame: unknown {frame!r}; {suggest(frame, FRAMES)}")
     size = tuple(check_int("size", side, maximum=4096) for side in size)
-    light = trace(scene, frame, size, check_int("samples", samples), check_int("bounces", bounces, minimum=0), shadows, generator, chunk)
-    return {"image": to_srgb(denoise(*light) if denoised else light[0]), "label": label_scenes(scene, frame, size), **scene}
+    light = trace(
+        scene,
+        frame,
+        size,
+        check_int("samples", samples),
+        check_int("bounces", bounces, minimum=0),
+        shadows,
+        generator,
+        chunk,
+    )
+    return {
+        "image": to_srgb(denoise(*light) if denoised else light[0]),
+        "label": label_scenes(scene, frame, size),
+        **scene,
+    }
 
 
 def clevr(
@@ -282,7 +485,24 @@ def clevr(
     return render_scenes(scene, generator=generator, **options)
 
 # %% ../../nbs/data/03_clevr_scenes.ipynb #0167105d
-_HALVES = ("red", "green", "purple", "cyan"), ("gray", "blue", "brown", "yellow")  # condition A never shows cubes of the first, cylinders of the second
-_COGENT = [hold_out(*(f"{color} cube" for color in a), *(f"{color} cylinder" for color in b)) for a, b in (_HALVES, _HALVES[::-1])]
-_SETS = {"clevr6": (6, None, "discovery"), "clevr10": (10, None, "discovery"), "clevr10_full": (10, None, "set_prediction"), **{f"clevr_cogent_{x}": (10, y, "discovery") for x, y in zip("ab", _COGENT)}}
-CLEVR = {name: SpriteSet((128, 128), most, partial(clevr, num_objects=(3, most), allowed=allowed, frame=frame), block=16) for name, (most, allowed, frame) in _SETS.items()}
+# condition A never shows cubes of the first, cylinders of the second
+_HALVES = ("red", "green", "purple", "cyan"), ("gray", "blue", "brown", "yellow")
+_COGENT = [
+    hold_out(*(f"{color} cube" for color in a), *(f"{color} cylinder" for color in b))
+    for a, b in (_HALVES, _HALVES[::-1])
+]
+_SETS = {
+    "clevr6": (6, None, "discovery"),
+    "clevr10": (10, None, "discovery"),
+    "clevr10_full": (10, None, "set_prediction"),
+    **{f"clevr_cogent_{x}": (10, y, "discovery") for x, y in zip("ab", _COGENT)},
+}
+CLEVR = {
+    name: SpriteSet(
+        (128, 128),
+        most,
+        partial(clevr, num_objects=(3, most), allowed=allowed, frame=frame),
+        block=16,
+    )
+    for name, (most, allowed, frame) in _SETS.items()
+}

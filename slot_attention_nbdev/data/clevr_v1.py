@@ -17,36 +17,53 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import FileError, InputError, atomic_write, check_int, check_shape, generator, suggest
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    atomic_write,
+    check_int,
+    check_shape,
+    generator,
+    suggest,
+)
 from .files import read_pixels, readable
 from .sprites import to_model, to_uint8
 
 # %% ../../nbs/data/04_clevr_v1.ipynb #0718094c
-WINDOW = (29, 221, 64, 256)  # first row, last row + 1, first column, last column + 1 of a 240 x 320 image
+# first row, last row + 1, first column, last column + 1 of a 240 x 320 image
+WINDOW = (29, 221, 64, 256)
 
 
 def preprocess_clevr(
     image: Tensor,  # uint8 [B, H, W, 3]
-    window: tuple[int, int, int, int] | None = WINDOW,  # What to cut out: top, bottom, left, right; None for the whole frame
+    # What to cut out: top, bottom, left, right; None for the whole frame
+    window: tuple[int, int, int, int] | None = WINDOW,
     resolution: int = 128,  # Height and width of the result
 ) -> Tensor:  # float32 [B, 3, resolution, resolution] in [-1, 1]
     "Cut and scale images as the original does (google-research, slot_attention/data.py)."
     _, H, W, _ = check_shape("image", image, "B H W C", C=3).values()
     top, bottom, left, right = window or (0, H, 0, W)
     if not (0 <= top < bottom <= H and 0 <= left < right <= W):
-        raise InputError(f"window: expected one inside an image of {H} x {W}, got rows {top}:{bottom}, columns {left}:{right}")
+        raise InputError(
+            f"window: expected one inside an image of {H} x {W}, got rows {top}:{bottom}, columns {left}:{right}"
+        )
     cut = to_model(image[:, top:bottom, left:right])
     size = (check_int("resolution", resolution),) * 2
     return F.interpolate(cut, size, mode="bilinear", align_corners=False).clamp(-1, 1)  # Eq. (1)
 
 
 def crop_scene(
-    scene: dict[str, Tensor],  # image uint8 [H, W, 3], label uint8 [H, W] if there is one, properties
+    # image uint8 [H, W, 3], label uint8 [H, W] if there is one, properties
+    scene: dict[str, Tensor],
     window: tuple[int, int, int, int] | None = WINDOW,  # As for `preprocess_clevr`
     resolution: int = 128,  # Height and width of the result
-) -> dict[str, Tensor]:  # The same with image and label of the new size, as bytes; properties are those of the whole frame
+    # The same with image and label of the new size, as bytes; properties are those of the whole
+    # frame
+) -> dict[str, Tensor]:
     "Cut and scale one scene: the image bilinearly, the label by the nearest pixel."
-    small = dict(scene, image=to_uint8(preprocess_clevr(scene["image"][None], window, resolution))[0])
+    small = dict(
+        scene, image=to_uint8(preprocess_clevr(scene["image"][None], window, resolution))[0]
+    )
     if "label" in scene:
         top, bottom, left, right = window or (0, len(scene["label"]), 0, scene["label"].shape[1])
         label = scene["label"][None, None, top:bottom, left:right]
@@ -61,36 +78,91 @@ WORDS = {
     "shape": ("cube", "sphere", "cylinder"),
     "color": ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"),
 }
-PAINT = [[87, 87, 87], [173, 35, 35], [42, 75, 215], [29, 105, 20], [129, 74, 25], [129, 38, 192], [41, 208, 208], [255, 238, 51]]
+PAINT = [
+    [87, 87, 87],
+    [173, 35, 35],
+    [42, 75, 215],
+    [29, 105, 20],
+    [129, 74, 25],
+    [129, 38, 192],
+    [41, 208, 208],
+    [255, 238, 51],
+]
 CAMERA = np.array([7.4811316, -6.5076399, 5.3436651])
-AXES = np.array([[0.6563113, 0.7544903, 0], [-0.3579405, 0.3113631, 0.8803020], [0.6641793, -0.5777521, 0.4744137]])  # right, up, to the viewer
-DIRECTIONS = {"right": [0.656311, 0.754490, 0.0], "behind": [-0.754490, 0.656311, 0.0], "above": [0.0, 0.0, 1.0]}
-DIRECTIONS |= {name: [-value for value in DIRECTIONS[other]] for name, other in (("left", "right"), ("front", "behind"), ("below", "above"))}
+# right, up, to the viewer
+AXES = np.array(
+    [
+        [0.6563113, 0.7544903, 0],
+        [-0.3579405, 0.3113631, 0.8803020],
+        [0.6641793, -0.5777521, 0.4744137],
+    ]
+)
+DIRECTIONS = {
+    "right": [0.656311, 0.754490, 0.0],
+    "behind": [-0.754490, 0.656311, 0.0],
+    "above": [0.0, 0.0, 1.0],
+}
+DIRECTIONS |= {
+    name: [-value for value in DIRECTIONS[other]]
+    for name, other in (("left", "right"), ("front", "behind"), ("below", "above"))
+}
 
 
 def project_clevr(
     points: np.ndarray,  # Points of the world [M, 3]
 ) -> np.ndarray:  # Column, row (at 480 x 320) and depth [M, 3]
-    "Where CLEVR's camera sees points (Johnson et al. 2017, generator's base scene; 35 mm lens, 32 mm sensor)."
-    right, up, depth = ((points - CAMERA) @ AXES.T * [1, 1, -1]).T  # [M, 3] @ [3, 3] -> three of [M]
-    return np.stack([240 + 240 * right / depth * 35 / 16, 160 - 240 * up / depth * 35 / 16, depth], 1)
+    """Where CLEVR's camera sees points (Johnson et al. 2017, generator's base scene.
+
+    35 mm lens, 32 mm sensor).
+    """
+    # [M, 3] @ [3, 3] -> three of [M]
+    right, up, depth = ((points - CAMERA) @ AXES.T * [1, 1, -1]).T
+    return np.stack(
+        [240 + 240 * right / depth * 35 / 16, 160 - 240 * up / depth * 35 / 16, depth], 1
+    )
 
 
 def _invent_scene(split: str, index: int, random: torch.Generator) -> dict:
     "One entry of a scenes file, all keys as published."
     n = int(torch.randint(3, 11, (), generator=random))
-    codes = {key: torch.randint(len(words), (n,), generator=random).tolist() for key, words in WORDS.items()}
+    codes = {
+        key: torch.randint(len(words), (n,), generator=random).tolist()
+        for key, words in WORDS.items()
+    }
     radius = [0.7 if size else 0.35 for size in codes["size"]]
-    place = np.concatenate([6 * torch.rand(n, 2, generator=random, dtype=torch.float64).numpy() - 3, np.array(radius)[:, None]], 1)
+    place = np.concatenate(
+        [
+            6 * torch.rand(n, 2, generator=random, dtype=torch.float64).numpy() - 3,
+            np.array(radius)[:, None],
+        ],
+        1,
+    )
     seen = project_clevr(place)
     objects = [{key: WORDS[key][codes[key][k]] for key in WORDS} for k in range(n)]
     for k, turn in enumerate(torch.rand(n, generator=random).tolist()):
         pixel = [round(seen[k, 0]), round(seen[k, 1]), float(seen[k, 2])]
-        objects[k] |= {"3d_coords": place[k].tolist(), "pixel_coords": pixel, "rotation": 360 * turn}
-    further = {name: place @ np.array(DIRECTIONS[name]) for name in ("left", "right", "front", "behind")}  # [n, 3] @ [3] -> [n]
-    relationships = {name: [[j for j in range(n) if t[j] - t[i] > 0.2] for i in range(n)] for name, t in further.items()}
+        objects[k] |= {
+            "3d_coords": place[k].tolist(),
+            "pixel_coords": pixel,
+            "rotation": 360 * turn,
+        }
+    # [n, 3] @ [3] -> [n]
+    further = {
+        name: place @ np.array(DIRECTIONS[name]) for name in ("left", "right", "front", "behind")
+    }
+    relationships = {
+        name: [[j for j in range(n) if t[j] - t[i] > 0.2] for i in range(n)]
+        for name, t in further.items()
+    }
     name = f"CLEVR_{split}_{index:06}.png"
-    return {"split": split, "image_index": index, "image_filename": name, "objects": objects, "relationships": relationships, "directions": DIRECTIONS}
+    return {
+        "split": split,
+        "image_index": index,
+        "image_filename": name,
+        "objects": objects,
+        "relationships": relationships,
+        "directions": DIRECTIONS,
+    }
 
 
 def _paint_scene(scene: dict) -> Image.Image:
@@ -102,7 +174,11 @@ def _paint_scene(scene: dict) -> Image.Image:
         u, v, depth = one["pixel_coords"]
         half = 240 * 35 / 16 * one["3d_coords"][2] / depth
         a, b = abs(column - u) / half, abs(row - v) / half
-        inside = {"sphere": a**2 + b**2 < 1, "cube": np.maximum(a, b) < 0.9, "cylinder": np.maximum(a / 0.7, b) < 1}[one["shape"]]
+        inside = {
+            "sphere": a**2 + b**2 < 1,
+            "cube": np.maximum(a, b) < 0.9,
+            "cylinder": np.maximum(a / 0.7, b) < 1,
+        }[one["shape"]]
         pixels[inside, :3] = PAINT[WORDS["color"].index(one["color"])]
     return Image.fromarray(pixels)
 
@@ -115,20 +191,40 @@ def write_clevr_tree(
 ) -> None:
     "Write a small tree in the format of CLEVR v1.0, with flat pictures, to test readers."
     for split in splits:
-        scenes = [_invent_scene(split, index, generator(seed, "clevr tree", split, index)) for index in range(check_int("n", n))]
+        scenes = [
+            _invent_scene(split, index, generator(seed, "clevr tree", split, index))
+            for index in range(check_int("n", n))
+        ]
         for scene in scenes:
             with atomic_write(Path(root) / "images" / split / scene["image_filename"]) as temporary:
                 _paint_scene(scene).save(temporary)
         if split != "test":
             with atomic_write(Path(root) / "scenes" / f"CLEVR_{split}_scenes.json") as temporary:
-                temporary.write_text(json.dumps({"info": {"split": split, "version": "1.0", "date": "2/14/2017", "license": "CC BY 4.0"}, "scenes": scenes}))
+                temporary.write_text(
+                    json.dumps(
+                        {
+                            "info": {
+                                "split": split,
+                                "version": "1.0",
+                                "date": "2/14/2017",
+                                "license": "CC BY 4.0",
+                            },
+                            "scenes": scenes,
+                        }
+                    )
+                )
 
 # %% ../../nbs/data/04_clevr_v1.ipynb #9cab5767
 def _read_objects(objects: list[dict]) -> dict[str, list]:
     "Properties of one scene's objects, words as codes."
     values = {name: [one["3d_coords"][axis] for one in objects] for axis, name in enumerate("xyz")}
     values |= {name: [one[name] for one in objects] for name in ("rotation", "pixel_coords")}
-    if odd := [f"{name}: unknown {one[name]!r}" for one in objects for name, words in WORDS.items() if one[name] not in words]:
+    if odd := [
+        f"{name}: unknown {one[name]!r}"
+        for one in objects
+        for name, words in WORDS.items()
+        if one[name] not in words
+    ]:
         raise ValueError(odd[0])
     values |= {name: [words.index(one[name]) for one in objects] for name, words in WORDS.items()}
     return values | {"visibility": [1.0] * len(objects)}
@@ -137,13 +233,19 @@ def _read_objects(objects: list[dict]) -> dict[str, list]:
 def read_clevr_scenes(
     path: str | Path,  # A scenes file (.json)
     split: str,  # Split it should be of
-) -> tuple[list[str], dict[str, Tensor]]:  # Names of the images; properties [N, 10], pixel_coords [N, 10, 3], absent objects zero
+    # Names of the images; properties [N, 10], pixel_coords [N, 10, 3], absent objects zero
+) -> tuple[list[str], dict[str, Tensor]]:
     "Read a scenes file of CLEVR v1.0; `FileError` names the scene and what is wrong with it."
     path, where = Path(path), "the file"
     try:
         scenes, names = json.loads(path.read_text())["scenes"], []
-        kinds = dict.fromkeys((*"xyz", "rotation", "visibility", "pixel_coords"), np.float32) | dict.fromkeys(WORDS, np.int64)
-        table = {name: np.zeros((len(scenes), 10, *[3] * (name == "pixel_coords")), kind) for name, kind in kinds.items()}
+        kinds = dict.fromkeys(
+            (*"xyz", "rotation", "visibility", "pixel_coords"), np.float32
+        ) | dict.fromkeys(WORDS, np.int64)
+        table = {
+            name: np.zeros((len(scenes), 10, *[3] * (name == "pixel_coords")), kind)
+            for name, kind in kinds.items()
+        }
         for i, scene in enumerate(scenes):
             where = f"scene {i}"
             if scene["split"] != split:
@@ -163,7 +265,10 @@ def read_clevr_scenes(
 
 
 class ClevrFiles(Dataset):
-    "CLEVR v1.0 as it is unzipped: dictionaries of image and properties (test: image alone); there are no labels."
+    """CLEVR v1.0 as it is unzipped: dictionaries of image and properties (test: image alone).
+
+    There are no labels.
+    """
 
     def __init__(
         self,
@@ -172,30 +277,52 @@ class ClevrFiles(Dataset):
         max_objects: int = 10,  # Leave out scenes with more objects than this
         start: int = 0,  # First scene, counted before any is left out
         stop: int | None = None,  # Where to stop, counted likewise; None for the end
-        crop: bool = True,  # Show the paper's square view; False squashes the whole frame, as for set prediction
+        # Show the paper's square view; False squashes the whole frame, as for set prediction
+        crop: bool = True,
         resolution: int = 128,  # Height and width of the images
         on_error: str = "raise",  # What to do about images that cannot be read: see `readable`
     ):
-        self.window, self.size = WIDE_WINDOW if crop else None, check_int("resolution", resolution)
+        self.window = WIDE_WINDOW if crop else None
+        self.size = check_int("resolution", resolution)
         if split not in ("train", "val", "test"):
-            raise InputError(f"split: unknown {split!r}; {suggest(split, ('train', 'val', 'test'))}")
-        folder, notes = Path(root) / "images" / split, Path(root) / "scenes" / f"CLEVR_{split}_scenes.json"
+            raise InputError(
+                f"split: unknown {split!r}; {suggest(split, ('train', 'val', 'test'))}"
+            )
+        folder = Path(root) / "images" / split
+        notes = Path(root) / "scenes" / f"CLEVR_{split}_scenes.json"
         if not folder.is_dir():
-            raise FileError(f"{root}: there is no folder images/{split}; expected CLEVR v1.0 as it is unzipped, with images/ and scenes/")
+            raise FileError(
+                f"{root}: there is no folder images/{split}; expected CLEVR v1.0 as it is unzipped, with images/ and scenes/"
+            )
         there, table = sorted(path.name for path in folder.glob("*.png")), {}
         names = there
         if split != "test":
             names, table = read_clevr_scenes(notes, split)
         elif check_int("max_objects", max_objects) < 10:
-            raise InputError("max_objects: the split 'test' has no annotations, so nobody can count its objects")
+            raise InputError(
+                "max_objects: the split 'test' has no annotations, so nobody can count its objects"
+            )
         if odd := sorted(set(names) ^ set(there)):
-            raise FileError(f"{folder / odd[0]}: " + (f"has no scene in {notes}" if odd[0] in there else f"is missing, though {notes} lists it"))
+            raise FileError(
+                f"{folder / odd[0]}: "
+                + (
+                    f"has no scene in {notes}"
+                    if odd[0] in there
+                    else f"is missing, though {notes} lists it"
+                )
+            )
         if not names:
             raise FileError(f"{folder}: there are no images (.png)")
-        few = [i for i in range(len(names))[start:stop] if not table or table["visibility"][i].sum() <= max_objects]
+        few = [
+            i
+            for i in range(len(names))[start:stop]
+            if not table or table["visibility"][i].sum() <= max_objects
+        ]
         kept = set(readable([folder / names[i] for i in few], on_error))
         self.rows = [i for i in few if folder / names[i] in kept]
-        self.paths, self.table, self.skipped = [folder / names[i] for i in self.rows], table, len(few) - len(kept)
+        self.paths = [folder / names[i] for i in self.rows]
+        self.table = table
+        self.skipped = len(few) - len(kept)
 
     @property
     def resolution(self) -> tuple[int, int]:  # Height and width
@@ -208,6 +335,8 @@ class ClevrFiles(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image = read_pixels(self.paths[index])  # RGB: the alpha channel is dropped
         if image.shape != (320, 480, 3):
-            raise FileError(f"{self.paths[index]}: expected 320 x 480 pixels, got {image.shape[0]} x {image.shape[1]}")
+            raise FileError(
+                f"{self.paths[index]}: expected 320 x 480 pixels, got {image.shape[0]} x {image.shape[1]}"
+            )
         scene = {name: values[self.rows[index]] for name, values in self.table.items()}
         return crop_scene({"image": image} | scene, self.window, self.size)

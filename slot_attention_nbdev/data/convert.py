@@ -35,7 +35,11 @@ def gather(
     rows = list(rows)
     if isinstance(source, PackScenes):
         return source[rows]
-    chosen = list(islice(source, len(rows)) if isinstance(source, IterableDataset) else (source[row] for row in rows))
+    chosen = list(
+        islice(source, len(rows))
+        if isinstance(source, IterableDataset)
+        else (source[row] for row in rows)
+    )
     if not chosen:
         raise InputError("data: there are no scenes to take")
     return default_collate(chosen)
@@ -47,7 +51,8 @@ PART = 256  # scenes in a part, at most
 def write_parts(
     out: str | Path,  # Pack to write, NAME.npz
     about: dict[str, str | int | float | None],  # What decides its content
-    scenes_from: Callable[[int], Iterator[dict[str, Tensor]]],  # Gives the scenes from a number on, some at a time
+    # Gives the scenes from a number on, some at a time
+    scenes_from: Callable[[int], Iterator[dict[str, Tensor]]],
     n: int | None,  # How many are expected, for the bar; None if nobody knows
     progress: bool = True,  # Whether to show a bar
 ) -> int:  # How many scenes the pack holds
@@ -86,14 +91,25 @@ def convert(
         if walked:
             source.set_epoch(0, skip=start)
             rest = islice(source, None if n is None else n - start)
-            yield from (default_collate(part) for part in iter(lambda: list(islice(rest, PART)), []))
+            yield from (
+                default_collate(part) for part in iter(lambda: list(islice(rest, PART)), [])
+            )
         else:
-            yield from (gather(source, range(first, min(first + PART, n))) for first in range(start, n, PART))
+            yield from (
+                gather(source, range(first, min(first + PART, n)))
+                for first in range(start, n, PART)
+            )
 
     settings = {**about, "n": n, "resolution": resolution}
     if Path(out).exists() and not PackWriter(out, settings).written:
         raise InputError(f"out: {out} is there already; remove it to have it made anew")
-    return write_parts(out, settings, lambda start: (resize_scenes(part, resolution) for part in scenes_from(start)), n, progress)
+    return write_parts(
+        out,
+        settings,
+        lambda start: (resize_scenes(part, resolution) for part in scenes_from(start)),
+        n,
+        progress,
+    )
 
 
 def _denoises(spec: SpriteSet) -> bool:
@@ -114,13 +130,26 @@ def draw_blocks(
     start: int = 0,  # First scene, a multiple of the block
     cores: int = 1,  # How many processes draw
 ) -> Iterator[dict[str, Tensor]]:  # Scenes start … n - 1, some at a time
-    "Draw fresh scenes of a generated set, none of which is in its fixed splits; the first of many are those of few."
+    """Draw fresh scenes of a generated set, none of which is in its fixed splits.
+
+    The first of many are those of few.
+    """
     size = min(spec.block, PART)
     firsts = range(start, n, size)
     draw = partial(_draw_block, name=name, spec=spec, size=size, seed=seed)
     workers = cores if min(len(firsts), cores) > 1 else 0  # a single block is drawn here
-    start_by = "forkserver" if workers and _denoises(spec) else None  # the denoiser's threads would be missing in a copy of this process, and waited for
-    for first, block in zip(firsts, DataLoader(firsts, batch_size=None, collate_fn=draw, num_workers=min(len(firsts), workers), multiprocessing_context=start_by)):
+    # the denoiser's threads would be missing in a copy of this process, and waited for
+    start_by = "forkserver" if workers and _denoises(spec) else None
+    for first, block in zip(
+        firsts,
+        DataLoader(
+            firsts,
+            batch_size=None,
+            collate_fn=draw,
+            num_workers=min(len(firsts), workers),
+            multiprocessing_context=start_by,
+        ),
+    ):
         yield {key: value[: n - first] for key, value in block.items()}
 
 
@@ -142,10 +171,12 @@ def draw_pack(
     out: str | Path,  # Pack to write, NAME.npz
     seed: int = 0,  # Another seed gives other scenes
     progress: bool = True,  # Whether to show a bar
-    cores: int = 0,  # How many processes draw; 0 for one on each core if the set is slow to draw, else a single one
+    # How many processes draw; 0 for one on each core if the set is slow to draw, else a single one
+    cores: int = 0,
 ) -> int:  # How many scenes the pack holds
     "Write fresh scenes of a generated set."
-    cores = cores or (os.cpu_count() if spec.block < PART else 1)  # the scenes are the same for any number
+    # the scenes are the same for any number
+    cores = cores or (os.cpu_count() if spec.block < PART else 1)
     blocks = lambda start: draw_blocks(name, spec, n, seed, start, cores)
     about = {"data": name, "seed": seed, "n": check_int("n", n)}
     if _denoises(spec):
@@ -155,6 +186,7 @@ def draw_pack(
 # %% ../../nbs/library/03_convert.ipynb #c498cff2
 class Card(NamedTuple):
     "What one should know about a set."
+
     name: str  # What it is called here
     shows: str  # What is in the images
     made: str  # How this library gets them
@@ -164,7 +196,12 @@ class Card(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{key + ':':9}{value}" for key, value in self._asdict().items()]
-        return "\n".join(textwrap.fill(line, 100, subsequent_indent=9 * " ", break_long_words=False, break_on_hyphens=False) for line in lines)
+        return "\n".join(
+            textwrap.fill(
+                line, 100, subsequent_indent=9 * " ", break_long_words=False, break_on_hyphens=False
+            )
+            for line in lines
+        )
 
 
 _bucket = "https://storage.googleapis.com/multi-object-datasets/"
@@ -172,7 +209,9 @@ _kabra = f"Kabra et al. 2019, github.com/deepmind/multi_object_datasets; {_bucke
 _apache = "published: repository under Apache-2.0, no separate licence for the data known; ours: drawn by this library, Apache-2.0"
 _drawn = "drawn anew by data.sprites, with exact masks; not the published images. NAME:FILE.tfrecords reads those"
 _half = "1,000,000 published; records 0 to 59,999 train, the next 320 test. Ours: as many as you like; fixed splits of 60,000 and 320"
-_traced = "traced anew by data.clevr_scenes, with exact masks and properties; not the published images"
+_traced = (
+    "traced anew by data.clevr_scenes, with exact masks and properties; not the published images"
+)
 _masks = f"{_traced}. NAME:FILE.tfrecords reads those, cut to rows 29-220 and columns 64-255 and scaled to 128 x 128"
 _ours = "Ours: as many as you like; fixed splits of 60,000 and 320"
 _clevr_kabra = f"Kabra et al. 2019, rendered with the generator of Johnson et al. 2017; {_bucket}clevr_with_masks (10.5 GB)"
@@ -182,21 +221,84 @@ _sprites = {
     "colored_on_grayscale": "two to five sprites (square, ellipse, heart) in random colours on a grey background, hiding each other in part; 64 x 64",
     "colored_on_colored": "one to four sprites (square, ellipse, heart) in random colours on a coloured background; 64 x 64",
 }
-_cards = [Card("tetrominoes", "three bevelled pieces of 100 pixels each on black, never overlapping; six colours; 35 x 35", _drawn, _half, f"{_kabra}tetrominoes", _apache)]
-_cards += [Card(f"multi_dsprites_{variant}", shows, _drawn, _half, f"{_kabra}multi_dsprites", _apache) for variant, shows in _sprites.items()]
-_cards += [
-    Card("clevr6", "three to six solids on a grey floor, with shadows and reflections; 128 x 128", _masks,
-         f"published: records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 are held out (320 are used). {_ours}", _clevr_kabra, _clevr_licence),
-    Card("clevr10", "three to ten solids on a grey floor, with shadows and reflections; 128 x 128", _masks,
-         f"published: records 70,000 to 99,999 are held out, all counts up to ten; it is not trained on. {_ours}", _clevr_kabra, _clevr_licence),
-    Card("clevr10_full", "three to ten solids on a grey floor, with properties; the whole frame squashed to 128 x 128, for set prediction", _traced, _ours, _clevr_kabra, _clevr_licence),
-    Card("clevr", "three to ten solids on a grey floor, with properties, but without masks; 480 x 320", "read from the unzipped archive, by its folder; the view of the paper's square, or the whole frame squashed",
-         "70,000 train, 15,000 val, 15,000 test (test without annotations)", "Johnson et al. 2017, https://dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip (17.7 GiB)", "CC BY 4.0"),
-    Card("objects_room", "a room of three walls' colours, floor and sky with one to three solids; 64 x 64", "read from its TFRecords", "1,000,000 train; three tests of 922 each", f"{_kabra}objects_room", _clevr_licence.split(";")[0]),
-    Card("cater_with_masks", "films of 33 frames of moving solids; 64 x 64", "read from its TFRecords, frame by frame", "39,364 clips train, 17,100 test", f"{_kabra}cater_with_masks", _clevr_licence.split(";")[0] + "; CATER's own licence was not checked"),
+_cards = [
+    Card(
+        "tetrominoes",
+        "three bevelled pieces of 100 pixels each on black, never overlapping; six colours; 35 x 35",
+        _drawn,
+        _half,
+        f"{_kabra}tetrominoes",
+        _apache,
+    )
 ]
-_cards += [Card(f"clevr_cogent_{condition}", f"three to ten solids; {what}; 128 x 128", _traced, _ours, "conditions of Johnson et al. 2017, arXiv:1612.06890", "Apache-2.0") for condition, what in (
-    ("a", "cubes gray, blue, brown or yellow, cylinders red, green, purple or cyan"), ("b", "cubes red, green, purple or cyan, cylinders gray, blue, brown or yellow"))]
+_cards += [
+    Card(f"multi_dsprites_{variant}", shows, _drawn, _half, f"{_kabra}multi_dsprites", _apache)
+    for variant, shows in _sprites.items()
+]
+_cards += [
+    Card(
+        "clevr6",
+        "three to six solids on a grey floor, with shadows and reflections; 128 x 128",
+        _masks,
+        f"published: records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 are held out (320 are used). {_ours}",
+        _clevr_kabra,
+        _clevr_licence,
+    ),
+    Card(
+        "clevr10",
+        "three to ten solids on a grey floor, with shadows and reflections; 128 x 128",
+        _masks,
+        f"published: records 70,000 to 99,999 are held out, all counts up to ten; it is not trained on. {_ours}",
+        _clevr_kabra,
+        _clevr_licence,
+    ),
+    Card(
+        "clevr10_full",
+        "three to ten solids on a grey floor, with properties; the whole frame squashed to 128 x 128, for set prediction",
+        _traced,
+        _ours,
+        _clevr_kabra,
+        _clevr_licence,
+    ),
+    Card(
+        "clevr",
+        "three to ten solids on a grey floor, with properties, but without masks; 480 x 320",
+        "read from the unzipped archive, by its folder; the view of the paper's square, or the whole frame squashed",
+        "70,000 train, 15,000 val, 15,000 test (test without annotations)",
+        "Johnson et al. 2017, https://dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip (17.7 GiB)",
+        "CC BY 4.0",
+    ),
+    Card(
+        "objects_room",
+        "a room of three walls' colours, floor and sky with one to three solids; 64 x 64",
+        "read from its TFRecords",
+        "1,000,000 train; three tests of 922 each",
+        f"{_kabra}objects_room",
+        _clevr_licence.split(";")[0],
+    ),
+    Card(
+        "cater_with_masks",
+        "films of 33 frames of moving solids; 64 x 64",
+        "read from its TFRecords, frame by frame",
+        "39,364 clips train, 17,100 test",
+        f"{_kabra}cater_with_masks",
+        _clevr_licence.split(";")[0] + "; CATER's own licence was not checked",
+    ),
+]
+_cards += [
+    Card(
+        f"clevr_cogent_{condition}",
+        f"three to ten solids; {what}; 128 x 128",
+        _traced,
+        _ours,
+        "conditions of Johnson et al. 2017, arXiv:1612.06890",
+        "Apache-2.0",
+    )
+    for condition, what in (
+        ("a", "cubes gray, blue, brown or yellow, cylinders red, green, purple or cyan"),
+        ("b", "cubes red, green, purple or cyan, cylinders gray, blue, brown or yellow"),
+    )
+]
 CARDS = {_card.name: _card for _card in _cards}
 
 

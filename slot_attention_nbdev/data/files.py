@@ -19,36 +19,59 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import FileError, InputError, SlotAttentionError, atomic_write, check_int
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    SlotAttentionError,
+    atomic_write,
+    check_int,
+)
 
 # %% ../../nbs/library/02_files.ipynb #5f851637
-def _check_scenes(arrays: dict[str, np.ndarray], where: str, error: type[SlotAttentionError], labelled: bool = True) -> None:
+def _check_scenes(
+    arrays: dict[str, np.ndarray],
+    where: str,
+    error: type[SlotAttentionError],
+    labelled: bool = True,
+) -> None:
     "Hold scenes to the rules of a pack; `error` names the array, what came and what is expected."
     for name, rank in (("image", 4), ("label", 3)):
         if name not in arrays and name == "label" and not labelled:
             continue
         if name not in arrays:
-            raise error(f"{where}: no array {name!r}; there are: {', '.join(sorted(arrays)) or 'none'}")
+            raise error(
+                f"{where}: no array {name!r}; there are: {', '.join(sorted(arrays)) or 'none'}"
+            )
         array, want = arrays[name], ("[N, H, W, 3]" if rank == 4 else "[N, H, W]")
         if array.dtype != np.uint8 or array.ndim != rank or (rank == 4 and array.shape[-1] != 3):
-            raise error(f"{where}: array {name!r}: expected uint8 {want}, got {array.dtype} {list(array.shape)}")
+            raise error(
+                f"{where}: array {name!r}: expected uint8 {want}, got {array.dtype} {list(array.shape)}"
+            )
     size = arrays["image"].shape[:3]
     if 0 in size:
-        raise error(f"{where}: array 'image': expected at least one image and one pixel, got {list(arrays['image'].shape)}")
+        raise error(
+            f"{where}: array 'image': expected at least one image and one pixel, got {list(arrays['image'].shape)}"
+        )
     if "label" in arrays and arrays["label"].shape != size:
-        raise error(f"{where}: array 'label': expected the images' size {list(size)}, got {list(arrays['label'].shape)}")
+        raise error(
+            f"{where}: array 'label': expected the images' size {list(size)}, got {list(arrays['label'].shape)}"
+        )
     for name in arrays.keys() - {"image", "label"}:
         array = arrays[name]
         if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or len(array) != size[0]:
-            raise error(f"{where}: array {name!r}: expected numbers [N={size[0]}, M] or [N={size[0]}, M, C], got {array.dtype} {list(array.shape)}")
+            raise error(
+                f"{where}: array {name!r}: expected numbers [N={size[0]}, M] or [N={size[0]}, M, C], got {array.dtype} {list(array.shape)}"
+            )
         if not np.isfinite(array).all():
             raise error(f"{where}: array {name!r}: expected finite numbers, got NaN or Inf")
 
 
 def save_pack(
     path: str | Path,  # File to write, usually NAME.npz
-    scenes: dict[str, Tensor],  # image uint8 [N, H, W, 3], label uint8 [N, H, W], properties [N, M] or [N, M, C]
-    labelled: bool = True,  # Whether a label must be there; False also takes images that nobody has labelled
+    # image uint8 [N, H, W, 3], label uint8 [N, H, W], properties [N, M] or [N, M, C]
+    scenes: dict[str, Tensor],
+    # Whether a label must be there; False also takes images that nobody has labelled
+    labelled: bool = True,
 ) -> None:
     "Write scenes as a pack, compressed, whole or not at all."
     arrays = {name: torch.as_tensor(value).detach().cpu().numpy() for name, value in scenes.items()}
@@ -60,31 +83,48 @@ def save_pack(
 def _header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     "Shape, whether in Fortran order, and type of the array whose bytes follow."
     version = np.lib.format.read_magic(member)
-    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
+    return (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )(member)
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: bool) -> np.ndarray:
-    "One array of a pack; if it may be mapped, and is stored as it is, it stays on the disk until it is asked for."
+def _read_member(
+    path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: bool
+) -> np.ndarray:
+    """One array of a pack; if it may be mapped, and is stored as it is, it stays on the disk until
+    it is asked for.
+    """
     with archive.open(info) as member, open(path, "rb") as file:
         if not mapped or info.compress_type != zipfile.ZIP_STORED:
             return np.lib.format.read_array(member, allow_pickle=False)
         shape, fortran, dtype = _header(member)
         if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
             raise ValueError(f"{info.file_size} bytes do not hold {list(shape)}")
-        file.seek(info.header_offset + 26)  # a local header: 30 bytes, then as many of name and extra field as it says
+        # a local header: 30 bytes, then as many of name and extra field as it says
+        file.seek(info.header_offset + 26)
         name, extra = np.frombuffer(file.read(4), "<u2").tolist()
         start = info.header_offset + 30 + name + extra + member.tell()
-        return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
+        return np.memmap(
+            path, dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C"
+        )
 
 
-def _read_arrays(path: Path, mapped: tuple[str, ...], labelled: bool, checked: bool = False) -> dict[str, np.ndarray]:
+def _read_arrays(
+    path: Path, mapped: tuple[str, ...], labelled: bool, checked: bool = False
+) -> dict[str, np.ndarray]:
     "All arrays of a pack, checked; those named in `mapped` are not read if that can be helped."
     if not path.is_file() and _parts_of(path).is_dir():
-        raise FileError(f"{path}: is being written, or was left unfinished (see {_parts_of(path)}); what was started goes on when it is started again")
+        raise FileError(
+            f"{path}: is being written, or was left unfinished (see {_parts_of(path)}); what was started goes on when it is started again"
+        )
     if not path.is_file():
         raise FileError(f"{path}: there is no such file")
     if not zipfile.is_zipfile(path):
-        raise FileError(f"{path}: expected a pack (.npz), but this is not a zip archive, or it was cut short")
+        raise FileError(
+            f"{path}: expected a pack (.npz), but this is not a zip archive, or it was cut short"
+        )
     arrays, where = {}, str(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -93,12 +133,17 @@ def _read_arrays(path: Path, mapped: tuple[str, ...], labelled: bool, checked: b
                 where = f"{path}: array {name!r}"
                 arrays[name] = _read_member(path, archive, info, name in mapped)
                 with archive.open(info) as member:
-                    while checked and isinstance(arrays[name], np.memmap) and member.read(1 << 20):  # to the end, where the checksum is compared
+                    # to the end, where the checksum is compared
+                    while checked and isinstance(arrays[name], np.memmap) and member.read(1 << 20):
                         pass
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen different errors on damaged archives
+    except Exception as error:
+        # zipfile, zlib and NumPy raise a dozen different errors on damaged archives
         raise FileError(f"{where}: damaged, or not part of a pack: {error}") from error
     _check_scenes(arrays, str(path), FileError, labelled)
-    return {name: array if name in mapped else array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+    return {
+        name: array if name in mapped else array.astype(array.dtype.newbyteorder("="), copy=False)
+        for name, array in arrays.items()
+    }
 
 
 def _parts_of(path: Path) -> Path:
@@ -111,14 +156,21 @@ def load_pack(
     n: int | None = None,  # Only the first n scenes; None for all
     labelled: bool = True,  # Whether a label must be there
 ) -> dict[str, Tensor]:  # image, label and whatever properties there are
-    "Read a pack and check everything in it; `FileError` names the file, the array, what came and what is expected."
+    """Read a pack and check everything in it.
+
+    `FileError` names the file, the array, what came and what is expected.
+    """
     arrays = _read_arrays(Path(path), (), labelled)
     check_int("n", len(arrays["image"]) if n is None else n, maximum=len(arrays["image"]))
     return {name: torch.from_numpy(array[:n]) for name, array in arrays.items()}
 
 # %% ../../nbs/library/02_files.ipynb #ac572407
 class PackScenes(Dataset):
-    "The scenes of a pack; images and labels that are stored uncompressed are fetched from the disk when they are asked for."
+    """The scenes of a pack.
+
+    Images and labels that are stored uncompressed are fetched from the disk when they are asked
+    for.
+    """
 
     def __init__(
         self,
@@ -138,7 +190,9 @@ class PackScenes(Dataset):
         return len(self.arrays["image"])
 
     def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.array(array[index])) for name, array in self.arrays.items()}
+        return {
+            name: torch.from_numpy(np.array(array[index])) for name, array in self.arrays.items()
+        }
 
     def __reduce__(self):  # a loader's worker gets the name, not the pixels
         return PackScenes, (self.path, self.labelled)
@@ -147,15 +201,21 @@ class PackScenes(Dataset):
 def open_pack(
     path: str | Path,  # File to open
     labelled: bool = False,  # Whether a label must be there
-    checked: bool = False,  # Whether to read the file through once, a megabyte at a time, and compare its checksums
-) -> PackScenes:  # A data set of dictionaries: image [H, W, 3], label [H, W], properties; lists of indices give batches
+    # Whether to read the file through once, a megabyte at a time, and compare its checksums
+    checked: bool = False,
+    # A data set of dictionaries: image [H, W, 3], label [H, W], properties; lists of indices give
+    # batches
+) -> PackScenes:
     "Open a pack without holding more of it than must be; `FileError` as from `load_pack`."
     return PackScenes(path, labelled, checked)
 
 # %% ../../nbs/library/02_files.ipynb #ed44ca1e
 def _form(scenes: dict[str, Tensor]) -> dict[str, str]:
     "Type and shape of every array, its length left out."
-    return {name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape[1:])}" for name, value in scenes.items()}
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape[1:])}"
+        for name, value in scenes.items()
+    }
 
 
 class PackWriter:
@@ -164,15 +224,22 @@ class PackWriter:
     def __init__(
         self,
         path: str | Path,  # The pack to write
-        about: dict[str, str | int | float | None],  # What decides its content; going on asks for the same
+        # What decides its content; going on asks for the same
+        about: dict[str, str | int | float | None],
     ):
         self.path, self.parts = Path(path), _parts_of(Path(path))
         self.note, self.about = self.parts / "about.json", about
         before = json.loads(self.note.read_text()) if self.note.is_file() else about
-        changed = [f"{key} was {before.get(key)!r} and is now {about.get(key)!r}" for key in {**before, **about} if before.get(key) != about.get(key)]
+        changed = [
+            f"{key} was {before.get(key)!r} and is now {about.get(key)!r}"
+            for key in {**before, **about}
+            if before.get(key) != about.get(key)
+        ]
         self.form = _form(load_pack(self.files[0], labelled=False)) if self.files else None
         if changed:
-            raise InputError(f"out: {self.parts} holds an unfinished pack of something else ({', '.join(changed)}); finish that, or remove the folder")
+            raise InputError(
+                f"out: {self.parts} holds an unfinished pack of something else ({', '.join(changed)}); finish that, or remove the folder"
+            )
 
     @property
     def files(self) -> list[Path]:  # In order
@@ -186,16 +253,21 @@ class PackWriter:
 
     def add(
         self,
-        scenes: dict[str, Tensor],  # The scenes that come next, as for `save_pack`; the label may be missing
+        # The scenes that come next, as for `save_pack`; the label may be missing
+        scenes: dict[str, Tensor],
     ) -> None:
         "Write one part."
         self.form = self.form or _form(scenes)
         if _form(scenes) != self.form:
-            raise InputError(f"scenes: unlike the first part: expected {self.form}, got {_form(scenes)}")
+            raise InputError(
+                f"scenes: unlike the first part: expected {self.form}, got {_form(scenes)}"
+            )
         if not self.note.is_file():
             with atomic_write(self.note) as temporary:
                 temporary.write_text(json.dumps(self.about))
-        save_pack(self.parts / f"{self.written + len(scenes['image']):012}.npz", scenes, labelled=False)
+        save_pack(
+            self.parts / f"{self.written + len(scenes['image']):012}.npz", scenes, labelled=False
+        )
 
     def finish(self) -> None:
         "Make one pack of the parts, uncompressed, and remove them."
@@ -205,7 +277,10 @@ class PackWriter:
         with atomic_write(self.path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for name, array in parts[0].arrays.items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                    form = np.lib.format.header_data_from_array_1_0(array) | {"shape": (n, *array.shape[1:]), "fortran_order": False}
+                    form = np.lib.format.header_data_from_array_1_0(array) | {
+                        "shape": (n, *array.shape[1:]),
+                        "fortran_order": False,
+                    }
                     np.lib.format.write_array_header_1_0(member, form)
                     for part in self.files:
                         with np.load(part, allow_pickle=False) as arrays:
@@ -215,12 +290,15 @@ class PackWriter:
 # %% ../../nbs/library/02_files.ipynb #fb55f6e5
 def read_pixels(
     path: str | Path,  # Any image file that Pillow can read
-    resolution: tuple[int, int] | None = None,  # Height and width to scale it to; None leaves it as it is
-    crisp: bool = False,  # Scale by taking pixels as they are, instead of averaging neighbours: hard edges stay hard
+    # Height and width to scale it to; None leaves it as it is
+    resolution: tuple[int, int] | None = None,
+    # Scale by taking pixels as they are, instead of averaging neighbours: hard edges stay hard
+    crisp: bool = False,
 ) -> Tensor:  # uint8 [H, W, 3]
     "Read an image, turn it into RGB and scale it (bilinear, averaging)."
     path = Path(path)
-    size = resolution and tuple(check_int("resolution", side) for side in reversed(resolution))  # Pillow's order: width, height
+    # Pillow's order: width, height
+    size = resolution and tuple(check_int("resolution", side) for side in reversed(resolution))
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
@@ -243,7 +321,9 @@ def read_pixels(
 
 def readable(
     paths: list[Path],  # Image files
-    on_error: str = "raise",  # "skip" reads every file once and leaves out those that cannot be read; "raise" leaves that for later
+    # "skip" reads every file once and leaves out those that cannot be read; "raise" leaves that for
+    # later
+    on_error: str = "raise",
 ) -> list[Path]:  # The files to use
     "Decide once, before anything is counted, which of many image files there are."
 

@@ -24,15 +24,21 @@ def _read_mask(path: Path, resolution: tuple[int, int]) -> Tensor:
     try:
         with Image.open(path) as image:
             if image.mode not in ("1", "L", "P"):
-                raise FileError(f"{path}: expected a grey or palette PNG whose pixel values are object numbers, got mode {image.mode}")
+                raise FileError(
+                    f"{path}: expected a grey or palette PNG whose pixel values are object numbers, got mode {image.mode}"
+                )
             values = Image.fromarray(np.asarray(image).astype(np.uint8))
-            return torch.from_numpy(np.array(values.resize(resolution[::-1], Image.Resampling.NEAREST)))
+            return torch.from_numpy(
+                np.array(values.resize(resolution[::-1], Image.Resampling.NEAREST))
+            )
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's parsers
         raise FileError(f"{path}: cannot be read as a mask: {error}") from error
 
 
 class ImageFolder(Dataset):
-    "A folder of images of any size and format, in the order of their names, with masks if there are NAME_mask.png."
+    """A folder of images of any size and format, in the order of their names, with masks if there
+    are NAME_mask.png.
+    """
 
     def __init__(
         self,
@@ -45,16 +51,23 @@ class ImageFolder(Dataset):
             raise FileError(f"{root}: there is no such folder")
         Image.init()
         kinds = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-        wanted = lambda path: path.suffix.lower() in kinds and path.name[0] != "." and not path.stem.endswith("_mask")
+        wanted = lambda path: (
+            path.suffix.lower() in kinds and path.name[0] != "." and not path.stem.endswith("_mask")
+        )
         found = sorted(filter(wanted, root.rglob("*")))
         self.paths = readable(found, on_error)
         self.skipped = len(found) - len(self.paths)
         if not self.paths:
-            raise FileError(f"{root}: there are no images in this folder" + (f": none of its {len(found)} image files can be read" if found else ""))
+            raise FileError(
+                f"{root}: there are no images in this folder"
+                + (f": none of its {len(found)} image files can be read" if found else "")
+            )
         self.masks = [path.with_name(f"{path.stem}_mask.png") for path in self.paths]
         missing = [path for path in self.masks if not path.is_file()]
         if missing and len(missing) < len(self.masks):
-            raise FileError(f"{missing[0]}: is missing, though other images have a mask; give one to all of them or to none")
+            raise FileError(
+                f"{missing[0]}: is missing, though other images have a mask; give one to all of them or to none"
+            )
         self.masks = [] if missing else self.masks
 
     def __len__(self) -> int:
@@ -62,11 +75,16 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene = {"image": read_pixels(self.paths[index], self.resolution)}
-        return scene | {"label": _read_mask(self.masks[index], self.resolution)} if self.masks else scene
+        return (
+            scene | {"label": _read_mask(self.masks[index], self.resolution)}
+            if self.masks
+            else scene
+        )
 
 # %% ../../nbs/library/02_image_folder.ipynb #2e7b80a5
 def resize_scenes(
-    scenes: dict[str, Tensor],  # image uint8 [B, H, W, 3], label uint8 [B, H, W] if there is one, properties
+    # image uint8 [B, H, W, 3], label uint8 [B, H, W] if there is one, properties
+    scenes: dict[str, Tensor],
     resolution: int,  # Height and width wanted; 0 leaves them as they are
 ) -> dict[str, Tensor]:  # The same scenes
     "Scale images (bilinear, averaging) and labels (nearest) to a square."
@@ -74,6 +92,16 @@ def resize_scenes(
         return scenes
     size = (check_int("resolution", resolution),) * 2
     image = scenes["image"].permute(0, 3, 1, 2).float()  # [B, H, W, 3] -> [B, 3, H, W]
-    image = F.interpolate(image, size, mode="bilinear", antialias=True).round().byte().permute(0, 2, 3, 1)  # [B, H, W, 3]
-    label = {"label": F.interpolate(scenes["label"][:, None], size, mode="nearest-exact")[:, 0]} if "label" in scenes else {}
+    # [B, H, W, 3]
+    image = (
+        F.interpolate(image, size, mode="bilinear", antialias=True)
+        .round()
+        .byte()
+        .permute(0, 2, 3, 1)
+    )
+    label = (
+        {"label": F.interpolate(scenes["label"][:, None], size, mode="nearest-exact")[:, 0]}
+        if "label" in scenes
+        else {}
+    )
     return {**scenes, "image": image.contiguous(), **label}

@@ -20,14 +20,25 @@ from ..core import InputError, check_finite, check_shape
 
 # %% ../../nbs/data/01_rays.ipynb #795ca65a
 RADIUS = (0.35, 0.7)  # of small and large objects, in world units; for a cube, half its edge
-COLORS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),  # bytes; linear once divided by 255
+# bytes; linear once divided by 255
+COLORS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),
           "brown": (129, 74, 25), "purple": (129, 38, 192), "cyan": (41, 208, 208), "yellow": (255, 238, 51)}  # fmt: skip
 CAMERA = (7.4811316, -6.5076399, 5.3436651)  # where it stands; it looks at the origin
 TANGENT = 16 / 35  # half the sensor's width over the focal length
 FULL = (240, 320)  # height and width of the frame in which windows and pixel coordinates are given
-# top, left, height and width of what is shown: everything; the paper's crop for object discovery; an image of CLEVR v1.0
-FRAMES = {"full": (0, 0, 240, 320), "discovery": (29, 64, 192, 192), "set_prediction": (40 / 3, 0, 640 / 3, 320)}
-WORDS = {"size": ("small", "large"), "material": ("rubber", "metal"), "shape": ("cube", "sphere", "cylinder"), "color": tuple(COLORS)}
+# top, left, height and width of what is shown: everything; the paper's crop for object discovery;
+# an image of CLEVR v1.0
+FRAMES = {
+    "full": (0, 0, 240, 320),
+    "discovery": (29, 64, 192, 192),
+    "set_prediction": (40 / 3, 0, 640 / 3, 320),
+}
+WORDS = {
+    "size": ("small", "large"),
+    "material": ("rubber", "metal"),
+    "shape": ("cube", "sphere", "cylinder"),
+    "color": tuple(COLORS),
+}
 PLACE = ("x", "y", "z", "rotation")
 
 # %% ../../nbs/data/01_rays.ipynb #6fe06d21
@@ -56,7 +67,8 @@ def pick(
 # %% ../../nbs/data/01_rays.ipynb #e436715c
 def camera_axes(
     camera: Tensor,  # Positions, [B, 3]
-) -> Tensor:  # Unit vectors to the right, up, and backwards (from the origin to the camera), [B, 3, 3]
+    # Unit vectors to the right, up, and backwards (from the origin to the camera), [B, 3, 3]
+) -> Tensor:
     "The axes of cameras that look at the origin, with the world's z upwards."
     back = camera / camera.norm(dim=1, keepdim=True)
     right = torch.stack([-back[:, 1], back[:, 0], torch.zeros_like(back[:, 0])], 1)
@@ -66,7 +78,8 @@ def camera_axes(
 
 def pixel_rays(
     camera: Tensor,  # Positions, [B, 3]
-    frame: tuple[float, float, float, float],  # Top, left, height, width of the window in the full frame
+    # Top, left, height, width of the window in the full frame
+    frame: tuple[float, float, float, float],
     size: tuple[int, int],  # Pixels in a column and in a row of the image
     pixel: Tensor,  # Which pixel of B images, row by row, [R]
     right: Tensor | float = 0.5,  # Where in the pixel, from its left edge, [R]
@@ -75,8 +88,10 @@ def pixel_rays(
     "The directions in which pixels look."
     (H, W), (top, left, height, width) = size, frame
     line = pixel // W
-    column, row = left + (pixel - W * line + right) * (width / W), top + (line % H + down) * (height / H)
-    x, y = TANGENT * (column / (FULL[1] / 2) - 1), TANGENT * (FULL[0] - 2 * row) / FULL[1]
+    column = left + (pixel - W * line + right) * (width / W)
+    row = top + (line % H + down) * (height / H)
+    x = TANGENT * (column / (FULL[1] / 2) - 1)
+    y = TANGENT * (FULL[0] - 2 * row) / FULL[1]
     axes = camera_axes(camera).permute(1, 2, 0)  # [B, 3, 3] -> [3, 3, B]
     axes = axes if len(camera) == 1 else pick(axes, line // H)
     return unit(axes[0] * x + axes[1] * y - axes[2])
@@ -99,7 +114,10 @@ ROUNDING = {"cube": 0.18, "cylinder": 0.05}  # radius of the rounded edges over 
 def distance_to_cube(
     p: Tensor,  # Points in the cube's own frame, half edge 1, [3, P]
 ) -> Tensor:  # [P]
-    "Signed distance to the rounded cube: negative inside (Quilez; Hart 1996, doi:10.1007/s003710050084)."
+    """Signed distance to the rounded cube: negative inside (Quilez.
+
+    Hart 1996, doi:10.1007/s003710050084).
+    """
     q = p.abs() - (1 - ROUNDING["cube"])
     return q.clamp(min=0).square().sum(0).sqrt() + q.amax(0).clamp(max=0) - ROUNDING["cube"]
 
@@ -115,13 +133,18 @@ def distance_to_cylinder(
 def hit_rounded(
     o: Tensor,  # Where rays start, in the solid's own frame, [3, P]
     d: Tensor,  # Where they go, unit vectors, [3, P]
-    distance: Callable[[Tensor], Tensor],  # Signed distance to the solid, which lies in the box |x|, |y|, |z| < 1
+    # Signed distance to the solid, which lies in the box |x|, |y|, |z| < 1
+    distance: Callable[[Tensor], Tensor],
     steps: int = 24,  # Most steps
 ) -> Tensor:  # Distance to the surface; inf for a miss, [P]
-    "Sphere tracing: from where a ray enters the box, step by the distance to the surface, which can't jump over it (Hart 1996)."
+    """Sphere tracing: from where a ray enters the box, step by the distance to the surface, which
+    can't jump over it (Hart 1996).
+    """
     way = torch.where(d.abs() < 1e-9, 1e-9, d)
     faces = torch.stack([(-1 - o) / way, (1 - o) / way])  # [2, 3, P]
-    at, far, t = faces.amin(0).amax(0).clamp(min=0), faces.amax(0).amin(0), torch.full_like(o[0], torch.inf)
+    at = faces.amin(0).amax(0).clamp(min=0)
+    far = faces.amax(0).amin(0)
+    t = torch.full_like(o[0], torch.inf)
     todo = (at < far).nonzero()[:, 0]
     o, d, at, far = (pick(x, todo) for x in (o, d, at, far))
     for step in range(steps):
@@ -162,23 +185,36 @@ def check_scene(
         check_finite(name, scene[name])
     for name, words in WORDS.items():
         check_shape(name, scene[name], "B M", B=B, M=M)
-        if scene[name].is_floating_point() or scene[name].min() < 0 or scene[name].max() >= len(words):
-            raise InputError(f"{name}: expected integers in [0, {len(words) - 1}], for {', '.join(words)}")
+        if (
+            scene[name].is_floating_point()
+            or scene[name].min() < 0
+            or scene[name].max() >= len(words)
+        ):
+            raise InputError(
+                f"{name}: expected integers in [0, {len(words) - 1}], for {', '.join(words)}"
+            )
     return B, M
 
 
 def make_solids(
-    scene: dict[str, Tensor],  # x, y, z, rotation (radians), size, material, shape, color, visibility: each [B, M]
+    # x, y, z, rotation (radians), size, material, shape, color, visibility: each [B, M]
+    scene: dict[str, Tensor],
 ) -> Solids:  # The same, ready to be hit
     "Turn annotations into a table of solids."
     B, M = check_scene(scene)
-    flat = {name: torch.cat([scene[name].flatten(), scene[name].new_zeros(1)]) for name in (*PLACE, *WORDS, "visibility")}  # [B * M + 1]; the floor comes last
+    # [B * M + 1]; the floor comes last
+    flat = {
+        name: torch.cat([scene[name].flatten(), scene[name].new_zeros(1)])
+        for name in (*PLACE, *WORDS, "visibility")
+    }
     table = lambda values: flat["x"].new_tensor(values)
     radius, shape = table(RADIUS)[flat["size"].long()], flat["shape"].long()
     reach = radius * table([1.61, 1.0, 1.41])[shape] * (flat["visibility"] > 0)
     color = torch.tensor(list(COLORS.values()), device=radius.device)[flat["color"].long()].T / 255
     color[:, -1], shape[-1] = 0.8, -1
-    turn = torch.stack([flat["rotation"].double().cos(), flat["rotation"].double().sin()]).to(radius.dtype)
+    turn = torch.stack([flat["rotation"].double().cos(), flat["rotation"].double().sin()]).to(
+        radius.dtype
+    )
     center = torch.stack([flat["x"], flat["y"], flat["z"]])
     return Solids(B, M, center, radius, reach, turn, shape, color, flat["material"] == 1)
 
@@ -203,7 +239,11 @@ def hit_solids(
 ) -> Tensor:  # Distance to the surface; inf for a miss, [P]
     "Try one ray on one solid, P times."
     t, shape = torch.full_like(o[0], torch.inf), pick(solids.shape, k)
-    hits = (partial(hit_rounded, distance=distance_to_cube), hit_sphere, partial(hit_rounded, distance=distance_to_cylinder))
+    hits = (
+        partial(hit_rounded, distance=distance_to_cube),
+        hit_sphere,
+        partial(hit_rounded, distance=distance_to_cylinder),
+    )
     for number, hit in enumerate(hits):
         i = (shape == number).nonzero()[:, 0]
         ki, radius = pick(k, i), pick(solids.radius, pick(k, i))
@@ -232,28 +272,56 @@ def windows(
     frame: tuple[float, float, float, float],  # Window in the full frame
     size: tuple[int, int],  # Pixels in a column and in a row
     margin: float = 0.0,  # How far from its centre a pixel may look, in pixels
-) -> tuple[Tensor, Tensor]:  # Pixel (of B * H * W) and solid of every pair that is worth a try, [P] each
+    # Pixel (of B * H * W) and solid of every pair that is worth a try, [P] each
+) -> tuple[Tensor, Tensor]:
     "Pair every solid with the pixels around it: a rectangle that holds the ball of radius `reach`."
     (H, W), (top, left, height, width) = size, frame
-    x, y, z = solids.center[:, :-1].T.unflatten(0, (solids.scenes, solids.many)).sub(camera[:, None]).matmul(camera_axes(camera).mT).flatten(0, 1).T  # [3, B * M]
+    # [3, B * M]
+    x, y, z = (
+        solids.center[:, :-1]
+        .T.unflatten(0, (solids.scenes, solids.many))
+        .sub(camera[:, None])
+        .matmul(camera_axes(camera).mT)
+        .flatten(0, 1)
+        .T
+    )
     reach, depth = solids.reach[:-1], -z
     spans = []
-    for sideways, scale, origin, n in ((x, W / width, FULL[1] / 2 - left, W), (-y, H / height, FULL[0] / 2 - top, H)):
-        root = reach * (sideways.square() + depth.square() - reach.square()).clamp(min=0).sqrt()  # tangents to a circle
-        low, high = (((sideways * depth + sign * root) / (depth.square() - reach.square()) * FULL[1] / 2 / TANGENT + origin) * scale for sign in (-1, 1))
-        first, last = (low - 0.5 - margin).ceil().clamp(0, n).long(), (high - 0.5 + margin).floor().clamp(-1, n - 1).long()
+    for sideways, scale, origin, n in (
+        (x, W / width, FULL[1] / 2 - left, W),
+        (-y, H / height, FULL[0] / 2 - top, H),
+    ):
+        # tangents to a circle
+        root = reach * (sideways.square() + depth.square() - reach.square()).clamp(min=0).sqrt()
+        low, high = (
+            (
+                (sideways * depth + sign * root)
+                / (depth.square() - reach.square())
+                * FULL[1]
+                / 2
+                / TANGENT
+                + origin
+            )
+            * scale
+            for sign in (-1, 1)
+        )
+        first = (low - 0.5 - margin).ceil().clamp(0, n).long()
+        last = (high - 0.5 + margin).floor().clamp(-1, n - 1).long()
         spans.append((first, (last - first + 1).clamp(min=0)))
     (x0, columns), (y0, rows) = spans
     area = columns * rows * (reach > 0)
     k = torch.arange(len(area), device=area.device).repeat_interleave(area)
-    inside, wide = torch.arange(len(k), device=k.device) - pick(area.cumsum(0) - area, k), pick(columns, k)
+    inside = torch.arange(len(k), device=k.device) - pick(area.cumsum(0) - area, k)
+    wide = pick(columns, k)
     row = inside // wide
     pixel = pick(y0 * W + x0, k) + row * (W - wide) + inside
     return k // solids.many * (H * W) + pixel, k
 
 # %% ../../nbs/data/01_rays.ipynb #cb1338be
 def _by_ray(solids: Solids, values: Tensor, scene: Tensor) -> Tensor:
-    "A value of each solid [..., B * M] for each ray's scene: [..., M, R], or [..., M, 1] where there is one scene only."
+    """A value of each solid [..., B * M] for each ray's scene: [..., M, R], or [..., M, 1] where
+    there is one scene only.
+    """
     values = values.unflatten(-1, (solids.scenes, solids.many))  # [..., B * M] -> [..., B, M]
     return values.mT if solids.scenes == 1 else pick(values.mT, scene)
 
@@ -296,12 +364,16 @@ def solid_normals(
     k: Tensor,  # Which solid, [P]
     point: Tensor,  # Points on its surface, [3, P]
 ) -> Tensor:  # Unit vectors that point outwards, [3, P]
-    "Normals of the solids, with a cylinder's rim a little rounder than it is, as Blender shades it."
+    """Normals of the solids, with a cylinder's rim a little rounder than it is, as Blender shades
+    it.
+    """
     p = turn_into(solids, k, point - pick(solids.center, k)) / pick(solids.radius, k)
     cube = (p.abs() - (1 - ROUNDING["cube"])).clamp(min=0) * p.sign()
     axis = torch.hypot(p[0], p[1]).clamp(min=1e-6)
     rim = 1 - 0.078
-    cylinder = torch.stack([*(p[:2] / axis * (axis - rim).clamp(min=0)), (p[2].abs() - rim).clamp(min=0) * p[2].sign()])
+    cylinder = torch.stack(
+        [*(p[:2] / axis * (axis - rim).clamp(min=0)), (p[2].abs() - rim).clamp(min=0) * p[2].sign()]
+    )
     shape = pick(solids.shape, k)
     n = torch.where(shape == 0, cube, torch.where(shape == 1, p, cylinder))
     return turn_into(solids, k, n / dot(n, n).sqrt().clamp(min=1e-9), back=True)

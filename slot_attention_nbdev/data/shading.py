@@ -16,10 +16,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .rays import Solids, candidates, dot, hit_solids, pick, solid_normals, unit
+from slot_attention_nbdev.data.rays import (
+    Solids,
+    candidates,
+    dot,
+    hit_solids,
+    pick,
+    solid_normals,
+    unit,
+)
 
 # %% ../../nbs/data/02_shading.ipynb #64dfbf15
-TURN, ORIGIN, END, WIDTH = 2.697981596, (-24.0627613, -17.9966698), 4.08, 56.48  # the sweep's own axes; where the wall ends, at the top and at the sides
+# the sweep's own axes; where the wall ends, at the top and at the sides
+TURN = 2.697981596
+ORIGIN = (-24.0627613, -17.9966698)
+END = 4.08
+WIDTH = 56.48
 PROFILE = [  # (U, height): flat under the objects, rising to a wall behind them
     (-24, 0), (-14.713, 0.0039), (-12.038, 0.0137), (-9.428, 0.0396), (-8.146, 0.0646), (-6.752, 0.1086), (-5.504, 0.1719), (-4.391, 0.2595),
     (-3.402, 0.3772), (-2.525, 0.5309), (-2.126, 0.6234), (-1.751, 0.7276), (-1.399, 0.8442), (-1.069, 0.9744), (-0.759, 1.1191), (-0.469,
@@ -31,7 +43,9 @@ PROFILE = [  # (U, height): flat under the objects, rising to a wall behind them
 
 @cache
 def _floor_table(device: torch.device) -> tuple[Tensor, Tensor, float]:
-    "Height and slope at 4,096 places from U = -24 to END, smoothed over 0.42 units so that no facet shows; and their spacing."
+    """Height and slope at 4,096 places from U = -24 to END, smoothed over 0.42 units so that no
+    facet shows; and their spacing.
+    """
     knots, heights = torch.tensor(PROFILE, dtype=torch.float64).T.contiguous()
     step = (END + 24) / 4095
     u = torch.arange(-31, 4096 + 31, dtype=torch.float64) * step - 24
@@ -66,20 +80,31 @@ def hit_floor(
     d: Tensor,  # Where they go, unit vectors, [3, R]
     least: Tensor | float = 1e-3,  # Hits nearer than this don't count, [R]
 ) -> Tensor:  # Distance; inf for a miss, [R]
-    "Where rays meet the floor: Newton's method from beyond it, which can't overshoot since the floor only ever bends upwards."
-    u, du, dz = along_sweep(o) - along_sweep(torch.tensor([*ORIGIN, 0.0])), along_sweep(d), d[2]
-    t = torch.minimum(torch.where(dz < 0, -o[2] / dz, torch.inf), torch.where(du > 0, (END - u) / du, torch.inf))
+    """Where rays meet the floor: Newton's method from beyond it, which can't overshoot since the
+    floor only ever bends upwards.
+    """
+    u = along_sweep(o) - along_sweep(torch.tensor([*ORIGIN, 0.0]))
+    du = along_sweep(d)
+    dz = d[2]
+    t = torch.minimum(
+        torch.where(dz < 0, -o[2] / dz, torch.inf), torch.where(du > 0, (END - u) / du, torch.inf)
+    )
     todo = t.isfinite().nonzero()[:, 0]
     for step in range(6):
-        at, rise, along = pick(t, todo), pick(dz, todo), pick(du, todo)
+        at = pick(t, todo)
+        rise = pick(dz, todo)
+        along = pick(du, todo)
         height, slope = floor_height(pick(u, todo) + at * along)
         above = pick(o[2], todo) + at * rise - height
         move = above / (rise - slope * along)
         if step == 0:
             move[above > 1e-3] = torch.inf
-        t[todo] = at - move  # a ray that is above the floor even there misses it: -inf, which is nearer than `least`
+        # a ray that is above the floor even there misses it: -inf, which is nearer than `least`
+        t[todo] = at - move
         todo = pick(todo, ((move.abs() > 1e-4) & move.isfinite()).nonzero()[:, 0])
-    side = math.sin(TURN) * (o[0] + t * d[0] - ORIGIN[0]) - math.cos(TURN) * (o[1] + t * d[1] - ORIGIN[1])
+    side = math.sin(TURN) * (o[0] + t * d[0] - ORIGIN[0]) - math.cos(TURN) * (
+        o[1] + t * d[1] - ORIGIN[1]
+    )
     return torch.where((t > least) & (side > 0) & (side < WIDTH), t, torch.inf)
 
 
@@ -88,20 +113,34 @@ def floor_normals(
 ) -> Tensor:  # Unit vectors, [3, R]
     "Normals of the floor."
     slope = floor_height(along_sweep(point) - along_sweep(torch.tensor([*ORIGIN, 0.0])))[1]
-    return unit(torch.stack([-slope * math.cos(TURN), -slope * math.sin(TURN), torch.ones_like(slope)]))
+    return unit(
+        torch.stack([-slope * math.cos(TURN), -slope * math.sin(TURN), torch.ones_like(slope)])
+    )
 
 # %% ../../nbs/data/02_shading.ipynb #97069c6a
-LAMPS = ((6.4467101, -2.9051747, 4.2583981), (-4.6711245, -4.0135975, 3.0112245), (-1.1685014, 2.6460245, 5.8157368))  # key, fill, back
-TINTS = ((1.0, 0.9323092, 0.8166636), (0.7616662, 0.8177196, 1.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))  # linear RGB; the last is the sun's
-SIDES, POWERS = (0.5, 0.5, 1.0), (25.0, 7.5, 12.5)  # edges of the squares; radiance times area
-SUN, SUN_POWER, SUN_RADIUS = (0.41449565, -0.19458349, 0.88900540), 0.45, 0.1  # direction, irradiance, tangent of its half angle
+# key, fill, back
+LAMPS = (
+    (6.4467101, -2.9051747, 4.2583981),
+    (-4.6711245, -4.0135975, 3.0112245),
+    (-1.1685014, 2.6460245, 5.8157368),
+)
+# linear RGB; the last is the sun's
+TINTS = ((1.0, 0.9323092, 0.8166636), (0.7616662, 0.8177196, 1.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+# edges of the squares; radiance times area
+SIDES = (0.5, 0.5, 1.0)
+POWERS = (25.0, 7.5, 12.5)
+# direction, irradiance, tangent of its half angle
+SUN = (0.41449565, -0.19458349, 0.88900540)
+SUN_POWER = 0.45
+SUN_RADIUS = 0.1
 
 
 def basis(
     n: Tensor,  # Unit vectors, [3, R]
 ) -> tuple[Tensor, Tensor]:  # Two more, [3, R] each
     "Two directions at right angles to n and to each other, the first of them level."
-    side = unit(torch.stack([1e-6 - n[1], n[0], torch.zeros_like(n[0])]))  # the tiny number decides where n points straight up
+    # the tiny number decides where n points straight up
+    side = unit(torch.stack([1e-6 - n[1], n[0], torch.zeros_like(n[0])]))
     return side, torch.linalg.cross(n, side, dim=0)
 
 
@@ -124,7 +163,12 @@ def sample_lamp(
     "Pick a point of a lamp for each point of a surface."
     if number == 3:
         r, phi = SUN_RADIUS * u[0].sqrt(), 2 * math.pi * u[1]
-        l = unit(around(point.new_tensor(SUN)[:, None], torch.stack([r * phi.cos(), r * phi.sin(), torch.ones_like(r)])))
+        l = unit(
+            around(
+                point.new_tensor(SUN)[:, None],
+                torch.stack([r * phi.cos(), r * phi.sin(), torch.ones_like(r)]),
+            )
+        )
         return l, torch.full_like(r, SUN_POWER), torch.full_like(r, torch.inf)
     p = lamps[:, number].T if len(lamps) == 1 else pick(lamps[:, number].T, scene)
     out, (side, other) = unit(p), basis(unit(p))
@@ -140,7 +184,8 @@ def fresnel(
 ) -> Tensor:  # Share of the light that is reflected
     "Fresnel's reflectance of a dielectric for unpolarised light."
     g = (eta**2 - 1 + cosine.square()).sqrt()
-    ratio, second = (g - cosine) / (g + cosine), (cosine * (g + cosine) - 1) / (cosine * (g - cosine) + 1)
+    ratio = (g - cosine) / (g + cosine)
+    second = (cosine * (g + cosine) - 1) / (cosine * (g - cosine) + 1)
     return 0.5 * ratio.square() * (1 + second.square())
 
 
@@ -200,7 +245,19 @@ def make_surface(
     matt = torch.where(rubber, 1 - 0.6 * fresnel(1.4, nv), 1.0) * ~metal
     gloss = torch.where(metal, 0.4 * color, 0.8 * coat)
     chance, alpha = torch.where(metal, 1.0, coat), torch.where(metal, 0.2, 0.35)
-    return Surface(scene, solid, point + 1e-3 * n, n, view, color, (1 - coat) * matt * color, gloss, alpha, metal, chance)
+    return Surface(
+        scene,
+        solid,
+        point + 1e-3 * n,
+        n,
+        view,
+        color,
+        (1 - coat) * matt * color,
+        gloss,
+        alpha,
+        metal,
+        chance,
+    )
 
 # %% ../../nbs/data/02_shading.ipynb #b80c9f8c
 def occluded(
@@ -228,32 +285,51 @@ def light_from(
     shadows: bool = True,  # Whether solids cast shadows
 ) -> Tensor:  # Radiance towards the viewer, [3, R]
     "Light that comes from lamps and leaves towards the viewer; all lamps at once."
-    samples = [sample_lamp(lamps, number, s.scene, s.point, pair) for number, pair in zip(numbers, u.split(2))]
-    l, across, length = (torch.cat(parts, -1) for parts in zip(*samples))  # [3, L * R], [L * R], [L * R]
-    arriving, R = across * dot(s.normal.repeat(1, len(numbers)), l).clamp(min=0), s.point.shape[1]
+    samples = [
+        sample_lamp(lamps, number, s.scene, s.point, pair)
+        for number, pair in zip(numbers, u.split(2))
+    ]
+    # [3, L * R], [L * R], [L * R]
+    l, across, length = (torch.cat(parts, -1) for parts in zip(*samples))
+    arriving = across * dot(s.normal.repeat(1, len(numbers)), l).clamp(min=0)
+    R = s.point.shape[1]
     lit = (arriving > 0).nonzero()[:, 0]
     if shadows:
-        dark = occluded(solids, *(pick(x, lit % R) for x in (s.scene, s.point)), pick(l, lit), pick(length, lit), *(pick(x, lit % R) for x in (gap, s.solid)))
+        dark = occluded(
+            solids,
+            *(pick(x, lit % R) for x in (s.scene, s.point)),
+            pick(l, lit),
+            pick(length, lit),
+            *(pick(x, lit % R) for x in (gap, s.solid)),
+        )
         lit = pick(lit, (~dark).nonzero()[:, 0])
     i, tints = lit % R, l.new_tensor([TINTS[number] for number in numbers]).T  # [3, L]
-    shiny, reflected = (pick(s.chance, i) > 0).nonzero()[:, 0], pick(s.diffuse, i) / math.pi
+    shiny = (pick(s.chance, i) > 0).nonzero()[:, 0]
+    reflected = pick(s.diffuse, i) / math.pi
     gloss, *facets = (pick(x, pick(i, shiny)) for x in (s.gloss, s.alpha, s.normal, s.view))
     reflected[:, shiny] += gloss * ggx(*facets, pick(l, pick(lit, shiny)))
-    return torch.zeros_like(s.point).index_add_(1, i, reflected * pick(arriving, lit) * pick(tints, lit // R))
+    return torch.zeros_like(s.point).index_add_(
+        1, i, reflected * pick(arriving, lit) * pick(tints, lit // R)
+    )
 
 # %% ../../nbs/data/02_shading.ipynb #5c36e527
 def bounce(
     s: Surface,  # Where rays arrived
     u: Tensor,  # Uniform numbers, [3, R]
-) -> tuple[Tensor, Tensor, Tensor]:  # Direction [3, R]; what it carries [3, R]; whether it was a mirror's [R]
-    "Draw where light may have come from: matt surfaces by the cosine, glossy ones by their microfacets."
+    # Direction [3, R]; what it carries [3, R]; whether it was a mirror's [R]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw where light may have come from: matt surfaces by the cosine, glossy ones by their
+    microfacets.
+    """
     phi = 2 * math.pi * u[2]
     turn = torch.stack([phi.cos(), phi.sin()])
     d = around(s.normal, torch.stack([*(u[1].sqrt() * turn), (1 - u[1]).sqrt()]))
     carried = s.diffuse / (1 - s.chance).clamp(min=1e-6)
     i = (u[0] < s.chance).nonzero()[:, 0]
     mirror = s.metal & (u[0] < 0.6)
-    alpha, n, v, metal, color = (pick(x, i) for x in (torch.where(mirror, 0.01, s.alpha), s.normal, s.view, s.metal, s.color))
+    alpha, n, v, metal, color = (
+        pick(x, i) for x in (torch.where(mirror, 0.01, s.alpha), s.normal, s.view, s.metal, s.color)
+    )
     share, turn = pick(u[1], i), pick(turn, i)
     nh = ((1 - share) / (1 + (alpha**2 - 1) * share)).sqrt()
     h = around(n, torch.stack([*((1 - nh.square()).clamp(min=0).sqrt() * turn), nh]))
@@ -262,7 +338,9 @@ def bounce(
     nl = dot(n, l)
     weight = 4 * visibility(alpha, nl.clamp(min=1e-6), dot(n, v).clamp(min=1e-3)) * nl * vh / nh
     d[:, i] = l
-    carried[:, i] = torch.where(metal, color, 0.8) * torch.where((nl > 0) & (vh > 0), weight, 0.0).clamp(max=4)
+    carried[:, i] = torch.where(metal, color, 0.8) * torch.where(
+        (nl > 0) & (vh > 0), weight, 0.0
+    ).clamp(max=4)
     return unit(d), carried, mirror
 
 

@@ -37,15 +37,22 @@ GENERATED = ChainMap(SPRITES, CLEVR)  # every set that can be drawn, by name
 def generated_set(
     name: str,  # A key of GENERATED
     denoised: bool = False,  # Take the noise out of traced scenes
-    resolution: int = 0,  # Trace scenes at this height and width; 0 for their own, 128; sprites have one size
+    # Trace scenes at this height and width; 0 for their own, 128; sprites have one size
+    resolution: int = 0,
 ) -> SpriteSet:  # How it is drawn
     "Look a generated set up."
     if name not in GENERATED:
         raise InputError(f"data: unknown {name!r}; {suggest(name, GENERATED)}")
     if denoised and name not in CLEVR:
-        raise InputError(f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR)}")
+        raise InputError(
+            f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR)}"
+        )
     spec, size = GENERATED[name], (resolution, resolution)
-    spec = spec._replace(resolution=size, draw=partial(spec.draw, size=size)) if resolution and name in CLEVR else spec
+    spec = (
+        spec._replace(resolution=size, draw=partial(spec.draw, size=size))
+        if resolution and name in CLEVR
+        else spec
+    )
     return spec._replace(draw=partial(spec.draw, denoised=True)) if denoised else spec
 
 
@@ -62,7 +69,12 @@ class GeneratedScenes(Dataset):
     ):
         if split not in SIZES:
             raise InputError(f"split: unknown {split!r}; {suggest(split, SIZES)}")
-        self.name, self.split, self.seed, self.keep, self.blocks, self.spec = name, split, seed, keep, {}, generated_set(name, resolution=resolution)
+        self.name = name
+        self.split = split
+        self.seed = seed
+        self.keep = keep
+        self.blocks = {}
+        self.spec = generated_set(name, resolution=resolution)
         self.resolution = self.spec.resolution
 
     def __len__(self) -> int:
@@ -72,17 +84,23 @@ class GeneratedScenes(Dataset):
         size = self.spec.block
         number, row = divmod(range(len(self))[index], size)
         if number not in self.blocks:
-            drawn = {number: self.spec.draw(size, generator=seeded(self.seed, self.name, self.split, number))}
+            drawn = {
+                number: self.spec.draw(
+                    size, generator=seeded(self.seed, self.name, self.split, number)
+                )
+            }
             self.blocks = self.blocks | drawn if self.keep else drawn
         return {key: value[row] for key, value in self.blocks[number].items()}
 
 # %% ../../nbs/library/03_sources.ipynb #3b68ecf2
 class Origin(NamedTuple):
     "What a text says about data."
+
     kind: str  # "generated", "pack", "records", "clevr" or "folder"
     name: str  # Name of the set, if one is given
     path: Path  # Where it lies; unused if it is generated
-    splits: tuple[str, ...]  # Splits to choose from, the one for training first; empty if there are none
+    # Splits to choose from, the one for training first; empty if there are none
+    splits: tuple[str, ...]
 
     @property
     def held_out(self) -> str | None:  # None if there are no splits
@@ -109,16 +127,24 @@ def recognise_data(
     elif data in SPLITS:
         raise InputError(f"data: {data} is read from files: say {data}:FILE.tfrecords")
     elif data and path.is_dir():
-        raise InputError(f"data: a folder is named with a slash, to tell it from a data set: {data}/")
+        raise InputError(
+            f"data: a folder is named with a slash, to tell it from a data set: {data}/"
+        )
     else:
-        raise InputError(f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR v1.0 or of a folder of images")
+        raise InputError(
+            f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR v1.0 or of a folder of images"
+        )
     if name and (kind in ("pack", "folder") or kind == "clevr" and not name.startswith("clevr")):
-        raise InputError(f"data: {name}: cannot stand before a {kind} such as {path}; it says how TFRecords are split")
+        raise InputError(
+            f"data: {name}: cannot stand before a {kind} such as {path}; it says how TFRecords are split"
+        )
     return Origin(kind, name, path, splits)
 
 
 def open_source(
-    data: str,  # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR v1.0 or of a folder; or NAME:PATH
+    # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR v1.0 or of a
+    # folder; or NAME:PATH
+    data: str,
     split: str | None = None,  # Which split, for data that have some; None for the first
     resolution: int = 0,  # Height and width for folders, CLEVR and traced scenes; 0 for 128
     on_error: str = "raise",  # "skip" leaves out what cannot be read
@@ -129,7 +155,14 @@ def open_source(
     "Open any data."
     kind, name, path, splits = recognise_data(data)
     if split is not None and split not in splits:
-        raise InputError(f"split: {data} has " + (f"no {split!r}; {suggest(split, splits)}" if splits else f"no splits, so there is no {split!r}"))
+        raise InputError(
+            f"split: {data} has "
+            + (
+                f"no {split!r}; {suggest(split, splits)}"
+                if splits
+                else f"no splits, so there is no {split!r}"
+            )
+        )
     split = split or next(iter(splits), None)
     if kind == "generated":
         return GeneratedScenes(name, split, resolution=resolution)
@@ -140,11 +173,20 @@ def open_source(
     if kind == "clevr":
         most = max(each.get("max_objects", 10) for each in SPLITS[name].values()) if name else 10
         return ClevrFiles(path, split, most, resolution=resolution or 128, on_error=on_error)
-    settings = (SPLITS[name][split] if name else {"start": start}) | {"schema": name or None, "shuffle": shuffle, "seed": seed, "on_error": on_error}
+    settings = (SPLITS[name][split] if name else {"start": start}) | {
+        "schema": name or None,
+        "shuffle": shuffle,
+        "seed": seed,
+        "on_error": on_error,
+    }
     if name.startswith("clevr"):
-        settings |= {"schema": "clevr_with_masks", "transform": partial(crop_scene, resolution=resolution or 128)}
+        settings |= {
+            "schema": "clevr_with_masks",
+            "transform": partial(crop_scene, resolution=resolution or 128),
+        }
     scenes = TFRecordScenes(path, **settings)
-    return TFRecordScenes(path, frames=True, **settings) if "T" in scenes.schema.sizes else scenes  # films: picture by picture
+    # films: picture by picture
+    return TFRecordScenes(path, frames=True, **settings) if "T" in scenes.schema.sizes else scenes
 
 # %% ../../nbs/library/03_sources.ipynb #456f0221
 class EpochSampler(Sampler[int]):
@@ -162,7 +204,9 @@ class EpochSampler(Sampler[int]):
         check_int("n", n)
         check_int("rank", rank, minimum=0, maximum=check_int("world", world) - 1)
         check_int("start", start, minimum=0)
-        self.order = torch.randperm(n, generator=seeded(seed, "order", check_int("epoch", epoch, minimum=0)))[rank::world][start:]
+        self.order = torch.randperm(
+            n, generator=seeded(seed, "order", check_int("epoch", epoch, minimum=0))
+        )[rank::world][start:]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -172,7 +216,10 @@ class EpochSampler(Sampler[int]):
 
 # %% ../../nbs/library/03_sources.ipynb #25f77a6e
 class Batches:
-    "An endless stream of batches, or of a rank's share of them; batch `step` depends on the seed and the step alone, whatever was drawn before."
+    """An endless stream of batches, or of a rank's share of them.
+
+    Batch `step` depends on the seed and the step alone, whatever was drawn before.
+    """
 
     def __init__(
         self,
@@ -181,13 +228,21 @@ class Batches:
         seed: int = 0,  # The run's seed; records have their own
         device: str | torch.device = "cpu",  # Where the batch shall lie
         resolution: int = 0,  # Scale to this height and width; 0 leaves images as they are
-        n: int | None = None,  # Use only the first n scenes of a source that can be indexed; None for all
+        # Use only the first n scenes of a source that can be indexed; None for all
+        n: int | None = None,
         rank: int = 0,  # Number of this process
         world: int = 1,  # How many processes share each batch
     ):
-        self.source, self.device, self.resolution, self.n = source, torch.device(device), resolution, n
-        self.batch_size, self.seed = check_int("batch_size", batch_size), check_int("seed", seed, minimum=0)
-        self.rows, self.orders, self.next, self.walk = share(batch_size, rank, world), {}, None, iter(())
+        self.source = source
+        self.device = torch.device(device)
+        self.resolution = resolution
+        self.n = n
+        self.batch_size = check_int("batch_size", batch_size)
+        self.seed = check_int("seed", seed, minimum=0)
+        self.rows = share(batch_size, rank, world)
+        self.orders = {}
+        self.next = None
+        self.walk = iter(())
 
     def batch(
         self,
@@ -200,15 +255,34 @@ class Batches:
             scenes = self._walk_on(step)
         else:
             scenes = gather(self.source, self._rows(step))
-        return resize_scenes({key: value.to(self.device) for key, value in scenes.items()}, self.resolution)
+        return resize_scenes(
+            {key: value.to(self.device) for key, value in scenes.items()}, self.resolution
+        )
 
     def _draw(self, step: int) -> dict[str, Tensor]:
         "Fresh scenes: the blocks that this rank's rows lie in, each with a seed of its own."
         size = self.source.spec.block * (1 if self.device.type == "cpu" else 4)
         numbers = range(self.rows.start // size, (self.rows.stop - 1) // size + 1)
-        random = lambda number: seeded(self.seed, self.source.name, "stream", step, *[number] * (number > 0), device=self.device)
-        blocks = [self.source.spec.draw(min(size, self.batch_size - size * i), generator=random(i), device=self.device) for i in numbers]
-        return {key: torch.cat([block[key] for block in blocks])[self.rows.start - size * numbers[0] :][: self.rows.stop - self.rows.start] for key in blocks[0]}
+        random = lambda number: seeded(
+            self.seed,
+            self.source.name,
+            "stream",
+            step,
+            *[number] * (number > 0),
+            device=self.device,
+        )
+        blocks = [
+            self.source.spec.draw(
+                min(size, self.batch_size - size * i), generator=random(i), device=self.device
+            )
+            for i in numbers
+        ]
+        return {
+            key: torch.cat([block[key] for block in blocks])[self.rows.start - size * numbers[0] :][
+                : self.rows.stop - self.rows.start
+            ]
+            for key in blocks[0]
+        }
 
     def _rows(self, step: int) -> list[int]:
         "Places step · B … of the epochs' orders laid end to end, as far as they are this rank's."
@@ -241,7 +315,8 @@ class Batches:
                 epoch, skip = divmod(place, sum(1 for _ in self.source))
 
 # %% ../../nbs/library/03_sources.ipynb #8b82c9a7
-BUFFER = 256  # scenes in the shuffle buffer of TFRecords; the published files are in random order already
+# scenes in the shuffle buffer of TFRecords; the published files are in random order already
+BUFFER = 256
 
 
 def hold_out(
@@ -249,17 +324,24 @@ def hold_out(
     k: int,  # How many scenes to hold out, at most
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
     seed: int = 0,  # Decides the order of records
-    scenes: int = 0,  # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in every step
-) -> tuple[Dataset, int | None, dict[str, Tensor]]:  # What to train on, how many of its first scenes (None: all), what is held out
+    # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in
+    # every step
+    scenes: int = 0,
+    # What to train on, how many of its first scenes (None: all), what is held out
+) -> tuple[Dataset, int | None, dict[str, Tensor]]:
     "Divide data into scenes to train on and scenes to measure on."
     origin, n = recognise_data(data), None
     if origin.kind == "generated" or origin.name and origin.kind == "records":
         aside = open_source(data, origin.held_out, resolution)
         source = open_source(data, origin.splits[0], resolution, shuffle=BUFFER, seed=seed)
-        rows, source.keep = range(min(k, len(aside)) if origin.kind == "generated" else k), scenes > 0
+        rows = range(min(k, len(aside)) if origin.kind == "generated" else k)
+        source.keep = scenes > 0
     elif origin.kind == "records":
         aside = open_source(data)
-        counted = islice(chain.from_iterable(read_tfrecords(file, lambda number: False) for file in aside.files), 5 * k)
+        counted = islice(
+            chain.from_iterable(read_tfrecords(file, lambda number: False) for file in aside.files),
+            5 * k,
+        )
         rows = range(min(k, sum(1 for _ in counted) // 5))
         source = open_source(data, start=len(rows), shuffle=BUFFER, seed=seed)
     else:
@@ -268,7 +350,15 @@ def hold_out(
         rows = range(n, len(source))
     if not rows:
         raise InputError(f"data: {data}: at least 5 scenes are needed to hold one out")
-    n = check_int("scenes", scenes, minimum=0, maximum=n or (0 if isinstance(source, IterableDataset) else len(source))) or n
+    n = (
+        check_int(
+            "scenes",
+            scenes,
+            minimum=0,
+            maximum=n or (0 if isinstance(source, IterableDataset) else len(source)),
+        )
+        or n
+    )
     return source, n, resize_scenes(gather(aside, rows), resolution)
 
 
@@ -277,11 +367,18 @@ def evaluation_scenes(
     n: int,  # How many, at most
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
 ) -> dict[str, Tensor]:  # image, label, properties
-    "Labelled scenes to measure a model on: of the split that is held out or, where there are no splits, the first ones."
+    """Labelled scenes to measure a model on: of the split that is held out or, where there are no
+    splits, the first ones.
+    """
     origin, n = recognise_data(data), check_int("n", n)
     source = open_source(data, origin.held_out, resolution)
     check_int("n", n, maximum=len(source) if origin.kind == "generated" else None)
-    scenes = resize_scenes(gather(source, range(n if isinstance(source, IterableDataset) else min(n, len(source)))), resolution)
+    scenes = resize_scenes(
+        gather(source, range(n if isinstance(source, IterableDataset) else min(n, len(source)))),
+        resolution,
+    )
     if "label" not in scenes:
-        raise FileError(f"{data}: no array 'label': nobody has said where the objects are, so there is nothing to compare with")
+        raise FileError(
+            f"{data}: no array 'label': nobody has said where the objects are, so there is nothing to compare with"
+        )
     return scenes

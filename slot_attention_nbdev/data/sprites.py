@@ -21,16 +21,30 @@ from ..core import InputError, check_int, check_shape, suggest
 from ..core import generator as seeded
 
 # %% ../../nbs/course/04_sprites.ipynb #7e6bfbd9
-PIECES = "11/11 1111 1/1/1/1 011/110 10/11/01 110/011 01/11/10 010/111 111/010 01/11/01".split()  # rows of cells from the top
+# rows of cells from the top
+PIECES = "11/11 1111 1/1/1/1 011/110 10/11/01 110/011 01/11/10 010/111 111/010 01/11/01".split()
 PIECES += "10/11/10 100/111 11/10/10 111/001 01/01/11 001/111 10/10/11 111/100 11/01/01".split()
 BEVEL = [[191, 255, 255, 255, 223], *3 * [[127, 159, 159, 159, 191]], [95, 63, 63, 63, 127]]
-COLORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]  # red, green, blue, yellow, magenta, cyan
+# red, green, blue, yellow, magenta, cyan
+COLORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]
 
 
 @cache
 def _pieces(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    "Cell corners [19, 4, 2], pixels [19, 100, 2] as (row, column), and the relief of those pixels [100]."
-    cells = 5 * torch.tensor([[(r, c) for r, row in enumerate(p.split("/")) for c, cell in enumerate(row) if cell == "1"] for p in PIECES])
+    """Cell corners [19, 4, 2], pixels [19, 100, 2] as (row, column), and the relief of those pixels
+    [100].
+    """
+    cells = 5 * torch.tensor(
+        [
+            [
+                (r, c)
+                for r, row in enumerate(p.split("/"))
+                for c, cell in enumerate(row)
+                if cell == "1"
+            ]
+            for p in PIECES
+        ]
+    )
     inside = torch.cartesian_prod(torch.arange(5), torch.arange(5))
     pixels = (cells[:, :, None] + inside).flatten(1, 2)  # [19, 4, 25, 2] -> [19, 100, 2]
     return cells.to(device), pixels.to(device), torch.tensor(BEVEL).flatten().repeat(4).to(device)
@@ -41,7 +55,8 @@ def draw_tetrominoes(
     x: Tensor,  # Column of the bounding box's left edge, integers, [B, n]
     y: Tensor,  # Row of the bounding box's top edge, integers, [B, n]
     color: Tensor,  # RGB in [0, 1], [B, n, 3]
-) -> tuple[Tensor, Tensor]:  # Image uint8 [B, 35, 35, 3] and label uint8 [B, 35, 35], 0 for the background
+    # Image uint8 [B, 35, 35, 3] and label uint8 [B, 35, 35], 0 for the background
+) -> tuple[Tensor, Tensor]:
     "Draw given Tetrominoes scenes; the pieces must not overlap."
     B, n = check_shape("shape", shape, "B n").values()
     _, pixels, relief = _pieces(shape.device)
@@ -50,26 +65,39 @@ def draw_tetrominoes(
         raise InputError("x, y: a piece leaves the canvas of 35 x 35 pixels")
     index = (35 * at[..., 0] + at[..., 1]).flatten(1)  # [B, n * 100]
     entity = torch.arange(1, n + 1, dtype=torch.uint8, device=shape.device).repeat_interleave(100)
-    label = torch.zeros(B, 35 * 35, dtype=torch.uint8, device=shape.device).scatter_(1, index, entity.expand(B, -1))
+    label = torch.zeros(B, 35 * 35, dtype=torch.uint8, device=shape.device).scatter_(
+        1, index, entity.expand(B, -1)
+    )
     paint = (color[:, :, None] * relief[:, None]).to(torch.uint8).flatten(1, 2)  # [B, n * 100, 3]
-    image = torch.zeros_like(label)[..., None].repeat(1, 1, 3).scatter_(1, index[..., None].expand(-1, -1, 3), paint)
-    return image.unflatten(1, (35, 35)), label.unflatten(1, (35, 35))  # [B, 1225, ...] -> [B, 35, 35, ...]
+    image = (
+        torch.zeros_like(label)[..., None]
+        .repeat(1, 1, 3)
+        .scatter_(1, index[..., None].expand(-1, -1, 3), paint)
+    )
+    # [B, 1225, ...] -> [B, 35, 35, ...]
+    return image.unflatten(1, (35, 35)), label.unflatten(1, (35, 35))
 
 # %% ../../nbs/course/04_sprites.ipynb #0e92f044
 def _place_pieces(shape: Tensor, generator: torch.Generator | None, tries: int = 20) -> Tensor:
-    "Corners (row, column) [B, n, 2]: each piece takes the first of its tries that is free, else its image starts again."
+    """Corners (row, column) [B, n, 2]: each piece takes the first of its tries that is free, else
+    its image starts again.
+    """
     B, n = shape.shape
     cells = _pieces(shape.device)[0][shape]  # [B, n, 4, 2]
     # 31 - (largest cell corner) positions keep the bounding box inside: [tries, B, n, 2]
-    corners = (torch.rand(tries, B, n, 2, generator=generator, device=shape.device) * (31 - cells.amax(2))).long()
+    corners = (
+        torch.rand(tries, B, n, 2, generator=generator, device=shape.device) * (31 - cells.amax(2))
+    ).long()
     chosen = corners[0]
     stuck = torch.zeros(B, dtype=torch.bool, device=shape.device)
     for k in range(1, n):
         earlier = (cells + chosen[:, :, None])[:, :k].flatten(1, 2).mT.contiguous()  # [B, 2, 4k]
         candidate = cells[:, k].mT + corners[:, :, k, :, None]  # [tries, B, 2, 4]
-        near = (candidate[..., None] - earlier[:, :, None]).abs() < 5  # [tries, B, 2, 4, 4k]: cells that share rows, columns
+        # [tries, B, 2, 4, 4k]: cells that share rows, columns
+        near = (candidate[..., None] - earlier[:, :, None]).abs() < 5
         overlap = (near[:, :, 0] & near[:, :, 1]).flatten(2).any(-1)  # [tries, B]
-        chosen[:, k] = corners[overlap.byte().argmin(0), torch.arange(B, device=shape.device), k]  # the first free one
+        # the first free one
+        chosen[:, k] = corners[overlap.byte().argmin(0), torch.arange(B, device=shape.device), k]
         stuck |= overlap.all(0)
     if stuck.any():
         chosen[stuck] = _place_pieces(shape[stuck], generator, tries)
@@ -81,30 +109,47 @@ def tetrominoes(
     generator: torch.Generator | None = None,  # Source of random numbers, on the same device
     device: str | torch.device = "cpu",  # Where to draw
 ) -> dict[str, Tensor]:  # image, label; per piece: shape, x, y (top-left corner), color, visibility
-    "Draw Tetrominoes scenes: three bevelled pieces of 100 pixels each on black, 35 x 35, never overlapping."
+    """Draw Tetrominoes scenes: three bevelled pieces of 100 pixels each on black, 35 x 35, never
+    overlapping.
+    """
     check_int("n", n)
     shape = torch.randint(len(PIECES), (n, 3), generator=generator, device=device)
     color = torch.tensor(COLORS, dtype=torch.float32, device=device)
     color = color[torch.randint(len(COLORS), (n, 3), generator=generator, device=device)]
     y, x = _place_pieces(shape, generator).unbind(-1)
     image, label = draw_tetrominoes(shape, x, y, color)
-    return dict(image=image, label=label, shape=shape, x=x, y=y, color=color, visibility=torch.ones_like(color[..., 0]))
+    return dict(
+        image=image,
+        label=label,
+        shape=shape,
+        x=x,
+        y=y,
+        color=color,
+        visibility=torch.ones_like(color[..., 0]),
+    )
 
 # %% ../../nbs/course/04_sprites.ipynb #d13de771
-SIDE, WINDOW, MIN_VISIBLE = 64, 28, 20  # canvas; a window that holds any sprite; fewest pixels a sprite must show
-# The heart's right half: two cubic Bezier curves of points (u, v), from the notch and from the tip to the widest point
+# canvas; a window that holds any sprite; fewest pixels a sprite must show
+SIDE, WINDOW, MIN_VISIBLE = 64, 28, 20
+# The heart's right half: two cubic Bezier curves of points (u, v), from the notch and from the tip
+# to the widest point
 UPPER = [(0, -6.304), (5.288, -12.624), (9.311, -7.617), (9.715, -3.706)]
 LOWER = [(0, 9.037), (0.826, 6.523), (9.755, 0.187), (9.715, -3.706)]
 
 
 @cache
 def _heart_edges(device: torch.device) -> Tensor:
-    "Top and bottom of the heart [2, 2561] at |u| = 0, 1/256, ..., 10 pixels: two cubic Bezier curves of thirty points each."
+    """Top and bottom of the heart [2, 2561] at |u| = 0, 1/256, ..., 10 pixels: two cubic Bezier
+    curves of thirty points each.
+    """
     t = torch.linspace(0, 1, 30)[:, None]
-    weights = torch.cat([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3], 1)  # [30, 4]
-    us, vs = (weights @ torch.tensor([UPPER, LOWER])).permute(2, 0, 1).contiguous()  # [2, 30, 2] -> two of [2, 30]
+    # [30, 4]
+    weights = torch.cat([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3], 1)
+    # [2, 30, 2] -> two of [2, 30]
+    us, vs = (weights @ torch.tensor([UPPER, LOWER])).permute(2, 0, 1).contiguous()
     u = torch.arange(2561).expand(2, -1) / 256
-    right = torch.searchsorted(us, u).clamp(1, 29)  # the segment that u lies in; beyond the widest point the edges cross
+    # the segment that u lies in; beyond the widest point the edges cross
+    right = torch.searchsorted(us, u).clamp(1, 29)
     (u0, u1), (v0, v1) = ((z.gather(1, right - 1), z.gather(1, right)) for z in (us, vs))
     return (v0 + (u - u0) / (u1 - u0) * (v1 - v0)).to(device)
 
@@ -119,7 +164,9 @@ def inside_sprite(
     top, bottom = (edge.take(near) for edge in _heart_edges(u.device))
     square = (u.abs() <= 9.6) & (v.abs() <= 9.6)
     ellipse = (u / 12.8) ** 2 + (v / 7.2) ** 2 <= 1
-    return torch.where(shape == 0, square, torch.where(shape == 1, ellipse, (top <= v) & (v <= bottom)))
+    return torch.where(
+        shape == 0, square, torch.where(shape == 1, ellipse, (top <= v) & (v <= bottom))
+    )
 
 # %% ../../nbs/course/04_sprites.ipynb #d045435b
 def label_multi_dsprites(
@@ -133,16 +180,22 @@ def label_multi_dsprites(
     "Say which sprite each pixel shows; a pixel belongs to a sprite if its centre does."
     B, n = check_shape("shape", shape, "B n").values()
     window = torch.arange(WINDOW, device=shape.device)
-    column, row = ((c - 14.08).ceil().long().clamp(0, SIDE - WINDOW)[..., None] + window for c in (x, y))  # [B, n, 28]
-    X, Y = ((pixel + 0.5 - c[..., None]) / scale[..., None] for pixel, c in ((column, x), (row, y)))  # [B, n, 28]
+    # [B, n, 28]
+    column, row = (
+        (c - 14.08).ceil().long().clamp(0, SIDE - WINDOW)[..., None] + window for c in (x, y)
+    )
+    # [B, n, 28]
+    X, Y = ((pixel + 0.5 - c[..., None]) / scale[..., None] for pixel, c in ((column, x), (row, y)))
     X, Y = X[:, :, None], Y[..., None]  # [B, n, 1, 28], [B, n, 28, 1]
     cos, sin = orientation.cos()[..., None, None], orientation.sin()[..., None, None]
-    inside = inside_sprite(shape[..., None, None], X * cos - Y * sin, X * sin + Y * cos)  # [B, n, 28, 28]
+    # [B, n, 28, 28]
+    inside = inside_sprite(shape[..., None, None], X * cos - Y * sin, X * sin + Y * cos)
     entity = torch.arange(1, n + 1, device=shape.device) * (visibility > 0)  # [B, n]
     painted = (inside * entity[..., None, None].to(torch.uint8)).flatten(1)  # [B, n * 28 * 28]
     index = (SIDE * row[..., None] + column[:, :, None]).flatten(1)
     label = torch.zeros(B, SIDE * SIDE, dtype=torch.uint8, device=shape.device)
-    return label.scatter_reduce_(1, index, painted, "amax").unflatten(1, (SIDE, SIDE))  # [B, 4096] -> [B, 64, 64]
+    # [B, 4096] -> [B, 64, 64]
+    return label.scatter_reduce_(1, index, painted, "amax").unflatten(1, (SIDE, SIDE))
 
 
 def paint_labels(
@@ -151,9 +204,14 @@ def paint_labels(
     background: Tensor,  # RGB of the background in [0, 1], [B, 3]
 ) -> Tensor:  # Image uint8 [B, H, W, 3]
     "Give each entity its flat colour."
-    palette = (255 * torch.cat([background[:, None], color], 1)).round().to(torch.uint8)  # [B, 1 + n, 3]
-    rows = label.long() + palette.shape[1] * torch.arange(len(label), device=label.device)[:, None, None]
-    return palette.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, label.shape)  # [B * H * W, 3] -> [B, H, W, 3]
+    # [B, 1 + n, 3]
+    palette = (255 * torch.cat([background[:, None], color], 1)).round().to(torch.uint8)
+    rows = (
+        label.long()
+        + palette.shape[1] * torch.arange(len(label), device=label.device)[:, None, None]
+    )
+    # [B * H * W, 3] -> [B, H, W, 3]
+    return palette.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, label.shape)
 
 
 def draw_multi_dsprites(
@@ -166,13 +224,21 @@ def draw_multi_dsprites(
     background: Tensor,  # RGB in [0, 1], [B, 3]
 ) -> tuple[Tensor, Tensor]:  # Image uint8 [B, 64, 64, 3] and label uint8 [B, 64, 64]
     "Draw given Multi-dSprites scenes; later sprites lie in front."
-    if min(x.min(), y.min()) < 16 or max(x.max(), y.max()) > 48 or scale.min() <= 0 or scale.max() > 1:
-        raise InputError("x, y, scale: expected centres in [16, 48] and scales in (0, 1], so that sprites stay on the canvas")
+    if (
+        min(x.min(), y.min()) < 16
+        or max(x.max(), y.max()) > 48
+        or scale.min() <= 0
+        or scale.max() > 1
+    ):
+        raise InputError(
+            "x, y, scale: expected centres in [16, 48] and scales in (0, 1], so that sprites stay on the canvas"
+        )
     label = label_multi_dsprites(shape, x, y, scale, orientation, torch.ones_like(x))
     return paint_labels(label, color, background), label
 
 # %% ../../nbs/course/04_sprites.ipynb #9d7a66bc
-COUNTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}  # fewest and most sprites
+# fewest and most sprites
+COUNTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}
 
 
 def _known(argument: str, name: str, options: dict):
@@ -192,7 +258,9 @@ def hsv_to_rgb(
 
 def _arrange_sprites(visibility: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
     "Factors on the dSprites grid, and the label; scenes that hide a sprite are arranged again."
-    draw = partial(torch.randint, size=visibility.shape, generator=generator, device=visibility.device)
+    draw = partial(
+        torch.randint, size=visibility.shape, generator=generator, device=visibility.device
+    )
     scene = {"shape": draw(3), "x": 16 + 32 / 31 * draw(32), "y": 16 + 32 / 31 * draw(32)}
     scene |= {"scale": 0.5 + 0.1 * draw(6), "orientation": 2 * torch.pi / 39 * draw(40)}
     scene["label"] = label_multi_dsprites(**scene, visibility=visibility)
@@ -210,25 +278,43 @@ def multi_dsprites(
     variant: str = "colored_on_grayscale",  # Or "binarized", "colored_on_colored"
     generator: torch.Generator | None = None,  # Source of random numbers, on the same device
     device: str | torch.device = "cpu",  # Where to draw
-) -> dict[str, Tensor]:  # image, label, background; per sprite: shape, x, y (centre), scale, orientation, color, visibility
-    "Draw Multi-dSprites scenes, 64 x 64: flat sprites that may hide each other in part; absent ones are all zero."
+    # image, label, background; per sprite: shape, x, y (centre), scale, orientation, color,
+    # visibility
+) -> dict[str, Tensor]:
+    """Draw Multi-dSprites scenes, 64 x 64: flat sprites that may hide each other in part.
+
+    Absent ones are all zero.
+    """
     check_int("n", n)
     low, high = _known("variant", variant, COUNTS)
     many = torch.randint(low, high + 1, (n, 1), generator=generator, device=device)
     visibility = (torch.arange(high, device=device) < many).float()  # [n, high]
     scene = _arrange_sprites(visibility, generator)
-    color, background = (torch.rand(n, *m, 3, generator=generator, device=device) for m in [(high,), ()])
+    color, background = (
+        torch.rand(n, *m, 3, generator=generator, device=device) for m in [(high,), ()]
+    )
     if variant == "binarized":
         color, background = torch.ones_like(color), torch.zeros_like(background)
     if variant == "colored_on_grayscale":
         color, background = hsv_to_rgb(color), background[:, :1].expand(-1, 3)
-    factors = {key: value * visibility.to(value.dtype) for key, value in scene.items() if key != "label"}
-    factors |= {"color": color * visibility[..., None], "background": background, "visibility": visibility}
-    return {"image": paint_labels(scene["label"], color, background), "label": scene["label"], **factors}
+    factors = {
+        key: value * visibility.to(value.dtype) for key, value in scene.items() if key != "label"
+    }
+    factors |= {
+        "color": color * visibility[..., None],
+        "background": background,
+        "visibility": visibility,
+    }
+    return {
+        "image": paint_labels(scene["label"], color, background),
+        "label": scene["label"],
+        **factors,
+    }
 
 # %% ../../nbs/course/04_sprites.ipynb #950590cc
 class SpriteSet(NamedTuple):
     "What there is to know about a set of generated scenes."
+
     resolution: tuple[int, int]  # Height and width
     max_objects: int  # Most objects in a scene; a model needs one slot more, for the background
     draw: Callable[..., dict[str, Tensor]]  # draw(n, generator=None, device="cpu")
@@ -236,8 +322,12 @@ class SpriteSet(NamedTuple):
 
 
 SPRITES = {"tetrominoes": SpriteSet((35, 35), 3, tetrominoes)}
-SPRITES |= {f"multi_dsprites_{kind}": SpriteSet((SIDE, SIDE), high, partial(multi_dsprites, variant=kind)) for kind, (_, high) in COUNTS.items()}
-SPLITS, BLOCK = {"train": 60_000, "test": 320}, 320  # sizes of the splits; how many scenes one seed gives
+SPRITES |= {
+    f"multi_dsprites_{kind}": SpriteSet((SIDE, SIDE), high, partial(multi_dsprites, variant=kind))
+    for kind, (_, high) in COUNTS.items()
+}
+# sizes of the splits; how many scenes one seed gives
+SPLITS, BLOCK = {"train": 60_000, "test": 320}, 320
 
 
 def sprite_scenes(
@@ -245,7 +335,8 @@ def sprite_scenes(
     n: int,  # How many scenes
     seed: int = 0,  # Another seed gives another data set
     split: str = "test",  # "train" (60,000 scenes) or "test" (320)
-    device: str | torch.device = "cpu",  # Where the scenes shall lie; they are drawn on the CPU, so they are the same everywhere
+    # Where the scenes shall lie; they are drawn on the CPU, so they are the same everywhere
+    device: str | torch.device = "cpu",
     start: int = 0,  # First scene
 ) -> dict[str, Tensor]:  # Scenes start … start + n - 1 of a fixed split
     "Scenes of a fixed split: the same ones whenever and wherever you ask."
@@ -254,11 +345,18 @@ def sprite_scenes(
     check_int("n", n, maximum=size - start)
     numbers, skip = range(start // BLOCK, (start + n - 1) // BLOCK + 1), start % BLOCK
     blocks = [spec.draw(BLOCK, generator=seeded(seed, name, split, number)) for number in numbers]
-    return {key: torch.cat([block[key] for block in blocks])[skip : skip + n].to(device) for key in blocks[0]}
+    return {
+        key: torch.cat([block[key] for block in blocks])[skip : skip + n].to(device)
+        for key in blocks[0]
+    }
 
 
 class SpriteStream:
-    "An endless stream of scenes; batch `step` depends on the seed and the step alone, so a resumed run sees what it would have seen."
+    """An endless stream of scenes.
+
+    Batch `step` depends on the seed and the step alone, so a resumed run sees what it would have
+    seen.
+    """
 
     def __init__(
         self,
@@ -267,8 +365,11 @@ class SpriteStream:
         seed: int = 0,  # The run's seed
         device: str | torch.device = "cpu",  # Where to draw
     ):
-        self.name, self.spec, self.device = name, _known("data", name, SPRITES), torch.device(device)
-        self.batch_size, self.seed = check_int("batch_size", batch_size), check_int("seed", seed, minimum=0)
+        self.name = name
+        self.spec = _known("data", name, SPRITES)
+        self.device = torch.device(device)
+        self.batch_size = check_int("batch_size", batch_size)
+        self.seed = check_int("seed", seed, minimum=0)
 
     def batch(
         self,
@@ -289,11 +390,13 @@ def to_model(
     if image.dtype != torch.uint8:
         raise InputError(f"image: expected uint8, got {image.dtype}")
     check_shape("image", image, "B H W C", C=3)
-    return image.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()  # [B, H, W, 3] -> [B, 3, H, W]
+    # [B, H, W, 3] -> [B, 3, H, W]
+    return image.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def to_uint8(
     image: Tensor,  # float [B, 3, H, W] in [-1, 1]; values outside are clipped
 ) -> Tensor:  # uint8 [B, H, W, 3]
     "Turn a model's images into what is stored and shown."
-    return image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # [B, H, W, 3]
+    # [B, H, W, 3]
+    return image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

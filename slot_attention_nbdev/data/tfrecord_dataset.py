@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..core import FileError, InputError, check_int, derive_seed
-from .tfrecord_scenes import SCHEMAS, Schema, decode_scene, find_schema, recognise
+from slot_attention_nbdev.data.tfrecord_scenes import (
+    SCHEMAS,
+    Schema,
+    decode_scene,
+    find_schema,
+    recognise,
+)
 from .tfrecords import Record, parse_example, read_tfrecords
 
 # %% ../../nbs/data/06_tfrecord_dataset.ipynb #f749a856
@@ -33,7 +39,9 @@ def objects_in(
         return int((decode_scene(payload, schema, where)["label"].unique() >= schema.scenery).sum())
     stored = parse_example(payload, ["visibility"], where).get("visibility", np.zeros(0))
     if stored.shape != (schema.sizes["E"],):
-        raise FileError(f"{where}: feature 'visibility': expected {schema.sizes['E']} values, got {stored.size}")
+        raise FileError(
+            f"{where}: feature 'visibility': expected {schema.sizes['E']} values, got {stored.size}"
+        )
     return int((stored[1:] == 1).sum())
 
 
@@ -57,11 +65,14 @@ def shuffled(
     size: int,  # Slots of the buffer; 1 keeps the order
     seed: int,  # The order depends on the seed and on the number of items
     skip: int = 0,  # Leave out this many of the shuffled items
-    load: Callable = lambda item: item,  # Called when an item enters the buffer, and only if it will come out
+    # Called when an item enters the buffer, and only if it will come out
+    load: Callable = lambda item: item,
 ) -> Iterator:  # Loaded items
     "Shuffle a stream through a buffer; resuming costs no loading."
     last = {slot: time for time, slot in enumerate(islice(_draws(size, seed), skip))}
-    draws, slots, time = _draws(size, seed), {}, -1
+    draws = _draws(size, seed)
+    slots = {}
+    time = -1
     for time, item in enumerate(items, -size):
         slot = time + size if time < 0 else next(draws)
         if time >= skip:
@@ -78,8 +89,12 @@ def shuffled(
 
 # %% ../../nbs/data/06_tfrecord_dataset.ipynb #aaab7b76
 _first = {"train": {"start": 0, "stop": 60_000}, "test": {"start": 60_000, "stop": 60_320}}
-SPLITS = {name: _first for name in SCHEMAS if name.startswith(("tetrominoes", "multi_dsprites"))}  # arguments of TFRecordScenes
-SPLITS["clevr6"] = {"train": {"start": 0, "stop": 70_000, "max_objects": 6}, "held_out": {"start": 70_000, "stop": 100_000, "max_objects": 6}}
+# arguments of TFRecordScenes
+SPLITS = {name: _first for name in SCHEMAS if name.startswith(("tetrominoes", "multi_dsprites"))}
+SPLITS["clevr6"] = {
+    "train": {"start": 0, "stop": 70_000, "max_objects": 6},
+    "held_out": {"start": 70_000, "stop": 100_000, "max_objects": 6},
+}
 SPLITS["clevr10"] = {"held_out": {"start": 70_000, "stop": 100_000}}
 
 
@@ -87,7 +102,11 @@ def _existing(files: str | Path | Iterable[str | Path]) -> list[str]:
     "Every file of some names or patterns, in order."
     found = []
     for name in [files] if isinstance(files, (str, Path)) else files:
-        paths = [str(name)] if Path(name).is_file() else [path for path in sorted(glob.glob(str(name))) if Path(path).is_file()]
+        paths = (
+            [str(name)]
+            if Path(name).is_file()
+            else [path for path in sorted(glob.glob(str(name))) if Path(path).is_file()]
+        )
         if not paths:
             raise FileError(f"{name}: there is no such file, and none that matches")
         found += paths
@@ -97,37 +116,53 @@ def _existing(files: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 class TFRecordScenes(IterableDataset):
-    "Scenes from TFRecord files as a stream: a range of records, filtered, shuffled, sharded, resumable, with bounded memory."
+    """Scenes from TFRecord files as a stream: a range of records, filtered, shuffled, sharded,
+    resumable, with bounded memory.
+    """
 
     def __init__(
         self,
-        files: str | Path | Iterable[str | Path],  # Names or patterns, read in this order (a pattern's files by name)
+        # Names or patterns, read in this order (a pattern's files by name)
+        files: str | Path | Iterable[str | Path],
         schema: Schema | str | None = None,  # The records' form; None recognises the first record
         start: int = 0,  # First record, counted through all files
         stop: int | None = None,  # Record after the last; None for all
         max_objects: int | None = None,  # Only scenes with at most so many objects
         frames: bool = False,  # Take clips apart into pictures
-        transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,  # Applied to each scene before it enters the buffer
+        # Applied to each scene before it enters the buffer
+        transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
         shuffle: int = 1,  # Scenes in the shuffle buffer of each worker; 1 keeps the file's order
         seed: int = 0,  # With the epoch it fixes the order
         epoch: int = 0,  # Every epoch has its own order
         skip: int = 0,  # Scenes of this rank's epoch that were already seen
-        batch_size: int = 1,  # Scenes that a worker hands out at a time: the DataLoader's, if it has workers and `skip` is used
+        # Scenes that a worker hands out at a time: the DataLoader's, if it has workers and `skip`
+        # is used
+        batch_size: int = 1,
         rank: int = 0,  # Number of this process
         world: int = 1,  # How many processes share the scenes
         on_error: str = "raise",  # Or "skip": pass over damaged records and count them in `skipped`
     ):
-        self.files, self.max_objects, self.transform, self.on_error, self.skipped = _existing(files), max_objects, transform, on_error, 0
-        self.start, self.stop = check_int("start", start, 0), math.inf if stop is None else check_int("stop", stop, start + 1)
-        self.shuffle, self.seed, self.batch_size = check_int("shuffle", shuffle), check_int("seed", seed, 0), check_int("batch_size", batch_size)
-        self.world, self.rank = check_int("world", world), check_int("rank", rank, 0, world - 1)
+        self.files = _existing(files)
+        self.max_objects = max_objects
+        self.transform = transform
+        self.on_error = on_error
+        self.skipped = 0
+        self.start = check_int("start", start, 0)
+        self.stop = math.inf if stop is None else check_int("stop", stop, start + 1)
+        self.shuffle = check_int("shuffle", shuffle)
+        self.seed = check_int("seed", seed, 0)
+        self.batch_size = check_int("batch_size", batch_size)
+        self.world = check_int("world", world)
+        self.rank = check_int("rank", rank, 0, world - 1)
         if max_objects is not None:
             check_int("max_objects", max_objects, 0)
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
         self.schema = self._recognise() if schema is None else find_schema(schema)
         if frames and "T" not in self.schema.sizes:
-            raise InputError(f"frames: expected a set of clips to take apart, got {self.schema.name}")
+            raise InputError(
+                f"frames: expected a set of clips to take apart, got {self.schema.name}"
+            )
         self.frames = self.schema.sizes["T"] if frames else 0
         self.set_epoch(epoch, skip)
 
@@ -153,7 +188,10 @@ class TFRecordScenes(IterableDataset):
     def _passes(self, record: Record) -> bool:
         "Whether a record passes the filter; a damaged one does, and whoever gets it complains."
         try:
-            return self.max_objects is None or objects_in(record.payload(), self.schema, record.where) <= self.max_objects
+            return (
+                self.max_objects is None
+                or objects_in(record.payload(), self.schema, record.where) <= self.max_objects
+            )
         except FileError:
             return True
 
@@ -161,7 +199,10 @@ class TFRecordScenes(IterableDataset):
         "The records of one shard in file order."
         number = passed = 0  # through all files
         for path in self.files:
-            wanted = lambda n, base=number: base + n >= self.start and (self.max_objects is not None or (base + n - self.start) % shards == shard)
+            wanted = lambda n, base=number: (
+                base + n >= self.start
+                and (self.max_objects is not None or (base + n - self.start) % shards == shard)
+            )
             for record in read_tfrecords(path, wanted):
                 if number >= self.start and self._passes(record):
                     if passed % shards == shard:
@@ -173,21 +214,29 @@ class TFRecordScenes(IterableDataset):
             if number == self.stop:
                 break
         if number <= self.start or number < self.stop < math.inf:
-            raise FileError(f"{self.files[-1]}: expected records up to {max(self.start, self.stop - 1 if self.stop < math.inf else 0):,}, the files end after {number:,}")
+            raise FileError(
+                f"{self.files[-1]}: expected records up to {max(self.start, self.stop - 1 if self.stop < math.inf else 0):,}, the files end after {number:,}"
+            )
         if passed == 0:
-            raise FileError(f"{self.files[-1]}: expected scenes with at most {self.max_objects} objects, there is none in the range")
+            raise FileError(
+                f"{self.files[-1]}: expected scenes with at most {self.max_objects} objects, there is none in the range"
+            )
 
     def _decode(self, record: Record) -> list[dict[str, Tensor]]:
         "A record's scene, or its pictures."
         scene = decode_scene(record.payload(), self.schema, record.where)
-        return [self.transform(one) if self.transform else one for one in (frames(scene) if self.frames else [scene])]
+        return [
+            self.transform(one) if self.transform else one
+            for one in (frames(scene) if self.frames else [scene])
+        ]
 
     def _scenes(self, records: Iterable[Record]) -> Iterator[Callable[[], dict[str, Tensor]]]:
         "Scenes that are decoded when called; those that must not fail are decoded at once."
         good, error = 0, None
         for record in records:
             decode = partial(self._decode, record)
-            decode = cache(decode) if self.frames or self.on_error == "skip" else decode  # only these are called more than once
+            # only these are called more than once
+            decode = cache(decode) if self.frames or self.on_error == "skip" else decode
             try:
                 if self.on_error == "skip":
                     decode()
@@ -202,13 +251,27 @@ class TFRecordScenes(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
         batches, rest = divmod(self.skip, self.batch_size)
-        workers, worker = (info.num_workers, (info.id + batches) % info.num_workers) if info else (1, 0)  # the loader begins with worker 0
+        # the loader begins with worker 0
+        workers, worker = (
+            (info.num_workers, (info.id + batches) % info.num_workers) if info else (1, 0)
+        )
         if rest and workers > 1:
-            raise InputError(f"skip: expected a multiple of batch_size={self.batch_size}, got {self.skip}")
-        seen = self.skip if workers == 1 else self.batch_size * -((worker - batches) // workers)  # each in turn gave a batch
-        shard, shards, self.skipped = worker * self.world + self.rank, workers * self.world, 0
+            raise InputError(
+                f"skip: expected a multiple of batch_size={self.batch_size}, got {self.skip}"
+            )
+        # each in turn gave a batch
+        seen = self.skip if workers == 1 else self.batch_size * -((worker - batches) // workers)
+        shard = worker * self.world + self.rank
+        shards = workers * self.world
+        self.skipped = 0
         scenes = self._scenes(self._records(shard, shards))
-        yield from shuffled(scenes, self.shuffle, derive_seed(self.seed, "tfrecords", self.epoch, shard), seen, lambda scene: scene())
+        yield from shuffled(
+            scenes,
+            self.shuffle,
+            derive_seed(self.seed, "tfrecords", self.epoch, shard),
+            seen,
+            lambda scene: scene(),
+        )
 
 # %% ../../nbs/data/06_tfrecord_dataset.ipynb #fbe3fe55
 def share(
@@ -216,8 +279,12 @@ def share(
     rank: int = 0,  # Number of this process
     world: int = 1,  # How many processes share the batch
 ) -> slice:  # The rows that this process takes
-    "The rows of a batch that belong to one of several ranks: neighbours, as equal in number as can be."
+    """The rows of a batch that belong to one of several ranks: neighbours, as equal in number as
+    can be.
+    """
     check_int("rank", rank, 0, check_int("world", world) - 1)
     if n < world:
-        raise InputError(f"batch_size: expected at least {world}, one scene for each process, got {n}")
+        raise InputError(
+            f"batch_size: expected at least {world}, one scene for each process, got {n}"
+        )
     return slice(rank * n // world, (rank + 1) * n // world)

@@ -20,12 +20,17 @@ from .tfrecords import parse_example
 
 # %% ../../nbs/data/05_tfrecord_scenes.ipynb #9f368058
 class Schema(NamedTuple):
-    "How a set's records store a scene; one letter for each axis: E entities, T time, H, W, C channels, a digit for itself."
+    """How a set's records store a scene.
+
+    One letter for each axis: E entities, T time, H, W, C channels, a digit for itself.
+    """
+
     name: str  # A key of SCHEMAS
     sizes: dict[str, int]  # What the letters stand for
     mask: str  # Axes of the masks as stored; the last has size 1
     floats: dict[str, str]  # Axes of the features that are floats
-    codes: tuple[str, ...] = ()  # Features that are CLEVR's integers, beside visibility, one byte for each entity
+    # Features that are CLEVR's integers, beside visibility, one byte for each entity
+    codes: tuple[str, ...] = ()
     image: str = "HWC"  # Axes of the image
     scenery: int = 1  # The first entities that are no objects
     drawn: bool = False  # Whether an object is there if its mask says so, whatever its visibility
@@ -46,20 +51,56 @@ class Schema(NamedTuple):
         self,
     ) -> dict[str, tuple[tuple[int, ...], type]]:  # By feature: shape as stored, type
         "What a record must hold."
-        stored = {"image": (self.image, np.uint8), "mask": (self.mask, np.uint8)} | {name: ("E", np.uint8) for name in self.codes}
-        return {name: (self.shape(axes), kind) for name, (axes, kind) in (stored | {n: (axes, np.float32) for n, axes in self.floats.items()}).items()}
+        stored = {"image": (self.image, np.uint8), "mask": (self.mask, np.uint8)} | {
+            name: ("E", np.uint8) for name in self.codes
+        }
+        return {
+            name: (self.shape(axes), kind)
+            for name, (axes, kind) in (
+                stored | {n: (axes, np.float32) for n, axes in self.floats.items()}
+            ).items()
+        }
 
 
 _piece = {"x": "E", "y": "E", "shape": "E", "visibility": "E", "color": "EC"}
 _clevr = {"x": "E", "y": "E", "z": "E", "rotation": "E", "pixel_coords": "E3", "visibility": "E"}
 _sizes = lambda E, H=64, W=64, C=3, **more: {"E": E, "H": H, "W": W, "C": C, **more}
 _schemas = [Schema("tetrominoes", _sizes(4, 35, 35), "EHW1", _piece, drawn=True)]
-for _name, _sized in {"binarized": _sizes(4, C=1), "colored_on_grayscale": _sizes(6), "colored_on_colored": _sizes(5)}.items():
-    _schemas += [Schema(f"multi_dsprites_{_name}", _sized, "HWE1", _piece | {"orientation": "E", "scale": "E"})]
-_schemas += [Schema("clevr_with_masks", _sizes(11, 240, 320), "EHW1", _clevr, codes=("size", "material", "shape", "color"))]
-for _name, _E in {"train": 7, "test_empty_room": 4, "test_six_objects": 10, "test_identical_color": 10}.items():
+for _name, _sized in {
+    "binarized": _sizes(4, C=1),
+    "colored_on_grayscale": _sizes(6),
+    "colored_on_colored": _sizes(5),
+}.items():
+    _schemas += [
+        Schema(
+            f"multi_dsprites_{_name}", _sized, "HWE1", _piece | {"orientation": "E", "scale": "E"}
+        )
+    ]
+_schemas += [
+    Schema(
+        "clevr_with_masks",
+        _sizes(11, 240, 320),
+        "EHW1",
+        _clevr,
+        codes=("size", "material", "shape", "color"),
+    )
+]
+for _name, _E in {
+    "train": 7,
+    "test_empty_room": 4,
+    "test_six_objects": 10,
+    "test_identical_color": 10,
+}.items():
     _schemas += [Schema(f"objects_room_{_name}", _sizes(_E), "EHW1", {}, scenery=4)]
-_schemas += [Schema("cater_with_masks", _sizes(11, T=33), "TEHW1", {"camera_matrix": "T44", "object_positions": "ET3"}, image="THWC")]
+_schemas += [
+    Schema(
+        "cater_with_masks",
+        _sizes(11, T=33),
+        "TEHW1",
+        {"camera_matrix": "T44", "object_positions": "ET3"},
+        image="THWC",
+    )
+]
 SCHEMAS = {_schema.name: _schema for _schema in _schemas}
 
 # %% ../../nbs/data/05_tfrecord_scenes.ipynb #1b3d4643
@@ -74,7 +115,9 @@ def find_schema(
     return SCHEMAS[schema]
 
 
-def _complaint(values: dict[str, np.ndarray], expected: dict[str, tuple[tuple[int, ...], type]]) -> str | None:
+def _complaint(
+    values: dict[str, np.ndarray], expected: dict[str, tuple[tuple[int, ...], type]]
+) -> str | None:
     "What keeps a record from having a schema's form; None if nothing does."
     for name, (shape, kind) in expected.items():
         if name not in values:
@@ -86,7 +129,10 @@ def _complaint(values: dict[str, np.ndarray], expected: dict[str, tuple[tuple[in
 
 
 def _recognised(values: dict[str, np.ndarray]) -> Schema | None:
-    return next((schema for schema in SCHEMAS.values() if _complaint(values, schema.expected()) is None), None)
+    return next(
+        (schema for schema in SCHEMAS.values() if _complaint(values, schema.expected()) is None),
+        None,
+    )
 
 
 def recognise(
@@ -97,38 +143,52 @@ def recognise(
     values = parse_example(payload, where=where)
     schema = _recognised(values)
     if schema is None:
-        features = ", ".join(f"{name} ({value.size:,} {value.dtype})" for name, value in sorted(values.items()))
-        raise FileError(f"{where}: a record of none of the sets {', '.join(SCHEMAS)}; its features are: {features or 'none'}")
+        features = ", ".join(
+            f"{name} ({value.size:,} {value.dtype})" for name, value in sorted(values.items())
+        )
+        raise FileError(
+            f"{where}: a record of none of the sets {', '.join(SCHEMAS)}; its features are: {features or 'none'}"
+        )
     return schema
 
 # %% ../../nbs/data/05_tfrecord_scenes.ipynb #8befb6b2
 CLEVR_WORDS = {  # what our integers mean, from 0
-    "size": ("small", "large"), "material": ("rubber", "metal"),
+    "size": ("small", "large"),
+    "material": ("rubber", "metal"),
     "shape": ("cube", "sphere", "cylinder"),
     "color": ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"),
 }
 CLEVR_STORED = {  # what the files' integers mean, from 1; 0 is "nothing"
-    "size": ("large", "small"), "material": ("rubber", "metal"),
+    "size": ("large", "small"),
+    "material": ("rubber", "metal"),
     "shape": ("sphere", "cylinder", "cube"),
     "color": ("red", "cyan", "green", "blue", "brown", "gray", "purple", "yellow"),
 }
 
 
 def _label(masks: np.ndarray, where: str) -> np.ndarray:
-    "Masks [E, ...] of 0 and 255 as one label map; `FileError` where they do not partition the image."
-    numbers = np.arange(len(masks), dtype=np.uint8).reshape(-1, *[1] * (masks.ndim - 1))  # [E, 1, ...]
+    """Masks [E, ...] of 0 and 255 as one label map.
+
+    `FileError` where they do not partition the image.
+    """
+    # [E, 1, ...]
+    numbers = np.arange(len(masks), dtype=np.uint8).reshape(-1, *[1] * (masks.ndim - 1))
     label = np.bitwise_or.reduce(masks & numbers)
     if (wrong := masks != np.uint8(255) * (label == numbers)).any():
         pixels = wrong.any(0)
         first = np.argwhere(pixels)[0].tolist()
-        raise FileError(f"{where}: masks: expected 255 in exactly one mask of each pixel, 0 in the others; {pixels.sum():,} pixels differ, the first at {first}")
+        raise FileError(
+            f"{where}: masks: expected 255 in exactly one mask of each pixel, 0 in the others; {pixels.sum():,} pixels differ, the first at {first}"
+        )
     return label
 
 
 def _word_codes(stored: np.ndarray, name: str, there: np.ndarray, where: str) -> np.ndarray:
     "CLEVR's integers, from 1 in the files' order, as integers from 0 in ours."
     if (stored > len(CLEVR_STORED[name])).any() or (there & (stored == 0)).any():
-        raise FileError(f"{where}: feature {name!r}: expected 1 to {len(CLEVR_STORED[name])} for every object, got {stored.tolist()}")
+        raise FileError(
+            f"{where}: feature {name!r}: expected 1 to {len(CLEVR_STORED[name])} for every object, got {stored.tolist()}"
+        )
     return np.array([0] + [CLEVR_WORDS[name].index(word) for word in CLEVR_STORED[name]])[stored]
 
 
@@ -136,23 +196,34 @@ def decode_scene(
     payload: bytes | memoryview,  # A record's payload
     schema: Schema | str,  # Its form, or a key of SCHEMAS
     where: str = "record",  # File and number, for messages
-) -> dict[str, Tensor]:  # image, label; properties of the M = E - 1 entities after the background, [M] or [M, C]; time comes first
+    # image, label; properties of the M = E - 1 entities after the background, [M] or [M, C]; time
+    # comes first
+) -> dict[str, Tensor]:
     "Turn a record into a scene; `FileError` says what is wrong with it."
     schema, values = find_schema(schema), parse_example(payload, where=where)
     expected = schema.expected()
     if complaint := _complaint(values, expected):
         other = _recognised(values)
-        raise FileError(f"{where}: not a record of {schema.name}: {complaint}" + (f"; it has the form of {other.name}" if other else ""))
-    values = {name: values[name].reshape(shape) for name, (shape, _) in expected.items()}  # [n] -> as stored
+        raise FileError(
+            f"{where}: not a record of {schema.name}: {complaint}"
+            + (f"; it has the form of {other.name}" if other else "")
+        )
+    # [n] -> as stored
+    values = {name: values[name].reshape(shape) for name, (shape, _) in expected.items()}
     masks = values["mask"][..., 0]
-    masks = np.ascontiguousarray(masks.transpose(sorted(range(masks.ndim), key=lambda axis: schema.mask[axis] != "E")))  # E in front
+    # E in front
+    masks = np.ascontiguousarray(
+        masks.transpose(sorted(range(masks.ndim), key=lambda axis: schema.mask[axis] != "E"))
+    )
     scene = {"image": values["image"], "label": _label(masks, where)}
     there = np.ones(len(masks) - 1, bool)
     if "visibility" in schema.floats:
         stored = values["visibility"][1:]
         there = masks[1:].any((1, 2)) if schema.drawn else stored == 1
         if not (schema.drawn or (there | (stored == 0)).all()):
-            raise FileError(f"{where}: feature 'visibility': expected 0 or 1 for every entity, got {stored.tolist()}")
+            raise FileError(
+                f"{where}: feature 'visibility': expected 0 or 1 for every entity, got {stored.tolist()}"
+            )
         stored[:] = there
     everyone = there.all()
     for name, axes in schema.floats.items():
@@ -166,7 +237,11 @@ def decode_scene(
     for name in schema.codes:
         scene[name] = np.where(there, _word_codes(values[name][1:], name, there, where), 0)
     if schema.sizes["C"] == 1:  # grey becomes three equal channels, as everywhere in this library
-        scene |= {name: np.repeat(scene[name], 3, -1) for name, axes in {"image": schema.image, **schema.floats}.items() if axes[-1] == "C"}
+        scene |= {
+            name: np.repeat(scene[name], 3, -1)
+            for name, axes in {"image": schema.image, **schema.floats}.items()
+            if axes[-1] == "C"
+        }
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in scene.items()}
 
 # %% ../../nbs/data/05_tfrecord_scenes.ipynb #d949ea0f
@@ -185,7 +260,8 @@ def _field(number: int, *parts: bytes) -> bytes:
 
 
 def encode_example(
-    features: dict[str, np.ndarray | bytes],  # By name: bytes (one string), uint8 (a string for each value), other integers, floats
+    # By name: bytes (one string), uint8 (a string for each value), other integers, floats
+    features: dict[str, np.ndarray | bytes],
 ) -> bytes:  # A tf.train.Example as a protocol buffer
     "Write a `tf.train.Example` as the original files have it."
     entries = []
@@ -202,34 +278,60 @@ def encode_example(
         elif array.dtype.kind in "iu":
             feature = _field(3, _field(1, *map(_number, array.ravel().tolist())))
         else:
-            raise InputError(f"features: {name!r}: expected bytes, or an array of integers or floats, got {array.dtype}")
+            raise InputError(
+                f"features: {name!r}: expected bytes, or an array of integers or floats, got {array.dtype}"
+            )
         entries.append(_field(1, _field(1, name.encode()), _field(2, feature)))
     return _field(1, *entries)
 
 
 def encode_scene(
-    scene: dict[str, Tensor],  # As `decode_scene` gives it; properties that the set does not have are left out
+    # As `decode_scene` gives it; properties that the set does not have are left out
+    scene: dict[str, Tensor],
     schema: Schema | str,  # The form to write, or a key of SCHEMAS
 ) -> bytes:  # A record's payload
     "Turn a scene into a record in the original's form."
     schema = find_schema(schema)
     if missing := {"label", *schema.expected()} - {"mask", *scene}:
-        raise InputError(f"scene: expected {', '.join(sorted(missing))} as well; there are: {', '.join(sorted(scene))}")
-    E, C, label = schema.sizes["E"], schema.sizes["C"], scene["label"].numpy()
+        raise InputError(
+            f"scene: expected {', '.join(sorted(missing))} as well; there are: {', '.join(sorted(scene))}"
+        )
+    E = schema.sizes["E"]
+    C = schema.sizes["C"]
+    label = scene["label"].numpy()
     if label.max() >= E:
-        raise InputError(f"scene: 'label': expected at most {E - 1} in a scene of {schema.name}, got {label.max()}")
+        raise InputError(
+            f"scene: 'label': expected at most {E - 1} in a scene of {schema.name}, got {label.max()}"
+        )
     masks = [255 * (label == k).astype(np.uint8) for k in range(E)]
-    features = {"image": scene["image"].numpy()[..., :C], "mask": np.stack(masks, schema.mask.index("E"))[..., None]}
+    features = {
+        "image": scene["image"].numpy()[..., :C],
+        "mask": np.stack(masks, schema.mask.index("E"))[..., None],
+    }
     for name, axes in schema.floats.items():
         value = scene[name].numpy().astype(np.float32)
         value = value.swapaxes(0, 1) if axes[:2] == "ET" else value
-        value = np.concatenate([np.full_like(value[:1], name == "visibility"), value]) if axes[0] == "E" else value
+        value = (
+            np.concatenate([np.full_like(value[:1], name == "visibility"), value])
+            if axes[0] == "E"
+            else value
+        )
         features[name] = value[..., :C] if axes[-1] == "C" else value
     for name in schema.codes:
         table = np.array([1 + CLEVR_STORED[name].index(word) for word in CLEVR_WORDS[name]])
-        features[name] = np.append(0, table[scene[name].numpy()] * (scene["visibility"].numpy() > 0)).astype(np.uint8)
+        features[name] = np.append(
+            0, table[scene[name].numpy()] * (scene["visibility"].numpy() > 0)
+        ).astype(np.uint8)
     for name, (shape, kind) in schema.expected().items():
         if features[name].shape != shape or features[name].dtype != kind:
-            raise InputError(f"scene: {name!r}: expected {list(shape)} of {kind.__name__} as stored, got {list(features[name].shape)} of {features[name].dtype}")
-    whole = "T" in schema.sizes  # CATER's images are one string, the others' are a string for each byte
-    return encode_example({name: value.tobytes() if whole and value.dtype == np.uint8 else value for name, value in features.items()})
+            raise InputError(
+                f"scene: {name!r}: expected {list(shape)} of {kind.__name__} as stored, got {list(features[name].shape)} of {features[name].dtype}"
+            )
+    # CATER's images are one string, the others' are a string for each byte
+    whole = "T" in schema.sizes
+    return encode_example(
+        {
+            name: value.tobytes() if whole and value.dtype == np.uint8 else value
+            for name, value in features.items()
+        }
+    )

@@ -14,24 +14,42 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import FileError, InputError, SlotAttentionError, atomic_write, by_layout
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    SlotAttentionError,
+    atomic_write,
+    by_layout,
+)
 
 # %% ../../nbs/data/05_tfrecords.ipynb #a0be7362
 def masked_crc(
     data: bytes | memoryview,  # What to protect
 ) -> int:  # 32 bits
-    "The checksum in a TFRecord: CRC-32C, turned right by 15 bits, plus a constant (TensorFlow, lib/io/record_writer)."
+    """The checksum in a TFRecord: CRC-32C, turned right by 15 bits, plus a constant.
+
+    TensorFlow, lib/io/record_writer.
+    """
     try:
         from crc32c import crc32c
     except ImportError:
-        raise SlotAttentionError("TFRecords need the package crc32c, which is not installed: pip install crc32c") from None
+        raise SlotAttentionError(
+            "TFRecords need the package crc32c, which is not installed: pip install crc32c"
+        ) from None
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 # %% ../../nbs/data/05_tfrecords.ipynb #6d043c04
 CHUNK, PIECE = 1 << 16, 1 << 20  # bytes that are read at a time, and unpacked at a time
 LARGEST = 1 << 26  # bytes of the largest payload that is believed; those of CLEVR have 3.2 million
-FOREIGN = {b"\x1f\x8b": "gzip in gzip", b"PK": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard", b"\x89HDF": "HDF5"}
+FOREIGN = {
+    b"\x1f\x8b": "gzip in gzip",
+    b"PK": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"\x89HDF": "HDF5",
+}
 
 
 def _is_header(data: bytes) -> bool:
@@ -40,7 +58,10 @@ def _is_header(data: bytes) -> bool:
 
 
 def _inflate(file) -> Iterator[bytes]:
-    "Unpack zlib, or gzip of one or more members, which zeros may separate; never more than PIECE bytes at a time."
+    """Unpack zlib, or gzip of one or more members, which zeros may separate.
+
+    Never more than PIECE bytes at a time.
+    """
     engine, data = None, b""
     while data := data or file.read(CHUNK):
         if engine is None:
@@ -62,9 +83,15 @@ class _Stream:
     def __init__(self, file):
         start = file.read(12)
         file.seek(0)
-        zlib_header = len(start) > 1 and start[0] & 15 == 8 and start[0] < 128 and int.from_bytes(start[:2], "big") % 31 == 0
+        zlib_header = (
+            len(start) > 1
+            and start[0] & 15 == 8
+            and start[0] < 128
+            and int.from_bytes(start[:2], "big") % 31 == 0
+        )
         packed = not _is_header(start) and (start[:2] == b"\x1f\x8b" or zlib_header)
-        self.pieces, self.rest = _inflate(file) if packed else iter(lambda: file.read(PIECE), b""), memoryview(b"")
+        self.pieces = _inflate(file) if packed else iter(lambda: file.read(PIECE), b"")
+        self.rest = memoryview(b"")
 
     def more(self) -> bool:
         while not self.rest and (piece := next(self.pieces, None)) is not None:
@@ -84,22 +111,25 @@ class _Stream:
 
 class Record(NamedTuple):
     "A record as it lies in its file, not yet checked."
+
     where: str  # File and number, for messages
     data: bytes  # Payload and its checksum; empty if it was passed over
 
-    def payload(
-        self,
-    ) -> memoryview:  # What the record holds
+    def payload(self) -> memoryview:  # What the record holds
         "Check the record's checksum and hand out its payload; `FileError` names file and record."
-        payload, crc = memoryview(self.data)[:-4], int.from_bytes(self.data[-4:], "little")
+        payload = memoryview(self.data)[:-4]
+        crc = int.from_bytes(self.data[-4:], "little")
         if masked_crc(payload) != crc:
-            raise FileError(f"{self.where}: damaged: the checksum of its {len(payload):,} bytes is wrong")
+            raise FileError(
+                f"{self.where}: damaged: the checksum of its {len(payload):,} bytes is wrong"
+            )
         return payload
 
 
 def read_tfrecords(
     path: str | Path,  # File, plain or packed by gzip or zlib
-    wanted: Callable[[int], bool] | None = None,  # Says by number which records to keep; None for all
+    # Says by number which records to keep; None for all
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Record]:  # Every record in order; those not wanted have no data
     "Read a TFRecord file as a stream; `FileError` names the file and the record."
     number = 0
@@ -110,9 +140,19 @@ def read_tfrecords(
                 where = f"{path}: record {number}"
                 header = stream.take(12)
                 if not _is_header(header):
-                    looks = next((f" (it looks like {kind})" for start, kind in FOREIGN.items() if header.startswith(start)), "")
-                    raise FileError(f"{where}: the checksum of its length is wrong: damaged, and nothing after it can be read" if number else
-                                    f"{path}: not a TFRecord file (plain, gzip or zlib), or damaged: it starts with {header.hex(' ')}{looks}")
+                    looks = next(
+                        (
+                            f" (it looks like {kind})"
+                            for start, kind in FOREIGN.items()
+                            if header.startswith(start)
+                        ),
+                        "",
+                    )
+                    raise FileError(
+                        f"{where}: the checksum of its length is wrong: damaged, and nothing after it can be read"
+                        if number
+                        else f"{path}: not a TFRecord file (plain, gzip or zlib), or damaged: it starts with {header.hex(' ')}{looks}"
+                    )
                 length = int.from_bytes(header[:8], "little")
                 if length > LARGEST:
                     raise FileError(f"{where}: expected at most {LARGEST:,} bytes, got {length:,}")
@@ -121,7 +161,9 @@ def read_tfrecords(
     except FileNotFoundError:
         raise FileError(f"{path}: there is no such file") from None
     except EOFError:
-        raise FileError(f"{path}: record {number}: the file ends in the middle of it: it was cut short") from None
+        raise FileError(
+            f"{path}: record {number}: the file ends in the middle of it: it was cut short"
+        ) from None
     except (OSError, zlib.error) as error:
         raise FileError(f"{path}: record {number}: cannot be read: {error}") from error
     if number == 0:
@@ -169,7 +211,9 @@ def _joined(parts: list[memoryview]) -> memoryview:
 
 # %% ../../nbs/data/05_tfrecords.ipynb #d54d379e
 def _byte_strings(data: memoryview) -> np.ndarray:
-    "All strings of a BytesList, joined: by the pattern 0a 01 xx if they have one byte each, else one by one."
+    """All strings of a BytesList, joined: by the pattern 0a 01 xx if they have one byte each, else
+    one by one.
+    """
     triples = np.frombuffer(data, np.uint8)
     if len(triples) % 3 == 0 and (triples[0::3] == 10).all() and (triples[1::3] == 1).all():
         return triples[2::3]
@@ -203,22 +247,28 @@ def parse_example(
     payload: bytes | memoryview,  # A tf.train.Example as a protocol buffer
     names: Iterable[str] | None = None,  # Only these features are unpacked; None for all
     where: str = "record",  # File and number, for messages
-) -> dict[str, np.ndarray]:  # By name: uint8 (all byte strings joined), float32 or int64, one-dimensional
+    # By name: uint8 (all byte strings joined), float32 or int64, one-dimensional
+) -> dict[str, np.ndarray]:
     "Parse a `tf.train.Example`; `FileError` says where it is malformed."
     found, wanted = {}, None if names is None else set(names)
     try:
         for features in _parts(memoryview(payload), 1):
             for entry in _parts(features, 1):
                 fields = [(field, value) for field, wire, value in _fields(entry) if wire == 2]
-                name = bytes(_joined([value for field, value in fields if field == 1][-1:])).decode()
+                name = bytes(
+                    _joined([value for field, value in fields if field == 1][-1:])
+                ).decode()
                 if wanted is not None and name not in wanted:
                     continue
                 kind, parts = 1, []
-                for field, wire, value in _fields(_joined([value for field, value in fields if field == 2])):
+                for field, wire, value in _fields(
+                    _joined([value for field, value in fields if field == 2])
+                ):
                     if wire == 2 and field in LISTS:
                         kind, parts = field, (parts if field == kind else []) + [value]
                 found[name] = LISTS[kind](_joined(parts))
-    except (FileError, ValueError) as error:  # ValueError: a name that is not UTF-8, a float cut short
+    except (FileError, ValueError) as error:
+        # ValueError: a name that is not UTF-8, a float cut short
         raise FileError(f"{where}: not a tf.train.Example: {error}") from error
     return found
 
@@ -236,7 +286,12 @@ def write_tfrecords(
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         for count, payload in enumerate(payloads, 1):
             length = len(payload).to_bytes(8, "little")
-            for part in (length, masked_crc(length).to_bytes(4, "little"), payload, masked_crc(payload).to_bytes(4, "little")):
+            for part in (
+                length,
+                masked_crc(length).to_bytes(4, "little"),
+                payload,
+                masked_crc(payload).to_bytes(4, "little"),
+            ):
                 file.write(engine.compress(part) if compression else part)
         if count == 0:
             raise InputError("payloads: expected at least one record, got none")

@@ -48,7 +48,8 @@ class TextbookSlotAttention(SlotAttention):
             q = self.project_q(self.norm_slots(slots))
             attention.append(slot_softmax(attention_scores(k, q)))  # [B, N, K]
             updates = weighted_mean(attention[-1], v, self.eps)
-            slots = self.gru(updates.flatten(0, 1), slots_prev.flatten(0, 1)).view_as(slots_prev)  # [B, K, D] -> [B*K, D] -> [B, K, D]
+            # [B, K, D] -> [B*K, D] -> [B, K, D]
+            slots = self.gru(updates.flatten(0, 1), slots_prev.flatten(0, 1)).view_as(slots_prev)
             slots = slots + self.mlp(self.norm_mlp(slots))
         return (slots, torch.stack(attention, dim=1)) if return_attention else slots
 
@@ -61,7 +62,8 @@ class TextbookEncoder(ConvEncoder):
         image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # [B, N, output_dim]
         "Convolve, embed, flatten."
-        tokens = self.position(self.features(image.contiguous())).flatten(2).mT  # [B, C, H, W] -> [B, N, C]
+        # [B, C, H, W] -> [B, N, C]
+        tokens = self.position(self.features(image.contiguous())).flatten(2).mT
         return self.mlp(self.norm(tokens))
 
 
@@ -73,7 +75,8 @@ class TextbookDecoder(BroadcastDecoder):
         slots: Tensor,  # [B, K, slot_dim]
     ) -> Tensor:  # [B, K, 4, H, W]
         "Copy, embed, convolve."
-        x = self.position(slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, *self.broadcast))  # [B, K, D] -> [B * K, D, h, w]
+        # [B, K, D] -> [B * K, D, h, w]
+        x = self.position(slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, *self.broadcast))
         for conv in self.convs:
             x = conv(x).relu()
         return self.to_rgba(x).unflatten(0, slots.shape[:2])  # [B * K, 4, H, W] -> [B, K, 4, H, W]
@@ -84,7 +87,11 @@ def textbook(
 ) -> SlotAttentionAutoEncoder:  # A copy with the same weights, in the textbook's form
     "Turn a model back into what the paper's text says, line by line."
     plain = deepcopy(model)
-    for part, form in (plain.encoder, TextbookEncoder), (plain.slot_attention, TextbookSlotAttention), (plain.decoder, TextbookDecoder):
+    for part, form in (
+        (plain.encoder, TextbookEncoder),
+        (plain.slot_attention, TextbookSlotAttention),
+        (plain.decoder, TextbookDecoder),
+    ):
         part.__class__ = form  # the same weights, another forward pass
     return plain
 
@@ -104,7 +111,8 @@ def race(
             start = time.perf_counter()
             call()
             wait()
-            laps[name] += [time.perf_counter() - start] if lap else []  # the first lap is for nothing
+            # the first lap is for nothing
+            laps[name] += [time.perf_counter() - start] if lap else []
     return {name: median(times) for name, times in laps.items()}
 
 # %% ../../nbs/speed/01_timing.ipynb #8387e634
@@ -118,7 +126,8 @@ def kept_bytes(
     def note(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in there:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor is held, or its address could be used again
+            # the tensor is held, or its address could be used again
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -152,10 +161,17 @@ def bench_module(
     half: bool = False,  # bfloat16 by autocast
 ) -> dict:  # Sizes; of each contestant: ms, and MB it keeps; ratios to ours
     "Race the module's forward and backward pass."
-    modules = {"ours": SlotAttention(D, D, K, T, 2 * D), "textbook": TextbookSlotAttention(D, D, K, T, 2 * D)}
+    modules = {
+        "ours": SlotAttention(D, D, K, T, 2 * D),
+        "textbook": TextbookSlotAttention(D, D, K, T, 2 * D),
+    }
     if peers and (peer := peer_slot_attention(D, K, T)) is not None:
         modules["slot-attention"] = peer
-    x = torch.randn(B, N, D, generator=generator(0, "bench"), device="cpu").to(device).requires_grad_()
+    x = (
+        torch.randn(B, N, D, generator=generator(0, "bench"), device="cpu")
+        .to(device)
+        .requires_grad_()
+    )
     modules = {name: module.to(device) for name, module in modules.items()}
 
     def forward(module):
@@ -166,12 +182,20 @@ def bench_module(
         x.grad = None
         forward(module).square().sum().backward()
 
-    seconds = race({name: lambda module=module: lap(module) for name, module in modules.items()}, rounds, device)
+    seconds = race(
+        {name: lambda module=module: lap(module) for name, module in modules.items()},
+        rounds,
+        device,
+    )
     row = {"B": B, "N": N, "K": K, "D": D, "T": T, "precision": "bf16" if half else "fp32"}
     for name, module in modules.items():
         row[f"{name} ms"] = 1e3 * seconds[name]
-        row[f"{name} MB"] = memory(lambda: forward(module), lambda: lap(module), x, *module.parameters()) / 1e6
-    return row | {f"{name} / ours": seconds[name] / seconds["ours"] for name in modules if name != "ours"}
+        row[f"{name} MB"] = (
+            memory(lambda: forward(module), lambda: lap(module), x, *module.parameters()) / 1e6
+        )
+    return row | {
+        f"{name} / ours": seconds[name] / seconds["ours"] for name in modules if name != "ours"
+    }
 
 
 def memory(
@@ -179,7 +203,10 @@ def memory(
     lap: Callable[[], None],  # Forward and backward
     *known: Tensor,  # Input and weights
 ) -> int:  # Bytes
-    "On a GPU the peak of a lap beyond what was there before; elsewhere what the forward pass keeps."
+    """On a GPU the peak of a lap beyond what was there before.
+
+    Elsewhere what the forward pass keeps.
+    """
     device = known[0].device
     if device.type != "cuda":
         return kept_bytes(forward, *known)
@@ -189,7 +216,8 @@ def memory(
     return torch.cuda.max_memory_allocated(device) - before
 
 # %% ../../nbs/speed/01_timing.ipynb #034fe354
-STEPS = {"tetrominoes": ((35, 35), 4), "multi_dsprites": ((64, 64), 6), "clevr6": ((128, 128), 7)}  # resolution and slots
+# resolution and slots
+STEPS = {"tetrominoes": ((35, 35), 4), "multi_dsprites": ((64, 64), 6), "clevr6": ((128, 128), 7)}
 
 
 def bench_step(
@@ -208,9 +236,15 @@ def bench_step(
     ours = paper_autoencoder(resolution, K)
     models = {"ours": (deepcopy(ours), False), "textbook": (textbook(ours), False)}
     if half:
-        models |= {f"{name}, bf16": (model.to(memory_format=torch.channels_last), True) for name, model in (("ours", deepcopy(ours)), ("textbook", textbook(ours)))}
+        models |= {
+            f"{name}, bf16": (model.to(memory_format=torch.channels_last), True)
+            for name, model in (("ours", deepcopy(ours)), ("textbook", textbook(ours)))
+        }
     if compiled:
-        models["ours, compiled"] = (torch.compile(deepcopy(ours).to(memory_format=torch.channels_last)), half)
+        models["ours, compiled"] = (
+            torch.compile(deepcopy(ours).to(memory_format=torch.channels_last)),
+            half,
+        )
 
     def stepper(model, half):
         model = model.to(device)
@@ -223,15 +257,29 @@ def bench_step(
             optimizer.zero_grad()
             F.mse_loss(reconstruction.float(), image).backward()
             optimizer.step()
+
         return step
 
     seconds = race({name: stepper(*each) for name, each in models.items()}, rounds, device)
-    row = {"size": size, "batch": batch_size} | {f"{name} ms": 1e3 * value for name, value in seconds.items()}
-    pairs = [(theirs, name) for name in models if "ours" in name for theirs in ("textbook", "textbook, bf16") if theirs in models and models[name][1] >= models[theirs][1]]
+    row = {"size": size, "batch": batch_size} | {
+        f"{name} ms": 1e3 * value for name, value in seconds.items()
+    }
+    pairs = [
+        (theirs, name)
+        for name in models
+        if "ours" in name
+        for theirs in ("textbook", "textbook, bf16")
+        if theirs in models and models[name][1] >= models[theirs][1]
+    ]
     return row | {f"{theirs} / {name}": seconds[theirs] / seconds[name] for theirs, name in pairs}
 
 # %% ../../nbs/speed/01_timing.ipynb #1a481e55
-SWEEPS = {"N": (1024, 2048, 4096, 8192), "K": (4, 8, 16, 32), "D": (32, 64, 128, 256), "T": (1, 2, 4, 8)}
+SWEEPS = {
+    "N": (1024, 2048, 4096, 8192),
+    "K": (4, 8, 16, 32),
+    "D": (32, 64, 128, 256),
+    "T": (1, 2, 4, 8),
+}
 MIDDLE = {"N": 2048, "K": 8, "D": 64, "T": 3}
 
 
@@ -254,8 +302,15 @@ def bench_growth(
     "Double one factor at a time."
     growth = {}
     for factor, values in sweeps.items():
-        rows = [bench_module(B, **(middle | {factor: value}), device=device, rounds=rounds, peers=False) for value in values]
-        exponents = {f"{name} {unit}": slope(values, [row[f"{name} {unit}"] for row in rows]) for name in ("ours", "textbook") for unit in ("ms", "MB")}
+        rows = [
+            bench_module(B, **(middle | {factor: value}), device=device, rounds=rounds, peers=False)
+            for value in values
+        ]
+        exponents = {
+            f"{name} {unit}": slope(values, [row[f"{name} {unit}"] for row in rows])
+            for name in ("ours", "textbook")
+            for unit in ("ms", "MB")
+        }
         growth[factor] = {"values": list(values), "rows": rows, "exponents": exponents}
     return growth
 
@@ -270,13 +325,21 @@ def plot_growth(
         for axes, unit in zip(panels[:, column], ("ms", "MB")):
             for name, colour, marker in (("textbook", "#D55E00", "s"), ("ours", "#0072B2", "o")):
                 costs = [row[f"{name} {unit}"] for row in each["rows"]]
-                axes.loglog(each["values"], costs, marker + "-", color=colour, base=2, label=f"{name}: slope {each['exponents'][f'{name} {unit}']:.2f}")
+                axes.loglog(
+                    each["values"],
+                    costs,
+                    marker + "-",
+                    color=colour,
+                    base=2,
+                    label=f"{name}: slope {each['exponents'][f'{name} {unit}']:.2f}",
+                )
             axes.legend(fontsize=6)
             axes.set(xlabel=factor, ylabel={"ms": "time, ms", "MB": "kept, MB"}[unit])
     return figure
 
 # %% ../../nbs/speed/01_timing.ipynb #f91fd017
-MODULE_CASES = ((32, 1225, 4), (8, 16384, 7), (64, 1024, 7))  # B, N, K: Tetrominoes, CLEVR6 at full resolution, a smaller map
+# B, N, K: Tetrominoes, CLEVR6 at full resolution, a smaller map
+MODULE_CASES = ((32, 1225, 4), (8, 16384, 7), (64, 1024, 7))
 
 
 def run_bench(
@@ -287,24 +350,51 @@ def run_bench(
     "Race modules and training steps, and fit the growth."
     device = torch.device(device)
     if peers and peer_slot_attention(8, 1, 1) is None:
-        raise InputError("peers: expected the package slot-attention to be installed: pip install slot-attention")
+        raise InputError(
+            "peers: expected the package slot-attention to be installed: pip install slot-attention"
+        )
     gpu = device.type == "cuda"
     cases, rounds = (((2, 64, 3),), 1) if quick else (MODULE_CASES + ((64, 16384, 7),) * gpu, 9)
-    modules = [bench_module(*case, device=device, rounds=rounds, peers=peers, half=half) for case in cases for half in {False, gpu}]
-    batch = {"tetrominoes": 1} if quick else dict.fromkeys(STEPS, 64) if gpu else {"tetrominoes": 16, "multi_dsprites": 4, "clevr6": 1}
-    half = gpu or getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # without such units bfloat16 is slower
-    small = dict(B=1, rounds=1, middle=MIDDLE | {"N": 64}, sweeps={"N": (64, 128), "T": (1, 2)}) if quick else {}
-    return {"modules": modules, "steps": [bench_step(size, n, device, 1 if quick else 5, half=half, compiled=gpu) for size, n in batch.items()], "growth": bench_growth(device=device, **small)}
+    modules = [
+        bench_module(*case, device=device, rounds=rounds, peers=peers, half=half)
+        for case in cases
+        for half in {False, gpu}
+    ]
+    batch = (
+        {"tetrominoes": 1}
+        if quick
+        else dict.fromkeys(STEPS, 64)
+        if gpu
+        else {"tetrominoes": 16, "multi_dsprites": 4, "clevr6": 1}
+    )
+    # without such units bfloat16 is slower
+    half = gpu or getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    small = (
+        dict(B=1, rounds=1, middle=MIDDLE | {"N": 64}, sweeps={"N": (64, 128), "T": (1, 2)})
+        if quick
+        else {}
+    )
+    return {
+        "modules": modules,
+        "steps": [
+            bench_step(size, n, device, 1 if quick else 5, half=half, compiled=gpu)
+            for size, n in batch.items()
+        ],
+        "growth": bench_growth(device=device, **small),
+    }
 
 
 def bench_tables(
     result: dict,  # What `run_bench` returned
 ) -> list[list[list[str]]]:  # Tables of text: modules, steps, growth; names of the columns first
     "What was measured, for a reader."
+
     def rows(found):
         names = list(dict.fromkeys(name for row in found for name in row))
         shown = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)
         return [names, *([shown(row.get(name, "")) for name in names] for row in found)]
 
-    exponents = [{"factor": factor} | each["exponents"] for factor, each in result["growth"].items()]
+    exponents = [
+        {"factor": factor} | each["exponents"] for factor, each in result["growth"].items()
+    ]
     return [rows(result["modules"]), rows(result["steps"]), rows(exponents)]

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ..nn.attention import attention_scores, slot_softmax, weighted_mean
 from ..core import InputError, check_int, check_shape, generator
-from ..data.sprites import COLORS, PIECES, _place_pieces, draw_multi_dsprites, draw_tetrominoes, hsv_to_rgb, to_model
+from slot_attention_nbdev.data.sprites import (
+    COLORS,
+    PIECES,
+    _place_pieces,
+    draw_multi_dsprites,
+    draw_tetrominoes,
+    hsv_to_rgb,
+    to_model,
+)
 from ..metrics.segmentation import foreground_ari
 from ..models.autoencoder import SlotAttentionAutoEncoder
 from ..nn.slot_attention import SlotAttention
@@ -23,12 +31,18 @@ def draw_pieces(
     n: int,  # How many scenes
     count: int,  # Pieces in each, 1…6
     generator: torch.Generator | None = None,  # Source of random numbers
-    allowed: Tensor | None = None,  # Which pairs of shape and colour may appear, bool [19, 6]; None for all
-) -> dict[str, Tensor]:  # image uint8 [n, 35, 35, 3], label uint8 [n, 35, 35], shape and hue [n, count]
+    # Which pairs of shape and colour may appear, bool [19, 6]; None for all
+    allowed: Tensor | None = None,
+    # image uint8 [n, 35, 35, 3], label uint8 [n, 35, 35], shape and hue [n, count]
+) -> dict[str, Tensor]:
     "Tetrominoes with as many pieces as you like, none over another."
     check_int("n", n)
     check_int("count", count, maximum=6)
-    pairs = (torch.ones(len(PIECES), len(COLORS), dtype=torch.bool) if allowed is None else allowed).flatten().nonzero()[:, 0]
+    pairs = (
+        (torch.ones(len(PIECES), len(COLORS), dtype=torch.bool) if allowed is None else allowed)
+        .flatten()
+        .nonzero()[:, 0]
+    )
     if not len(pairs):
         raise InputError("allowed: no pair of shape and colour is left")
     pair = pairs[torch.randint(len(pairs), (n, count), generator=generator)]
@@ -39,7 +53,9 @@ def draw_pieces(
 
 
 def held_out_pairs() -> Tensor:  # bool [19, 6]
-    "A third of all pairs of shape and colour, such that every shape and every colour is still seen."
+    """A third of all pairs of shape and colour, such that every shape and every colour is still
+    seen.
+    """
     return (torch.arange(len(PIECES))[:, None] + torch.arange(len(COLORS))) % 3 == 0
 
 # %% ../../nbs/course/14_generalization.ipynb #7a4b2a21
@@ -51,21 +67,39 @@ def mask_scores(
     num_iterations: int | None = None,  # T; None takes the model's own
     seed: int = 0,  # Draws the initial slots
     batch_size: int = 64,  # Images at a time
-) -> dict[str, float | int]:  # fg_ari of the reconstruction masks, attention: that of the attention masks; mse; n
+    # fg_ari of the reconstruction masks, attention: that of the attention masks; mse; n
+) -> dict[str, float | int]:
     "Score both kinds of mask."
     random, scores = generator(seed, "evaluate"), []
-    for image, label in zip(to_model(scenes["image"]).split(check_int("batch_size", batch_size)), scenes["label"].split(batch_size)):
-        output = model(image, num_slots=num_slots, num_iterations=num_iterations, generator=random, return_attention=True)
-        maps = output.attention[:, -1].mT.unflatten(-1, grid_size(output.attention.shape[2], image.shape[-2:]))  # [B, K, h, w]
+    for image, label in zip(
+        to_model(scenes["image"]).split(check_int("batch_size", batch_size)),
+        scenes["label"].split(batch_size),
+    ):
+        output = model(
+            image,
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            generator=random,
+            return_attention=True,
+        )
+        # [B, K, h, w]
+        maps = output.attention[:, -1].mT.unflatten(
+            -1, grid_size(output.attention.shape[2], image.shape[-2:])
+        )
         maps = F.interpolate(maps, image.shape[-2:], mode="bilinear")
         error = (output.reconstruction - image).square().mean((1, 2, 3))
-        scores.append(torch.stack([foreground_ari(label, output.masks), foreground_ari(label, maps), error]).double())
+        scores.append(
+            torch.stack(
+                [foreground_ari(label, output.masks), foreground_ari(label, maps), error]
+            ).double()
+        )
     fg_ari, attention, mse = torch.cat(scores, dim=1).nanmean(dim=1).tolist()
     return {"fg_ari": fg_ari, "attention": attention, "mse": mse, "n": len(scenes["image"])}
 
 # %% ../../nbs/course/14_generalization.ipynb #31db37fb
 class SummingAttention(SlotAttention):
-    "Slot Attention that adds up what a slot holds and divides by a constant (Krimmel et al. 2024, arXiv:2407.04170)."
+    """Slot Attention that adds up what a slot holds and divides by a constant (Krimmel et al. 2024, arXiv:2407.04170).
+    """
 
     divisor: float | None = None  # Of the sum; None for the paper's weighted mean
     per_token: bool = False  # Whether the divisor is a share of the tokens
@@ -86,18 +120,22 @@ class SummingAttention(SlotAttention):
         inputs, attention = self.norm_inputs(inputs), []
         k, v = self.project_k(inputs), self.project_v(inputs)
         for _ in range(num_iterations or self.num_iterations):
-            attn = slot_softmax(attention_scores(k, self.project_q(self.norm_slots(slots))))  # [B, N, K]
+            # [B, N, K]
+            attn = slot_softmax(attention_scores(k, self.project_q(self.norm_slots(slots))))
             if self.divisor is None:
                 updates = weighted_mean(attn, v, self.eps)
             else:
-                updates = attn.mT @ v / (self.divisor * (size["N"] if self.per_token else 1))  # [B, K, N] @ [B, N, D] -> [B, K, D]
-            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # [B * K, D] -> [B, K, D]
+                # [B, K, N] @ [B, N, D] -> [B, K, D]
+                updates = attn.mT @ v / (self.divisor * (size["N"] if self.per_token else 1))
+            # [B * K, D] -> [B, K, D]
+            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
             attention.append(attn)
         return (slots, torch.stack(attention, dim=1)) if return_attention else slots
 
 
-NORMALISATIONS = {"mean": (None, False), "sum": (1.0, False), "scaled sum": (0.25, True)}  # the last: a slot with a quarter of the tokens gets their mean
+# the last: a slot with a quarter of the tokens gets their mean
+NORMALISATIONS = {"mean": (None, False), "sum": (1.0, False), "scaled sum": (0.25, True)}
 
 
 def normalise_by(
@@ -117,11 +155,18 @@ def draw_crowd(
     count: int,  # Sprites in each
     generator: torch.Generator | None = None,  # Source of random numbers
 ) -> dict[str, Tensor]:  # image, label, and the sprites' factors
-    "Multi-dSprites on grey with as many sprites as you like; unlike the set, it keeps scenes in which one is all but hidden."
+    """Multi-dSprites on grey with as many sprites as you like.
+
+    Unlike the set, it keeps scenes in which one is all but hidden.
+    """
     size = (check_int("n", n), check_int("count", count, maximum=10))
-    scene = {"shape": torch.randint(3, size, generator=generator), "scale": 0.5 + 0.1 * torch.randint(6, size, generator=generator)}
+    scene = {
+        "shape": torch.randint(3, size, generator=generator),
+        "scale": 0.5 + 0.1 * torch.randint(6, size, generator=generator),
+    }
     scene |= {axis: 16 + 32 / 31 * torch.randint(32, size, generator=generator) for axis in "xy"}
     scene |= {"orientation": 2 * torch.pi / 39 * torch.randint(40, size, generator=generator)}
-    scene["color"], grey = hsv_to_rgb(torch.rand(*size, 3, generator=generator)), torch.rand(n, 1, generator=generator).expand(-1, 3)
+    scene["color"] = hsv_to_rgb(torch.rand(*size, 3, generator=generator))
+    grey = torch.rand(n, 1, generator=generator).expand(-1, 3)
     image, label = draw_multi_dsprites(**scene, background=grey)
     return {**scene, "image": image, "label": label, "visibility": torch.ones(size)}

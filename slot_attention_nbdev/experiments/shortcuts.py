@@ -22,7 +22,9 @@ from .what_goes_wrong import Implicit
 
 # %% ../../nbs/speed/04_shortcuts.ipynb #92327d56
 class PixelDecoder(nn.Module):
-    "Ours, not the paper's: an MLP paints each pixel by itself, from a slot and the pixel's position."
+    """Ours, not the paper's: an MLP paints each pixel by itself, from a slot and the pixel's
+    position.
+    """
 
     def __init__(
         self,
@@ -32,25 +34,41 @@ class PixelDecoder(nn.Module):
         num_layers: int = 3,  # Hidden layers
     ):
         super().__init__()
-        self.resolution, self.slot_dim = tuple(resolution), check_int("slot_dim", slot_dim)
+        self.resolution = tuple(resolution)
+        self.slot_dim = check_int("slot_dim", slot_dim)
         check_int("hidden_dim", hidden_dim)
-        self.from_slot, self.from_position = nn.Linear(slot_dim, hidden_dim), nn.Linear(4, hidden_dim, bias=False)
-        hidden = [layer for _ in range(check_int("num_layers", num_layers) - 1) for layer in (nn.Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True))]
+        self.from_slot = nn.Linear(slot_dim, hidden_dim)
+        self.from_position = nn.Linear(4, hidden_dim, bias=False)
+        hidden = [
+            layer
+            for _ in range(check_int("num_layers", num_layers) - 1)
+            for layer in (nn.Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True))
+        ]
         self.paint = nn.Sequential(nn.ReLU(), *hidden, nn.Linear(hidden_dim, 4))
 
     def forward(
         self,
         slots: Tensor,  # [B, K, slot_dim]
-        pixels: Tensor | None = None,  # Which pixels of each image, numbered row by row, [B, P]; None for all
-    ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]; of some pixels, [B, K, 4, 1, P]
+        # Which pixels of each image, numbered row by row, [B, P]; None for all
+        pixels: Tensor | None = None,
+        # Colour and mask logit of every slot, [B, K, 4, H, W]; of some pixels, [B, K, 4, 1, P]
+    ) -> Tensor:
         "Paint each pixel on its own."
         B = check_shape("slots", slots, "B K D", D=self.slot_dim)["B"]
-        grid = position_grid(*self.resolution, slots.device, self.from_position.weight.dtype).flatten(0, 1)  # [H * W, 4]
+        # [H * W, 4]
+        grid = position_grid(
+            *self.resolution, slots.device, self.from_position.weight.dtype
+        ).flatten(0, 1)
         if pixels is not None:
             check_shape("pixels", pixels, "B P", B=B)
-        places = self.from_position(grid if pixels is None else grid[pixels])  # [H * W, hidden] or [B, P, hidden]
-        rgba = self.paint(self.from_slot(slots)[:, :, None] + places.view(-1, 1, *places.shape[-2:])).mT  # [B, K, 4, pixels]
-        return rgba.unflatten(-1, self.resolution if pixels is None else (1, -1))  # [B, K, 4, H, W] or [B, K, 4, 1, P]
+        # [H * W, hidden] or [B, P, hidden]
+        places = self.from_position(grid if pixels is None else grid[pixels])
+        # [B, K, 4, pixels]
+        rgba = self.paint(
+            self.from_slot(slots)[:, :, None] + places.view(-1, 1, *places.shape[-2:])
+        ).mT
+        # [B, K, 4, H, W] or [B, K, 4, 1, P]
+        return rgba.unflatten(-1, self.resolution if pixels is None else (1, -1))
 
 # %% ../../nbs/speed/04_shortcuts.ipynb #a1f0a0d6
 class PixelAutoEncoder(SlotAttentionAutoEncoder):
@@ -62,7 +80,8 @@ class PixelAutoEncoder(SlotAttentionAutoEncoder):
         self,
         image: Tensor,  # [B, 3, H, W] in [-1, 1]
         *,
-        pixels: Tensor | None = None,  # Which pixels to paint, numbered row by row, [B, P]; None for all
+        # Which pixels to paint, numbered row by row, [B, P]; None for all
+        pixels: Tensor | None = None,
         slots: Tensor | None = None,  # Initial slots, [B, K, D]; None draws them
         num_slots: int | None = None,  # K of this call; None takes the model's own
         num_iterations: int | None = None,  # T of this call; None takes the model's own
@@ -71,7 +90,12 @@ class PixelAutoEncoder(SlotAttentionAutoEncoder):
     ) -> AutoEncoderOutput:  # As ever; of some pixels, pictures and masks of one row and P columns
         "Look at the whole image, paint as much of it as is wanted."
         self.check_image(image)
-        options = dict(num_slots=num_slots, num_iterations=num_iterations, generator=generator, return_attention=return_attention)
+        options = dict(
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            generator=generator,
+            return_attention=return_attention,
+        )
         found = self.slot_attention(self.encoder(image), slots=slots, **options)
         slots, attention = found if return_attention else (found, None)
         return AutoEncoderOutput(*mix_slots(self.decoder(slots, pixels)), slots, attention)
@@ -84,16 +108,30 @@ def pixel_autoencoder(
 ) -> PixelAutoEncoder:  # The paper's encoder and Slot Attention, our decoder
     "The paper's model with a decoder that paints each pixel by itself; ours, not the paper's."
     channels = 64 if min(resolution) >= 96 else 32
-    module = SlotAttention(channels, slot_dim=64, num_slots=num_slots, num_iterations=num_iterations, mlp_hidden_dim=128)
-    return PixelAutoEncoder(ConvEncoder(output_dim=channels, hidden_dim=channels), module, PixelDecoder(64, resolution))
+    module = SlotAttention(
+        channels,
+        slot_dim=64,
+        num_slots=num_slots,
+        num_iterations=num_iterations,
+        mlp_hidden_dim=128,
+    )
+    return PixelAutoEncoder(
+        ConvEncoder(output_dim=channels, hidden_dim=channels), module, PixelDecoder(64, resolution)
+    )
 
 # %% ../../nbs/speed/04_shortcuts.ipynb #5199c46e
 def learn_from_last_step(
-    model: nn.Module,  # With a `slot_attention`; changed in place, its weights stay the same tensors
+    # With a `slot_attention`; changed in place, its weights stay the same tensors
+    model: nn.Module,
 ) -> nn.Module:  # The same model; what it computes forwards is the same, too
-    "Take the gradient through the last iteration alone, and straight on to the initial slots (Chang et al. 2022, arXiv:2207.00787)."
+    """Take the gradient through the last iteration alone, and straight on to the initial slots.
+
+    Chang et al. 2022, arXiv:2207.00787.
+    """
     if type(model.slot_attention) is not SlotAttention:
-        raise InputError(f"gradient: expected 'all', since this model's attention is {type(model.slot_attention).__name__}, not SlotAttention")
+        raise InputError(
+            f"gradient: expected 'all', since this model's attention is {type(model.slot_attention).__name__}, not SlotAttention"
+        )
     model.slot_attention.__class__ = Implicit
     return model
 
@@ -104,8 +142,15 @@ def variants(
 ) -> dict[str, Recipe]:  # By name; the first is the given one
     "A recipe and the same with each of our shortcuts, and with all of them."
     height, width = resolution_of(recipe)
-    alone, few = dict(model="paper_mlp"), dict(first_iterations=1, iteration_steps=max(1, recipe.steps // 2))
+    alone = dict(model="paper_mlp")
+    few = dict(first_iterations=1, iteration_steps=max(1, recipe.steps // 2))
     some = alone | dict(pixels=max(1, int(height * width * share)))
-    changes = {"paper": {}, "pixels alone": alone, "some pixels": some, "last step": dict(gradient="last"), "few at first": few}
+    changes = {
+        "paper": {},
+        "pixels alone": alone,
+        "some pixels": some,
+        "last step": dict(gradient="last"),
+        "few at first": few,
+    }
     changes["all four"] = some | few | dict(gradient="last")
     return {name: replace(recipe, **change) for name, change in changes.items()}

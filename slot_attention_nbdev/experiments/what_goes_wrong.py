@@ -35,28 +35,36 @@ def plain_autoencoder(
     num_iterations: int = 3,  # T
 ) -> SlotAttentionAutoEncoder:  # For images of 17 x 17 pixels
     "Slot Attention as in the paper between a small encoder and a small decoder."
-    slot_attention = SlotAttention(64, 64, num_slots, num_iterations)  # first: the order decides which weights a seed gives
-    return SlotAttentionAutoEncoder(PatchEncoder(64, 64), slot_attention, CoarseDecoder(64, (17, 17), strides=(2,)))
+    # first: the order decides which weights a seed gives
+    slot_attention = SlotAttention(64, 64, num_slots, num_iterations)
+    return SlotAttentionAutoEncoder(
+        PatchEncoder(64, 64), slot_attention, CoarseDecoder(64, (17, 17), strides=(2,))
+    )
 
 
 def halve(
     scenes: dict[str, Tensor],  # Scenes of an even or odd size
 ) -> tuple[Tensor, Tensor]:  # Images [B, 3, H // 2, W // 2] in [-1, 1], labels [B, H // 2, W // 2]
     "Make scenes half as large: the mean of four pixels, the label of the upper left one."
-    image, label = F.avg_pool2d(to_model(scenes["image"]), 2), scenes["label"][:, ::2, ::2]
+    image = F.avg_pool2d(to_model(scenes["image"]), 2)
+    label = scenes["label"][:, ::2, ::2]
     return image, label[:, : image.shape[2], : image.shape[3]]
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #27ec3014
 def fix_initial_slots(
     model: SlotAttentionAutoEncoder,  # Changed in place
 ) -> None:
-    "Draw the initial slots from a Gaussian that never learns: buffers, `.data`, or `torch.no_grad()`."
+    """Draw the initial slots from a Gaussian that never learns: buffers, `.data`, or
+    `torch.no_grad()`.
+    """
     model.slot_attention.slots_mu.requires_grad_(False)
     model.slot_attention.slots_log_sigma.requires_grad_(False)
 
 
 class JointNorm(nn.Module):
-    "What `nn.LayerNorm(x.shape[1:])(x)`, written in a forward pass, does: one mean for all tokens and channels, nothing learned."
+    """What `nn.LayerNorm(x.shape[1:])(x)`, written in a forward pass, does: one mean for all tokens
+    and channels, nothing learned.
+    """
 
     def forward(
         self,
@@ -99,7 +107,9 @@ def normalise_state(
     model: SlotAttentionAutoEncoder,  # Changed in place
 ) -> None:
     "Write `slots = norm(slots)` and hand `slots`, not `slots_prev`, to the GRU."
-    model.slot_attention.gru.register_forward_pre_hook(lambda gru, args: (args[0], model.slot_attention.norm_slots(args[1])))
+    model.slot_attention.gru.register_forward_pre_hook(
+        lambda gru, args: (args[0], model.slot_attention.norm_slots(args[1]))
+    )
 
 
 def pad_symmetrically(
@@ -112,7 +122,9 @@ def pad_symmetrically(
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #c4619ae8
 class OpenAttention(SlotAttention):
-    "Slot Attention whose Equations 1 and 2 sit in a method of their own, so that they can be got wrong."
+    """Slot Attention whose Equations 1 and 2 sit in a method of their own, so that they can be got
+    wrong.
+    """
 
     def attend(
         self,
@@ -137,17 +149,22 @@ class OpenAttention(SlotAttention):
         "Algorithm 1 with `attend` in the place of lines 7 and 8."
         slots = self.initial_slots(len(inputs), num_slots, generator) if slots is None else slots
         inputs = self.norm_inputs(inputs)
-        k, v, attention = self.project_k(inputs), self.project_v(inputs), []
+        k = self.project_k(inputs)
+        v = self.project_v(inputs)
+        attention = []
         for _ in range(num_iterations or self.num_iterations):
             updates, attn = self.attend(k, self.project_q(self.norm_slots(slots)), v)
-            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # [B * K, D] -> [B, K, D]
+            # [B * K, D] -> [B, K, D]
+            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
             attention.append(attn)
         return (slots, torch.stack(attention, dim=1)) if return_attention else slots
 
 
 class TokenSoftmax(OpenAttention):
-    "Ordinary cross-attention: each slot shares itself out over the tokens, and no slot competes with another."
+    """Ordinary cross-attention: each slot shares itself out over the tokens, and no slot competes
+    with another.
+    """
 
     def attend(
         self,
@@ -161,7 +178,9 @@ class TokenSoftmax(OpenAttention):
 
 
 class WeightedSum(OpenAttention):
-    "The paper's attention, but a slot that holds a hundred tokens gets an update a hundred times as long."
+    """The paper's attention, but a slot that holds a hundred tokens gets an update a hundred times
+    as long.
+    """
 
     def attend(
         self,
@@ -193,7 +212,14 @@ def recast(
 ) -> None:
     "Exchange the program and keep the weights."
     old = model.slot_attention
-    model.slot_attention = cls(old.input_dim, old.slot_dim, old.num_slots, old.num_iterations, old.mlp[0].out_features, old.eps)
+    model.slot_attention = cls(
+        old.input_dim,
+        old.slot_dim,
+        old.num_slots,
+        old.num_iterations,
+        old.mlp[0].out_features,
+        old.eps,
+    )
     model.slot_attention.load_state_dict(old.state_dict())
 
 
@@ -202,12 +228,17 @@ def add_qkv_bias(
 ) -> None:
     "Give q, k and v the bias that `nn.Linear` has unless told otherwise."
     recast(model, OpenAttention)
-    for layer in (model.slot_attention.project_q, model.slot_attention.project_k, model.slot_attention.project_v):
+    for layer in (
+        model.slot_attention.project_q,
+        model.slot_attention.project_k,
+        model.slot_attention.project_v,
+    ):
         layer.bias = nn.Linear(layer.in_features, layer.out_features).bias
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #acd2c647
 class Detached(SlotAttention):
-    "All iterations but the last without gradient (after Chang et al. 2022, arXiv:2207.00787), and with them mu and sigma."
+    """All iterations but the last without gradient (after Chang et al. 2022, arXiv:2207.00787), and with them mu and sigma.
+    """
 
     def reconnect(
         self,
@@ -229,13 +260,19 @@ class Detached(SlotAttention):
     ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D], and on request attention, [B, T, N, K]
         "T - 1 iterations without gradient, then one with."
         start = self.initial_slots(len(inputs), num_slots, generator) if slots is None else slots
-        T, early, attention = num_iterations or self.num_iterations, start, []
+        T = num_iterations or self.num_iterations
+        early = start
+        attention = []
         if T > 1:
             with torch.no_grad():
-                found = super().forward(inputs, slots=start, num_iterations=T - 1, return_attention=return_attention)
+                found = super().forward(
+                    inputs, slots=start, num_iterations=T - 1, return_attention=return_attention
+                )
             early, *attention = found if return_attention else (found,)
             early = self.reconnect(early, start)
-        found = super().forward(inputs, slots=early, num_iterations=1, return_attention=return_attention)
+        found = super().forward(
+            inputs, slots=early, num_iterations=1, return_attention=return_attention
+        )
         return (found[0], torch.cat([*attention, found[1]], dim=1)) if return_attention else found
 
 
@@ -256,7 +293,8 @@ class Setting:
     "The plain setting with at most one thing changed."
 
     about: str  # What is different
-    change: Callable[[SlotAttentionAutoEncoder], None] | None = None  # Changes the fresh model in place
+    # Changes the fresh model in place
+    change: Callable[[SlotAttentionAutoEncoder], None] | None = None
     num_slots: int = 4  # K
     num_iterations: int = 3  # T
     learning_rate: float = 2e-3  # Adam's rate after warm-up
@@ -282,7 +320,8 @@ SETTINGS = {
     "seven_slots": Setting("K = 7", num_slots=7),
     "no_warmup": Setting("no warm-up", warmup_steps=0),
 }
-BATCH, STEPS, EVERY, HELD_OUT = 16, 600, 50, 160  # images in a batch; steps of a run; steps between two looks; images looked at
+# images in a batch; steps of a run; steps between two looks; images looked at
+BATCH, STEPS, EVERY, HELD_OUT = 16, 600, 50, 160
 
 
 def build(
@@ -305,16 +344,27 @@ def build(
 def look(
     model: SlotAttentionAutoEncoder,  # The model as it is now
     scenes: dict[str, Tensor],  # Held-out scenes
-) -> dict[str, float]:  # Means over the images: fg_ari, mse, likeness, entropy, dead, background_split
+    # Means over the images: fg_ari, mse, likeness, entropy, dead, background_split
+) -> dict[str, float]:
     "Segmentation, reconstruction and the state of the slots on held-out images."
     random, found = generator(0, "look"), []
     for image, label in zip(*(x.split(32) for x in halve(scenes))):
         output = model(image, generator=random)
         unit = F.normalize(output.slots, dim=-1)
-        likeness = ((unit @ unit.mT).mean((1, 2)) * unit.shape[1] - 1) / (unit.shape[1] - 1)  # off the diagonal of [B, K, K]
+        # off the diagonal of [B, K, K]
+        likeness = ((unit @ unit.mT).mean((1, 2)) * unit.shape[1] - 1) / (unit.shape[1] - 1)
         mse = (output.reconstruction - image).square().mean((1, 2, 3))
-        found.append({"fg_ari": foreground_ari(label, output.masks), "mse": mse, "likeness": likeness, **slot_statistics(output.masks, label)})
-    return {key: torch.cat([each[key].double() for each in found]).mean().item() for key in found[0]}
+        found.append(
+            {
+                "fg_ari": foreground_ari(label, output.masks),
+                "mse": mse,
+                "likeness": likeness,
+                **slot_statistics(output.masks, label),
+            }
+        )
+    return {
+        key: torch.cat([each[key].double() for each in found]).mean().item() for key in found[0]
+    }
 
 
 def measure(
@@ -324,32 +374,68 @@ def measure(
     every: int = EVERY,  # Steps between two looks
     held_out: int = HELD_OUT,  # Images to look at
 ) -> dict:  # A record: recipe, seed, code and machine, seconds, curve, final, picture
-    "Train one setting and write down what happens; a run whose loss is no number stops and says so."
+    """Train one setting and write down what happens.
+
+    A run whose loss is no number stops and says so.
+    """
     model, setting = build(name, seed), SETTINGS[name]
-    start, module, facts = time.process_time(), model.slot_attention, run_facts(torch.device("cpu"))
-    stream, scenes = SpriteStream("tetrominoes", BATCH, seed), sprite_scenes("tetrominoes", held_out)
+    start = time.process_time()
+    module = model.slot_attention
+    facts = run_facts(torch.device("cpu"))
+    stream = SpriteStream("tetrominoes", BATCH, seed)
+    scenes = sprite_scenes("tetrominoes", held_out)
     optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], eps=1e-8)
     curve, window, failed = [{"step": 0, **look(model, scenes)}], [], None
     for step in range(check_int("steps", steps)):
         image, _ = halve(stream.batch(step))
-        loss = F.mse_loss(model(image, generator=generator(seed, "slots", step)).reconstruction, image)
+        loss = F.mse_loss(
+            model(image, generator=generator(seed, "slots", step)).reconstruction, image
+        )
         if not loss.isfinite():
             failed = f"the loss was not finite in step {step}"
             break
         optimizer.zero_grad()
         loss.backward()
-        lengths = [0.0 if w.grad is None else w.grad.norm().item() for w in (module.slots_mu, module.slots_log_sigma)]
+        lengths = [
+            0.0 if w.grad is None else w.grad.norm().item()
+            for w in (module.slots_mu, module.slots_log_sigma)
+        ]
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-        optimizer.param_groups[0]["lr"] = setting.learning_rate * min(1.0, (step + 1) / (setting.warmup_steps + 1))
+        optimizer.param_groups[0]["lr"] = setting.learning_rate * min(
+            1.0, (step + 1) / (setting.warmup_steps + 1)
+        )
         optimizer.step()
         window.append([loss.item(), norm, *lengths])
         if (step + 1) % every == 0:
-            means = zip(("loss", "grad_norm", "grad_mu", "grad_log_sigma"), torch.tensor(window).mean(0).tolist())
+            means = zip(
+                ("loss", "grad_norm", "grad_mu", "grad_log_sigma"),
+                torch.tensor(window).mean(0).tolist(),
+            )
             curve.append({"step": step + 1} | dict(means) | look(model, scenes))
             window = []
-    curve = [{key: value if key == "step" else float(f"{value:.5g}") for key, value in point.items()} for point in curve]
-    recipe = {key: value for key, value in asdict(setting).items() if key != "change"} | {"name": name, "steps": steps}
+    curve = [
+        {key: value if key == "step" else float(f"{value:.5g}") for key, value in point.items()}
+        for point in curve
+    ]
+    recipe = {key: value for key, value in asdict(setting).items() if key != "change"} | {
+        "name": name,
+        "steps": steps,
+    }
     # the winning slot of each pixel of the first image
-    picture = "".join(map(str, model(halve(scenes)[0][:1], generator=generator(0, "picture")).masks.argmax(1).flatten().tolist()))
-    found = {"seconds": round(time.process_time() - start, 1), "failed": failed, "curve": curve, "final": curve[-1], "picture": picture}
+    picture = "".join(
+        map(
+            str,
+            model(halve(scenes)[0][:1], generator=generator(0, "picture"))
+            .masks.argmax(1)
+            .flatten()
+            .tolist(),
+        )
+    )
+    found = {
+        "seconds": round(time.process_time() - start, 1),
+        "failed": failed,
+        "curve": curve,
+        "final": curve[-1],
+        "picture": picture,
+    }
     return {"recipe": recipe, "seed": seed, **facts, **found}

@@ -24,7 +24,9 @@ def _pairs(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     M = check_shape("targets", targets, "B M D", B=B, D=D)["M"]
     for name, size in (("predictions", N), ("targets", M)):
         if size * B * D == 0:
-            raise InputError(f"{name}: expected at least one set of at least one element, got shape {[B, size, D]}")
+            raise InputError(
+                f"{name}: expected at least one set of at least one element, got shape {[B, size, D]}"
+            )
     return predictions[:, None].expand(-1, M, -1, -1), targets[:, :, None].expand(-1, -1, N, -1)
 
 
@@ -33,7 +35,8 @@ def huber_cost(
     targets: Tensor,  # [B, M, D]
     delta: float = 1.0,  # Where the parabola becomes a straight line
 ) -> Tensor:  # Cost of each pair, [B, M, N]: rows are targets, columns predictions
-    "Huber loss of every pair, mean over features: the paper's cost (Locatello et al. 2020, supplement; Huber 1964)."
+    """Huber loss of every pair, mean over features: the paper's cost (Locatello et al. 2020, supplement; Huber 1964).
+    """
     if not delta > 0:
         raise InputError(f"delta: expected a number > 0, got {delta!r}")
     return F.huber_loss(*_pairs(predictions, targets), reduction="none", delta=delta).mean(-1)
@@ -63,6 +66,7 @@ KINDS = {  # what a part of the vector costs; each maps two tensors [..., width]
 
 class CostPart(NamedTuple):
     "A run of neighbouring features that share a kind of cost."
+
     name: str  # What they describe, for messages
     width: int  # How many features
     kind: str = "huber"  # A key of KINDS
@@ -85,8 +89,11 @@ def mixed_cost(
             raise InputError(f"parts: {name}: unknown kind {kind!r}; {suggest(kind, KINDS)}")
         a, b = x[..., start : start + width], y[..., start : start + width]
         for argument, v in (("predictions", a), ("targets", b)):
-            if "entropy" in kind and v.is_cpu and not ((v >= 0) & (v <= 1)).all():  # on a GPU, looking means waiting
-                raise InputError(f"{argument}: {name}: {kind} expects numbers in [0, 1], got {v.min():.3g} to {v.max():.3g}")
+            # on a GPU, looking means waiting
+            if "entropy" in kind and v.is_cpu and not ((v >= 0) & (v <= 1)).all():
+                raise InputError(
+                    f"{argument}: {name}: {kind} expects numbers in [0, 1], got {v.min():.3g} to {v.max():.3g}"
+                )
         total, start = total + weight * KINDS[kind](a, b), start + width
     return total
 
@@ -95,12 +102,19 @@ def check_cost(
     cost: Tensor,  # [B, M, N]
     strict: bool = False,  # Refuse more targets than predictions
 ) -> tuple[int, int, int]:  # B, M, N
-    "Refuse a cost that nothing can be matched by; finiteness is looked at on the CPU alone, since on a GPU looking means waiting."
+    """Refuse a cost that nothing can be matched by.
+
+    Finiteness is looked at on the CPU alone, since on a GPU looking means waiting.
+    """
     B, M, N = check_shape("cost", cost, "B M N").values()
     if B * M * N == 0:
-        raise InputError(f"cost: expected at least one set with a target and a prediction, got shape {[B, M, N]}")
+        raise InputError(
+            f"cost: expected at least one set with a target and a prediction, got shape {[B, M, N]}"
+        )
     if strict and M > N:
-        raise InputError(f"cost: {M} targets for {N} predictions, so {M - N} would go unmatched; give more slots or strict=False")
+        raise InputError(
+            f"cost: {M} targets for {N} predictions, so {M - N} would go unmatched; give more slots or strict=False"
+        )
     if cost.is_cpu and not torch.compiler.is_compiling():
         check_finite("cost", cost)
     return B, M, N
@@ -110,8 +124,12 @@ def hungarian(
     cost: Tensor,  # [B, M, N]: rows are targets, columns predictions
     strict: bool = False,  # Refuse more targets than predictions
 ) -> Tensor:  # Pairs, [B, 2, min(M, N)]: targets in ascending order, and their predictions
-    "The cheapest matching of each table, through SciPy on the CPU (Kuhn 1955, doi:10.1002/nav.3800020109)."
-    from scipy.optimize import linear_sum_assignment  # here, since the library itself needs torch alone
+    """The cheapest matching of each table, through SciPy on the CPU.
+
+    Kuhn 1955, doi:10.1002/nav.3800020109.
+    """
+    # here, since the library itself needs torch alone
+    from scipy.optimize import linear_sum_assignment
 
     check_cost(cost, strict)
     host = check_finite("cost", cost.detach().cpu()).double().numpy()
@@ -135,11 +153,14 @@ def matched_cost(
 def set_loss(
     predictions: Tensor,  # [B, N, D]
     targets: Tensor,  # [B, M, D]
-    cost: Callable[[Tensor, Tensor], Tensor] = huber_cost,  # huber_cost, l2_cost, or mixed_cost with its parts
-    matching: Callable[[Tensor], Tensor] = hungarian,  # hungarian, auction, greedy, sinkhorn or chamfer
+    # huber_cost, l2_cost, or mixed_cost with its parts
+    cost: Callable[[Tensor, Tensor], Tensor] = huber_cost,
+    # hungarian, auction, greedy, sinkhorn or chamfer
+    matching: Callable[[Tensor], Tensor] = hungarian,
     strict: bool = False,  # Refuse more targets than predictions
 ) -> Tensor:  # A scalar
-    "Loss between two sets: sum over matched pairs, mean over the batch (Locatello et al. 2020, supplement)."
+    """Loss between two sets: sum over matched pairs, mean over the batch (Locatello et al. 2020, supplement).
+    """
     table = cost(predictions, targets)
     check_cost(table, strict)
     return matched_cost(table, matching(table)).mean()
@@ -148,7 +169,10 @@ def set_loss(
 def greedy(
     cost: Tensor,  # [B, M, N]
 ) -> Tensor:  # Pairs, [B, 2, min(M, N)]
-    "Take the cheapest pair that is left, again and again; all on the device, and not always the cheapest matching."
+    """Take the cheapest pair that is left, again and again.
+
+    All on the device, and not always the cheapest matching.
+    """
     B, M, N = check_cost(cost)
     left, pairs = cost.detach().clone(), []
     for _ in range(min(M, N)):
@@ -162,19 +186,27 @@ def greedy(
 # %% ../../nbs/course/11_matching.ipynb #557e35eb
 def auction(
     cost: Tensor,  # [B, M, N]
-    tolerance: float = 1e-3,  # Last ε, as a share of each table's range: the sum is within max(M, N) ε of the cheapest
+    # Last ε, as a share of each table's range: the sum is within max(M, N) ε of the cheapest
+    tolerance: float = 1e-3,
     phases: int = 5,  # ε starts at 5^(phases - 1) times the last one
     rounds: int = 100,  # Rounds of bidding in each phase
 ) -> Tensor:  # Pairs, [B, 2, min(M, N)]
-    "Match by auction, batched, with no answer awaited from the device (Bertsekas 1988, doi:10.1007/BF02186476)."
+    """Match by auction, batched, with no answer awaited from the device.
+
+    Bertsekas 1988, doi:10.1007/BF02186476.
+    """
     B, M, N = check_cost(cost)
     if not tolerance > 0 or min(check_int("phases", phases), check_int("rounds", rounds)) < 1:
         raise InputError(f"tolerance: expected a number > 0, got {tolerance!r}")
     n, cost = max(M, N), cost.detach()
     span = (cost.amax((1, 2)) - cost.amin((1, 2))).clamp(min=torch.finfo(cost.dtype).tiny)
-    value = F.pad((cost.amin((1, 2), keepdim=True) - cost) / span[:, None, None], (0, n - N, 0, n - M))  # [B, n, n], in [-1, 0]
+    # [B, n, n], in [-1, 0]
+    value = F.pad(
+        (cost.amin((1, 2), keepdim=True) - cost) / span[:, None, None], (0, n - N, 0, n - M)
+    )
     bidder = torch.arange(n, device=cost.device).expand(B, n)
-    nobody = torch.full((B, n + 1), n, device=cost.device)  # the last place takes what is to be thrown away
+    # the last place takes what is to be thrown away
+    nobody = torch.full((B, n + 1), n, device=cost.device)
     price, nothing = cost.new_zeros(B, n), cost.new_full((B, n + 1), -1)
     second = min(2, n)
     for phase in range(phases):
@@ -186,11 +218,13 @@ def auction(
             raised = offers[..., 0] - offers[..., second - 1] + epsilon
             highest = nothing.scatter_reduce(1, wanted, raised, "amax")  # [B, n + 1]
             wins = (has == n) & (raised == highest.gather(1, wanted))
-            winner = nobody.scatter_reduce(1, torch.where(wins, wanted, n), bidder, "amin")[:, :n]  # a draw goes to the first
+            # a draw goes to the first
+            winner = nobody.scatter_reduce(1, torch.where(wins, wanted, n), bidder, "amin")[:, :n]
             owner = torch.where(winner < n, winner, owner)
             price = price + highest[:, :n].clamp(min=0)
             has = nobody.scatter(1, owner, bidder)[:, :n]
-    rows, columns = ((x < n).int().argsort(dim=1, stable=True) for x in (has, owner))  # those left over come first in both
+    # those left over come first in both
+    rows, columns = ((x < n).int().argsort(dim=1, stable=True) for x in (has, owner))
     has = has.scatter(1, rows, torch.where(has.gather(1, rows) == n, columns, has.gather(1, rows)))
     if M <= N:
         return torch.stack([bidder[:, :M], has[:, :M]], 1)
@@ -209,7 +243,8 @@ def sinkhorn(
         raise InputError(f"temperature: expected a number > 0, got {temperature!r}")
     check_int("iterations", iterations)
     logits = F.pad(-cost / temperature, (0, int(M > N), 0, int(N > M)))
-    rows, columns = cost.new_zeros(logits.shape[1]), cost.new_zeros(logits.shape[2])  # logarithms of the masses
+    # logarithms of the masses
+    rows, columns = cost.new_zeros(logits.shape[1]), cost.new_zeros(logits.shape[2])
     if M != N:
         (rows if N > M else columns)[-1] = math.log(abs(M - N))
     g = cost.new_zeros(B, logits.shape[2])
@@ -221,8 +256,11 @@ def sinkhorn(
 # %% ../../nbs/course/11_matching.ipynb #def1d070
 def chamfer(
     cost: Tensor,  # [B, M, N]
-) -> Tensor:  # Plan [B, M, N]: ½ for each target's nearest prediction, ½ for each prediction's nearest target
+    # Plan [B, M, N]: ½ for each target's nearest prediction, ½ for each prediction's nearest target
+) -> Tensor:
     "Nearest neighbours both ways instead of a matching (Fan et al. 2017, arXiv:1612.00603)."
     check_cost(cost)
     to_prediction = torch.zeros_like(cost).scatter_(2, cost.detach().argmin(2, keepdim=True), 0.5)
-    return to_prediction.scatter_add(1, cost.detach().argmin(1, keepdim=True), torch.full_like(cost[:, :1], 0.5))
+    return to_prediction.scatter_add(
+        1, cost.detach().argmin(1, keepdim=True), torch.full_like(cost[:, :1], 0.5)
+    )

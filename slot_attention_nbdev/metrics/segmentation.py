@@ -20,13 +20,16 @@ def to_labels(
     "Bring labels or masks into one form; a soft mask gives each pixel to its largest entry."
     if x.dim() == 4 and 0 < x.shape[1] < 256:
         best, label = x[:, 0], torch.zeros_like(x[:, 0], dtype=torch.uint8)
-        for k in range(1, x.shape[1]):  # K passes over whole planes are far quicker than one argmax across them
+        # K passes over whole planes are far quicker than one argmax across them
+        for k in range(1, x.shape[1]):
             label = torch.maximum(label, (x[:, k] > best).to(torch.uint8) * k)
             best = torch.maximum(best, x[:, k])
         check_finite("masks", best)  # the maximum hands on a NaN from any of them
         return label.flatten(1)
     if x.dim() not in (2, 3) or x.is_floating_point() or x.is_complex():
-        raise InputError(f"labels: expected integers [B, H, W] or [B, N], or masks [B, K, H, W], got {x.dtype} {list(x.shape)}")
+        raise InputError(
+            f"labels: expected integers [B, H, W] or [B, N], or masks [B, K, H, W], got {x.dtype} {list(x.shape)}"
+        )
     return x.flatten(1)
 
 
@@ -34,29 +37,42 @@ def contingency(
     true: Tensor,  # True labels or masks, as in to_labels; label 0 is the background
     pred: Tensor,  # Predicted labels or masks of the same images
 ) -> Tensor:  # Counts [B, T, P]: pixels with true label t and predicted label p
-    "Count in how many pixels each true label meets each predicted one, for a whole batch in one pass."
+    """Count in how many pixels each true label meets each predicted one, for a whole batch in one
+    pass.
+    """
     true, pred = to_labels(true), to_labels(pred)
     if true.shape != pred.shape:
-        raise InputError(f"true, pred: expected the same images, got {list(true.shape)} and {list(pred.shape)} as [images, pixels]")
+        raise InputError(
+            f"true, pred: expected the same images, got {list(true.shape)} and {list(pred.shape)} as [images, pixels]"
+        )
     for name, labels in (("true", true), ("pred", pred)):
         if labels.numel() and (labels.min() < 0 or labels.max() > 255):
-            raise InputError(f"{name}: expected labels in 0…255, got {int(labels.min())}…{int(labels.max())}")
+            raise InputError(
+                f"{name}: expected labels in 0…255, got {int(labels.min())}…{int(labels.max())}"
+            )
     B = len(true)
     T, P = (int(labels.max()) + 1 if labels.numel() else 1 for labels in (true, pred))
-    small = torch.int16 if B * T * P < 2**15 else torch.int32  # narrow integers: less memory to walk through
+    # narrow integers: less memory to walk through
+    small = torch.int16 if B * T * P < 2**15 else torch.int32
     image = torch.arange(B, dtype=small, device=true.device)[:, None]
     pair = (image * T + true.to(small)) * P + pred.to(small)  # [B, N]
-    table = torch.bincount(pair.flatten(), minlength=B * T * P).unflatten(0, (B, T, P))  # [B * T * P] -> [B, T, P]
+    # [B * T * P] -> [B, T, P]
+    table = torch.bincount(pair.flatten(), minlength=B * T * P).unflatten(0, (B, T, P))
     return table.cpu() if table.device.type == "mps" else table  # Apple's GPUs have no float64
 
 # %% ../../nbs/course/08_metrics.ipynb #1b27a0a6
 def _rand_index(table: Tensor) -> Tensor:
     "The adjusted Rand index [B] from counts [B, T, P], as scikit-learn computes it."
     table = table.double()
-    total, rows, columns = table.sum((1, 2)), table.sum(2), table.sum(1)
-    both = table.square().sum((1, 2))  # ordered pairs of pixels together in both, a pixel with itself included
+    total = table.sum((1, 2))
+    rows = table.sum(2)
+    columns = table.sum(1)
+    # ordered pairs of pixels together in both, a pixel with itself included
+    both = table.square().sum((1, 2))
     in_true, in_pred = rows.square().sum(1), columns.square().sum(1)
-    together, split, merged = both - total, in_true - both, in_pred - both
+    together = both - total
+    split = in_true - both
+    merged = in_pred - both
     apart = total.square() - in_true - in_pred + both
     top = 2 * (together * apart - split * merged)
     bottom = (together + split) * (split + apart) + (together + merged) * (merged + apart)
@@ -68,7 +84,9 @@ def adjusted_rand_index(
     pred: Tensor,  # Predicted labels or masks
     foreground_only: bool = False,  # Leave out the pixels whose true label is 0
 ) -> Tensor:  # Score of each image, float64 [B]; 1 is perfect, 0 is chance
-    "Adjusted Rand index (Hubert and Arabie 1985): do the same pixels lie together, corrected for chance?"
+    """Adjusted Rand index (Hubert and Arabie 1985): do the same pixels lie together, corrected for
+    chance?
+    """
     table = contingency(true, pred)
     return _rand_index(table[:, 1:] if foreground_only else table)
 
@@ -82,7 +100,9 @@ def foreground_ari(
 
 # %% ../../nbs/course/08_metrics.ipynb #6b5111ad
 def _overlaps(table: Tensor) -> tuple[Tensor, Tensor]:
-    "IoU of each true object with each predicted segment [B, T-1, P], and which objects are there [B, T-1]."
+    """IoU of each true object with each predicted segment [B, T-1, P], and which objects are there
+    [B, T-1].
+    """
     table = table.double()
     rows, columns = table.sum(2)[:, 1:, None], table.sum(1)[:, None]
     shared = table[:, 1:]
@@ -94,10 +114,15 @@ def _mean_over_objects(score: Tensor, there: Tensor) -> Tensor:
 
 
 def _matched(iou: Tensor) -> Tensor:
-    "Each object's IoU [B, T-1] under the one-to-one assignment that makes the sum largest; 0 if none is left for it."
+    """Each object's IoU [B, T-1] under the one-to-one assignment that makes the sum largest.
+
+    0 if none is left for it.
+    """
     score = torch.zeros(iou.shape[:2], dtype=iou.dtype)
     for image, matrix in enumerate(iou.cpu()):
-        rows, columns = (torch.from_numpy(i) for i in linear_sum_assignment(matrix.numpy(), maximize=True))
+        rows, columns = (
+            torch.from_numpy(i) for i in linear_sum_assignment(matrix.numpy(), maximize=True)
+        )
         score[image, rows] = matrix[rows, columns]
     return score.to(iou.device)
 
@@ -106,7 +131,10 @@ def mean_iou(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
 ) -> Tensor:  # Score of each image, float64 [B]; NaN for an image without objects
-    "Mean intersection over union of true objects with the segments matched to them one to one (Kuhn 1955)."
+    """Mean intersection over union of true objects with the segments matched to them one to one.
+
+    Kuhn 1955.
+    """
     iou, there = _overlaps(contingency(true, pred))
     return _mean_over_objects(_matched(iou), there)
 
@@ -115,7 +143,10 @@ def mean_best_overlap(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
 ) -> Tensor:  # Score of each image, float64 [B]; NaN for an image without objects
-    "Mean over true objects of the best intersection over union with any segment (Pont-Tuset et al. 2017)."
+    """Mean over true objects of the best intersection over union with any segment.
+
+    Pont-Tuset et al. 2017.
+    """
     iou, there = _overlaps(contingency(true, pred))
     return _mean_over_objects(iou.amax(2), there)
 

@@ -20,17 +20,25 @@ from ..models.set_predictor import CLEVR, Angle, Categorical, ObjectDescription
 THRESHOLDS = (math.inf, 1.0, 0.5, 0.25, 0.125)  # the paper's, in CLEVR's scene units
 
 
-def _nearest(predictions: Tensor, targets: Tensor, description: ObjectDescription) -> tuple[Tensor, Tensor]:
-    "Distance to the nearest real object whose categories all agree, float64 [B, N] (inf if there is none), and its number [B, N]."
+def _nearest(
+    predictions: Tensor, targets: Tensor, description: ObjectDescription
+) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest real object whose categories all agree, float64 [B, N] (inf if there
+    is none), and its number [B, N].
+    """
     places, categories = [], []
     for vectors in (predictions, targets):
         found = description.decode(vectors)
         places.append(torch.stack([found[name].double() for name in description.position], -1))
-        categories.append([found[p.name] for p in description.properties if isinstance(p, Categorical)])
+        categories.append(
+            [found[p.name] for p in description.properties if isinstance(p, Categorical)]
+        )
     allowed = (targets[..., -1] > 0.5)[:, None].expand(-1, predictions.shape[1], -1)  # [B, N, M]
     for said, true in zip(*categories):
         allowed = allowed & (said[:, :, None] == true[:, None])
-    distance = (places[0][:, :, None] - places[1][:, None]).norm(dim=-1).masked_fill(~allowed, math.inf)
+    distance = (
+        (places[0][:, :, None] - places[1][:, None]).norm(dim=-1).masked_fill(~allowed, math.inf)
+    )
     nearest = distance.argmin(2)  # a tie goes to the first
     return distance.gather(2, nearest[..., None])[..., 0], nearest
 
@@ -39,32 +47,44 @@ def _check(predictions: Tensor, targets: Tensor, description: ObjectDescription)
     for name, vectors in (("predictions", predictions), ("targets", targets)):
         description.check(name, vectors)
         if vectors.numel() == 0:
-            raise InputError(f"{name}: expected at least one image with at least one row, got shape {list(vectors.shape)}")
+            raise InputError(
+                f"{name}: expected at least one image with at least one row, got shape {list(vectors.shape)}"
+            )
     check_shape("targets", targets, "B M width", B=len(predictions))
 
 
 def precision_recall(
     predictions: Tensor,  # [B, N, width]; the last number is the confidence
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
-    thresholds: Sequence[float] = THRESHOLDS,  # A hit lies nearer than this, in the unit of the positions
+    # A hit lies nearer than this, in the unit of the positions
+    thresholds: Sequence[float] = THRESHOLDS,
     description: ObjectDescription = CLEVR,  # What the numbers mean
-) -> tuple[Tensor, Tensor]:  # Precision and recall, float64 [thresholds, steps], from the most confident step on
-    "Precision and recall after each confidence, over all images (rules of Locatello et al. 2020, supplement)."
+    # Precision and recall, float64 [thresholds, steps], from the most confident step on
+) -> tuple[Tensor, Tensor]:
+    """Precision and recall after each confidence, over all images (rules of Locatello et al. 2020, supplement).
+    """
     _check(predictions, targets, description)
     limits = torch.as_tensor(list(thresholds), dtype=torch.float64)
     if limits.numel() == 0 or not (limits > 0).all():
-        raise InputError(f"thresholds: expected numbers > 0 (inf for no limit), got {list(thresholds)}")
-    predictions, targets = predictions.detach().cpu(), targets.detach().cpu()  # once for all; some GPUs have no float64
+        raise InputError(
+            f"thresholds: expected numbers > 0 (inf for no limit), got {list(thresholds)}"
+        )
+    # once for all; some GPUs have no float64
+    predictions, targets = predictions.detach().cpu(), targets.detach().cpu()
     distance, nearest = _nearest(predictions, targets, description)
     B, M = targets.shape[:2]
     confidence, order = predictions[..., -1].flatten().sort(descending=True, stable=True)
-    objects = (M * torch.arange(B)[:, None] + nearest).flatten()[order].expand(len(limits), -1)  # [thresholds, B * N]
+    # [thresholds, B * N]
+    objects = (M * torch.arange(B)[:, None] + nearest).flatten()[order].expand(len(limits), -1)
     hit = distance.flatten()[order] < limits[:, None]
     rank = torch.arange(len(order)).expand_as(hit)
     never = len(order)
-    first = torch.full((len(limits), B * M), never).scatter_reduce(1, objects, torch.where(hit, rank, never), "amin")
+    first = torch.full((len(limits), B * M), never).scatter_reduce(
+        1, objects, torch.where(hit, rank, never), "amin"
+    )
     true_positives = (hit & (rank == first.gather(1, objects))).cumsum(1)
-    step = torch.cat([confidence[1:] != confidence[:-1], torch.ones(1, dtype=torch.bool)])  # equal confidences count as one step
+    # equal confidences count as one step
+    step = torch.cat([confidence[1:] != confidence[:-1], torch.ones(1, dtype=torch.bool)])
     found, said = true_positives[:, step].double(), (rank[:, step] + 1).double()
     return found / said, found / (targets[..., -1] > 0.5).sum()
 
@@ -73,7 +93,9 @@ def area_under_curve(
     precision: Tensor,  # [..., steps]
     recall: Tensor,  # [..., steps], ascending
 ) -> Tensor:  # [...]
-    "Area under the envelope of precision over recall, from the right the largest precision so far (Everingham et al. 2010)."
+    """Area under the envelope of precision over recall, from the right the largest precision so far
+    (Everingham et al. 2010).
+    """
     envelope = precision.flip(-1).cummax(-1).values.flip(-1)
     return (recall.diff(dim=-1, prepend=torch.zeros_like(recall[..., :1])) * envelope).sum(-1)
 
@@ -81,10 +103,12 @@ def area_under_curve(
 def average_precision(
     predictions: Tensor,  # [B, N, width]; the last number is the confidence
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
-    thresholds: Sequence[float] = THRESHOLDS,  # A hit lies nearer than this, in the unit of the positions
+    # A hit lies nearer than this, in the unit of the positions
+    thresholds: Sequence[float] = THRESHOLDS,
     description: ObjectDescription = CLEVR,  # What the numbers mean
 ) -> Tensor:  # One number for each threshold, float64, 0…1; NaN if no image has an object
-    "Average precision of predicted sets, all categories right and near enough (Locatello et al. 2020, Section 4.2)."
+    """Average precision of predicted sets, all categories right and near enough (Locatello et al. 2020, Section 4.2).
+    """
     return area_under_curve(*precision_recall(predictions, targets, thresholds, description))
 
 # %% ../../nbs/library/13_set_metrics.ipynb #e0eca47a
@@ -93,12 +117,16 @@ def property_scores(
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
     description: ObjectDescription = CLEVR,  # What the numbers mean
     cost: Callable[[Tensor, Tensor], Tensor] = huber_cost,  # What matches them
-) -> dict[str, float]:  # A category: share of right values; a number: mean absolute error in its unit; found, count
+    # A category: share of right values; a number: mean absolute error in its unit; found, count
+) -> dict[str, float]:
     "What matched objects get right, property by property; NaN if no real object is matched."
     _check(predictions, targets, description)
     predictions, targets = predictions.detach().cpu(), targets.detach().cpu()
     pairs = hungarian(cost(predictions, targets))
-    pick = lambda vectors, rows: vectors.gather(1, rows[..., None].expand(-1, -1, description.width))  # [B, L, width]
+    # [B, L, width]
+    pick = lambda vectors, rows: vectors.gather(
+        1, rows[..., None].expand(-1, -1, description.width)
+    )
     said, true = pick(predictions, pairs[:, 1]), pick(targets, pairs[:, 0])
     real = true[..., -1] > 0.5
     said_scene, true_scene = description.decode(said), description.decode(true)
@@ -109,8 +137,16 @@ def property_scores(
             scores[p.name] = (a == b).double().mean().item()
             continue
         error = (a - b).abs().double()
-        scores[p.name] = (torch.minimum(error, p.period - error) if isinstance(p, Angle) else error).mean().item()
+        scores[p.name] = (
+            (torch.minimum(error, p.period - error) if isinstance(p, Angle) else error)
+            .mean()
+            .item()
+        )
     objects = (targets[..., -1] > 0.5).sum(1)
-    scores["found"] = ((said[..., -1] > 0.5) & real).sum().item() / max(int(objects.sum()), 1) if objects.any() else math.nan
+    scores["found"] = (
+        ((said[..., -1] > 0.5) & real).sum().item() / max(int(objects.sum()), 1)
+        if objects.any()
+        else math.nan
+    )
     scores["count"] = ((predictions[..., -1] > 0.5).sum(1) == objects).double().mean().item()
     return scores

@@ -30,25 +30,37 @@ class AutoEncoderOutput(NamedTuple):
 
 
 class Pretrained:
-    "What can be kept, loaded and published; hub does the work and is imported only then, since the core needs PyTorch alone."
+    """What can be kept, loaded and published.
+
+    Hub does the work and is imported only then, since the core needs PyTorch alone.
+    """
 
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path,  # A folder or .safetensors file, the name of weights that ship with the package, or OWNER/NAME on the Hugging Face hub
+        # A folder or .safetensors file, the name of weights that ship with the package, or
+        # OWNER/NAME on the Hugging Face hub
+        name: str | Path,
         device: str = "cpu",  # Where the model shall compute
-        **options: str | bool | None,  # sha256, revision, and what `snapshot_download` takes: token, cache_dir, local_files_only
+        # sha256, revision, and what `snapshot_download` takes: token, cache_dir, local_files_only
+        **options: str | bool | None,
     ) -> Self:  # The trained model, ready to be used
         "Load a trained model; see `load_pretrained`."
-        return import_module("slot_attention_nbdev.models.hub").load_pretrained(name, cls, device, **options)
+        return import_module("slot_attention_nbdev.models.hub").load_pretrained(
+            name, cls, device, **options
+        )
 
     def save_pretrained(
         self,
         folder: str | Path,  # Where to; made if need be
-        record: dict | str | Path | None = None,  # The run's record, its file or its folder; None takes the one that the model was loaded with
+        # The run's record, its file or its folder; None takes the one that the model was loaded
+        # with
+        record: dict | str | Path | None = None,
     ) -> Path:  # The folder
         "Write weights, description and model card; see hub."
-        return import_module("slot_attention_nbdev.models.hub").save_pretrained(self, folder, record)
+        return import_module("slot_attention_nbdev.models.hub").save_pretrained(
+            self, folder, record
+        )
 
     def push_to_hub(
         self,
@@ -57,11 +69,14 @@ class Pretrained:
         **options: str | bool | None,  # private, token, commit_message
     ) -> str:  # Where it can be seen
         "Publish the model on the Hugging Face hub; see hub."
-        return import_module("slot_attention_nbdev.models.hub").push_to_hub(self, repo_id, record, **options)
+        return import_module("slot_attention_nbdev.models.hub").push_to_hub(
+            self, repo_id, record, **options
+        )
 
 
 class SlotAttentionAutoEncoder(Pretrained, nn.Module):
-    "Image, tokens, slots, one picture per slot, image again (Locatello et al. 2020, Section 2.2, arXiv:2006.15055)."
+    """Image, tokens, slots, one picture per slot, image again (Locatello et al. 2020, Section 2.2, arXiv:2006.15055).
+    """
 
     def __init__(
         self,
@@ -70,7 +85,9 @@ class SlotAttentionAutoEncoder(Pretrained, nn.Module):
         decoder: nn.Module,  # Slots to colour and mask logit [B, K, 4, H, W]; has `resolution`
     ):
         super().__init__()
-        self.encoder, self.slot_attention, self.decoder = encoder, slot_attention, decoder
+        self.encoder = encoder
+        self.slot_attention = slot_attention
+        self.decoder = decoder
 
     @property
     def resolution(self) -> tuple[int, int]:  # Height and width
@@ -85,8 +102,11 @@ class SlotAttentionAutoEncoder(Pretrained, nn.Module):
         height, width = self.resolution
         check_shape("image", image, "B C H W", C=3, H=height, W=width)
         if not image.is_floating_point():
-            raise InputError(f"image: expected floats in [-1, 1], got {image.dtype}; for bytes use image / 127.5 - 1")
-        look = image.is_cpu or (image.is_cuda and not self.training)  # on a GPU, looking means waiting
+            raise InputError(
+                f"image: expected floats in [-1, 1], got {image.dtype}; for bytes use image / 127.5 - 1"
+            )
+        # on a GPU, looking means waiting
+        look = image.is_cpu or (image.is_cuda and not self.training)
         if look and not torch.compiler.is_compiling():
             check_finite("image", image)
 
@@ -102,7 +122,12 @@ class SlotAttentionAutoEncoder(Pretrained, nn.Module):
     ) -> AutoEncoderOutput:  # Mixed image, the slots' pictures, masks, slots, attention
         "Take images apart and put them together again."
         self.check_image(image)
-        options = dict(num_slots=num_slots, num_iterations=num_iterations, generator=generator, return_attention=return_attention)
+        options = dict(
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            generator=generator,
+            return_attention=return_attention,
+        )
         found = self.slot_attention(self.encoder(image), slots=slots, **options)
         slots, attention = found if return_attention else (found, None)
         return AutoEncoderOutput(*mix_slots(self.decoder(slots)), slots, attention)
@@ -113,14 +138,25 @@ def paper_autoencoder(
     num_slots: int = 7,  # K
     num_iterations: int = 3,  # T
 ) -> SlotAttentionAutoEncoder:  # The paper's model for images of this size
-    "The paper's model: 64 channels from 96 pixels up, 32 channels below (Locatello et al. 2020, supplement)."
+    """The paper's model: 64 channels from 96 pixels up, 32 channels below (Locatello et al. 2020, supplement).
+    """
     if min(resolution) >= 96:
-        channels, grid, strides = 64, tuple(n // 16 for n in resolution), (2, 2, 2, 2, 1)
+        channels = 64
+        grid = tuple(n // 16 for n in resolution)
+        strides = (2, 2, 2, 2, 1)
     else:
-        channels, grid, strides = 32, resolution, (1, 1, 1)
+        channels = 32
+        grid = resolution
+        strides = (1, 1, 1)
     return SlotAttentionAutoEncoder(
         ConvEncoder(output_dim=channels, hidden_dim=channels),
-        SlotAttention(channels, slot_dim=64, num_slots=num_slots, num_iterations=num_iterations, mlp_hidden_dim=128),
+        SlotAttention(
+            channels,
+            slot_dim=64,
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            mlp_hidden_dim=128,
+        ),
         BroadcastDecoder(64, resolution, grid, hidden_dim=channels, strides=strides),
     )
 

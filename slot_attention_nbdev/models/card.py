@@ -9,7 +9,14 @@ __all__ = ['FIGURES', 'SAYS', 'KINDS', 'CARD', 'record_rows', 'model_card']
 from ..core import InputError
 
 # %% ../../nbs/library/11_cards.ipynb #2ec77c94
-FIGURES = {"fg_ari": "FG-ARI", "ari": "ARI", "miou": "mIoU", "mbo": "mBO", "mse": "mean squared error", "ap_inf": "AP, any distance"}
+FIGURES = {
+    "fg_ari": "FG-ARI",
+    "ari": "ARI",
+    "miou": "mIoU",
+    "mbo": "mBO",
+    "mse": "mean squared error",
+    "ap_inf": "AP, any distance",
+}
 SAYS = "`ap_R`: average precision, where a hit lies nearer than R and names what can be named right; `found`, `count`, `shape` and the like: shares; numbers such as `x`: mean absolute errors."
 KINDS = {
     "paper": "The paper's autoencoder",
@@ -29,7 +36,9 @@ def record_rows(
     record: dict,  # A run's record
 ) -> list[tuple[str, str]]:  # What was done and what it gave, in words
     "What a record says, as rows of two cells."
-    recipe, hardware, figures = record["recipe"], record["hardware"], dict(record.get("final") or {})
+    recipe = record["recipe"]
+    hardware = record["hardware"]
+    figures = dict(record.get("final") or {})
     n, threads = figures.pop("n", 0), record["threads"]
     rows = {
         "recipe": f"`{recipe['name']}`, {record['step']:,} steps of {recipe['batch_size']} images",
@@ -40,7 +49,13 @@ def record_rows(
         "training took": f"{record['seconds']:,.0f} s",
         "held-out images": f"{n:,}",
     }
-    return [*rows.items(), *((FIGURES.get(name, name), "not measured" if value is None else f"{value:.4f}") for name, value in figures.items())]
+    return [
+        *rows.items(),
+        *(
+            (FIGURES.get(name, name), "not measured" if value is None else f"{value:.4f}")
+            for name, value in figures.items()
+        ),
+    ]
 
 # %% ../../nbs/library/11_cards.ipynb #3f18aa9e
 CARD = """---
@@ -72,32 +87,88 @@ Locatello et al. *Object-Centric Learning with Slot Attention.* NeurIPS 2020, [a
 
 
 def model_card(
-    config: dict,  # What config.json says: model (a key of `KINDS`), resolution, num_slots, num_iterations, sha256
+    # What config.json says: model (a key of `KINDS`), resolution, num_slots, num_iterations, sha256
+    config: dict,
     record: dict | None = None,  # The run's record; None if there is none
-    name: str | None = None,  # What it is loaded by, such as OWNER/NAME; None takes the recipe's name
+    # What it is loaded by, such as OWNER/NAME; None takes the recipe's name
+    name: str | None = None,
 ) -> str:  # Markdown, with a head for machines
     "Write a model's card (Mitchell et al. 2019, arXiv:1810.03993)."
     from huggingface_hub import EvalResult, ModelCardData
 
     if config["model"] not in KINDS:
-        raise InputError(f"config: there is nothing to say about a model {config['model']!r}; there are: {', '.join(KINDS)}")
-    sets, size = config["model"].startswith(("properties", "set")), " x ".join(map(str, config["resolution"]))
+        raise InputError(
+            f"config: there is nothing to say about a model {config['model']!r}; there are: {', '.join(KINDS)}"
+        )
+    sets = config["model"].startswith(("properties", "set"))
+    size = " x ".join(map(str, config["resolution"]))
     recipe = record["recipe"] if record else {"name": "slot-attention"}
-    task, name, results = "object-detection" if sets else "image-segmentation", name or recipe["name"], []
+    task = "object-detection" if sets else "image-segmentation"
+    name = name or recipe["name"]
+    results = []
     for key, value in (record.get("final") or {}).items() if record else ():
         if key != "n" and value is not None:
-            results.append(EvalResult(task, recipe["data"], recipe["data"], key, round(value, 4), metric_name=FIGURES.get(key, key)))
-    tags = ["slot-attention", "object-centric-learning", "set-prediction" if sets else "unsupervised", "arxiv:2006.15055"]
-    head = ModelCardData(library_name="slot_attention_nbdev", license="apache-2.0", pipeline_tag=task, tags=tags, model_name=name, eval_results=results or None)
-    rows = [("model", f"`{config['model']}`, {size} pixels, K = {config['num_slots']}, T = {config['num_iterations']}")]
-    rows += [*(record_rows(record) if record else ()), ("SHA-256 of the weights", f"`{config['sha256']}`")]
+            results.append(
+                EvalResult(
+                    task,
+                    recipe["data"],
+                    recipe["data"],
+                    key,
+                    round(value, 4),
+                    metric_name=FIGURES.get(key, key),
+                )
+            )
+    tags = [
+        "slot-attention",
+        "object-centric-learning",
+        "set-prediction" if sets else "unsupervised",
+        "arxiv:2006.15055",
+    ]
+    head = ModelCardData(
+        library_name="slot_attention_nbdev",
+        license="apache-2.0",
+        pipeline_tag=task,
+        tags=tags,
+        model_name=name,
+        eval_results=results or None,
+    )
+    rows = [
+        (
+            "model",
+            f"`{config['model']}`, {size} pixels, K = {config['num_slots']}, T = {config['num_iterations']}",
+        )
+    ]
+    rows += [
+        *(record_rows(record) if record else ()),
+        ("SHA-256 of the weights", f"`{config['sha256']}`"),
+    ]
     if record:
-        learned = "the properties of objects; it was shown no masks" if sets else "pictures alone, by painting them again; it was shown no masks and no labels"
+        learned = (
+            "the properties of objects; it was shown no masks"
+            if sets
+            else "pictures alone, by painting them again; it was shown no masks and no labels"
+        )
         story = f"It learned from {learned}. Its recipe: {recipe.get('about') or recipe['name']}."
         limits = f"It knows pictures like those it was trained on (`{recipe['data']}`, {size} pixels) and nothing else."
     else:
-        story, limits = "How these weights were made is not on record: don't quote figures for them.", "Nobody has written down what it was trained on."
+        story = "How these weights were made is not on record: don't quote figures for them."
+        limits = "Nobody has written down what it was trained on."
     note = "\n\n" + SAYS if sets and record else ""
-    module, family = ("set_prediction", "SetPredictor") if sets else ("object_discovery", "SlotAttentionAutoEncoder")
+    module, family = (
+        ("set_prediction", "SetPredictor")
+        if sets
+        else ("object_discovery", "SlotAttentionAutoEncoder")
+    )
     table = "\n".join(["| | |", "|---|---|", *(f"| {left} | {right} |" for left, right in rows)])
-    return CARD.format(head=head, name=name, kind=KINDS[config["model"]], story=story, table=table, note=note, module=module, family=family, sha256=config["sha256"], limits=limits)
+    return CARD.format(
+        head=head,
+        name=name,
+        kind=KINDS[config["model"]],
+        story=story,
+        table=table,
+        note=note,
+        module=module,
+        family=family,
+        sha256=config["sha256"],
+        limits=limits,
+    )

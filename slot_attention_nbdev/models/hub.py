@@ -20,15 +20,43 @@ import torch
 from torch import Tensor
 
 from .card import model_card
-from ..core import FileError, InputError, atomic_write, check_int, generator, pick_device, suggest
-from .autoencoder import Pretrained, SlotAttentionAutoEncoder, small_autoencoder
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    atomic_write,
+    check_int,
+    generator,
+    pick_device,
+    suggest,
+)
+from slot_attention_nbdev.models.autoencoder import (
+    Pretrained,
+    SlotAttentionAutoEncoder,
+    small_autoencoder,
+)
 from ..train.recipes import MODELS, check_setting
-from ..train.checkpoints import find_weights, load_record, load_weights, save_record, save_weights, shipped_weights, weights_digest
-from .set_predictor import CLEVR, MULTI_DSPRITES, paper_set_predictor, small_set_predictor
+from slot_attention_nbdev.train.checkpoints import (
+    find_weights,
+    load_record,
+    load_weights,
+    save_record,
+    save_weights,
+    shipped_weights,
+    weights_digest,
+)
+from slot_attention_nbdev.models.set_predictor import (
+    CLEVR,
+    MULTI_DSPRITES,
+    paper_set_predictor,
+    small_set_predictor,
+)
 
 # %% ../../nbs/library/11_hub.ipynb #64f47a1f
 LARGEST = 1024  # pixels; a description may not ask for more
-BUILDERS: dict[str, Callable[..., Pretrained]] = {key: lambda *sizes, path=path: resolve_name(f"slot_attention_nbdev.{path}")(*sizes) for key, path in MODELS.items()} | {
+BUILDERS: dict[str, Callable[..., Pretrained]] = {
+    key: lambda *sizes, path=path: resolve_name(f"slot_attention_nbdev.{path}")(*sizes)
+    for key, path in MODELS.items()
+} | {
     "small": small_autoencoder,
     "set_paper": lambda *sizes: paper_set_predictor(CLEVR, *sizes),
     "set_small": lambda *sizes: small_set_predictor(MULTI_DSPRITES, *sizes),
@@ -36,7 +64,8 @@ BUILDERS: dict[str, Callable[..., Pretrained]] = {key: lambda *sizes, path=path:
 
 
 def build_described(
-    config: dict[str, str | int | list[int]],  # model (a key of `BUILDERS`), resolution (height and width), num_slots (K), num_iterations (T)
+    # model (a key of `BUILDERS`), resolution (height and width), num_slots (K), num_iterations (T)
+    config: dict[str, str | int | list[int]],
 ) -> Pretrained:  # The model, untrained, on the CPU
     "Build the model that a description names; `InputError` says which entry is wrong."
     for key in ("model", "resolution", "num_slots", "num_iterations"):
@@ -50,7 +79,8 @@ def build_described(
     height, width = (check_int("resolution", size, maximum=LARGEST) for size in sizes)
     for name in ("num_slots", "num_iterations"):
         check_setting(name, config[name])
-    with torch.random.fork_rng(devices=[]):  # its first values are about to be replaced; nobody else's random numbers shall change
+    # its first values are about to be replaced; nobody else's random numbers shall change
+    with torch.random.fork_rng(devices=[]):
         return BUILDERS[key]((height, width), config["num_slots"], config["num_iterations"])
 
 # %% ../../nbs/library/11_hub.ipynb #6667ed47
@@ -63,8 +93,14 @@ def answer_of(
     noise = lambda name, *shape: torch.randn(shape, generator=generator(0, name)).to(like)
     slots = noise("slots", 1, model.slot_attention.num_slots, model.slot_attention.slot_dim)
     with torch.no_grad():
-        output = torch.func.functional_call(model, weights or {}, (noise("image", 1, 3, height, width).clamp(-1, 1),), {"slots": slots})
-    return torch.cat([part.flatten().float().cpu() for part in output if part is not None])  # [numbers said]
+        output = torch.func.functional_call(
+            model,
+            weights or {},
+            (noise("image", 1, 3, height, width).clamp(-1, 1),),
+            {"slots": slots},
+        )
+    # [numbers said]
+    return torch.cat([part.flatten().float().cpu() for part in output if part is not None])
 
 
 def describe_model(
@@ -72,17 +108,29 @@ def describe_model(
 ) -> dict[str, str | int | list[int]]:  # What `build_described` needs to make it again
     "Find out how a model can be rebuilt, by trying; `InputError` if none of our builders makes it."
     weights, like = model.state_dict(), next(model.parameters())
-    sizes = {"resolution": list(model.resolution), "num_slots": model.slot_attention.num_slots, "num_iterations": model.slot_attention.num_iterations}
-    shapes, tolerance = {name: x.shape for name, x in weights.items()}, 1e-5 if like.dtype == torch.float32 else 1e-2
+    sizes = {
+        "resolution": list(model.resolution),
+        "num_slots": model.slot_attention.num_slots,
+        "num_iterations": model.slot_attention.num_iterations,
+    }
+    shapes = {name: x.shape for name, x in weights.items()}
+    tolerance = 1e-5 if like.dtype == torch.float32 else 1e-2
     for key in BUILDERS:
         try:
             twin = build_described({"model": key, **sizes})
         except InputError:  # a size that this builder cannot make
             continue
-        fits = type(twin) is type(model) and {name: x.shape for name, x in twin.state_dict().items()} == shapes
-        if fits and torch.allclose(answer_of(model), answer_of(twin.to(like), weights), atol=tolerance, equal_nan=True):
+        fits = (
+            type(twin) is type(model)
+            and {name: x.shape for name, x in twin.state_dict().items()} == shapes
+        )
+        if fits and torch.allclose(
+            answer_of(model), answer_of(twin.to(like), weights), atol=tolerance, equal_nan=True
+        ):
             return {"model": key, **sizes}
-    raise InputError(f"model: none of our builders makes this {type(model).__name__}, so that it could not be loaded again; keep its state_dict and your own code ({', '.join(BUILDERS)})")
+    raise InputError(
+        f"model: none of our builders makes this {type(model).__name__}, so that it could not be loaded again; keep its state_dict and your own code ({', '.join(BUILDERS)})"
+    )
 
 # %% ../../nbs/library/11_hub.ipynb #fca11084
 def file_digest(
@@ -95,7 +143,8 @@ def file_digest(
 
 def find_record(
     model: Pretrained,  # The model that it shall be the record of
-    record: dict | str | Path | None,  # A record, its file, its run's folder; None for the one that the model was loaded with
+    # A record, its file, its run's folder; None for the one that the model was loaded with
+    record: dict | str | Path | None,
 ) -> dict | None:  # The record; None if there is none
     "Find the record that belongs to a model's weights."
     if record is None:
@@ -105,8 +154,11 @@ def find_record(
     if not isinstance(record, dict):
         record = load_record(Path(record) / "record.json" if Path(record).is_dir() else record)
     if not record.get("final"):
-        raise InputError("record: this run has not finished, so that there is nothing to say about its weights; resume it first")
-    return {key: value for key, value in record.items() if key != "sha256"}  # which was another file's
+        raise InputError(
+            "record: this run has not finished, so that there is nothing to say about its weights; resume it first"
+        )
+    # which was another file's
+    return {key: value for key, value in record.items() if key != "sha256"}
 
 
 def save_pretrained(
@@ -115,16 +167,30 @@ def save_pretrained(
     record: dict | str | Path | None = None,  # As for `find_record`
     name: str | None = None,  # What the card calls it; None takes the recipe's name
 ) -> Path:  # The folder
-    "Write model.safetensors, config.json, README.md and, if there is one, record.json, each of them atomically."
+    """Write model.safetensors, config.json, README.md and, if there is one, record.json, each of
+    them atomically.
+    """
     folder = Path(folder)
     if folder.is_file() or (folder / "checkpoint.pt").exists():
-        raise InputError(f"folder: {folder} is {'a file' if folder.is_file() else 'the folder of a run'}; name another one")
+        raise InputError(
+            f"folder: {folder} is {'a file' if folder.is_file() else 'the folder of a run'}; name another one"
+        )
     record, config = find_record(model, record), describe_model(model)
     if record and record["recipe"].get("model") != config["model"]:
-        raise InputError(f"record: it is about a model {record['recipe'].get('model')!r}, and this one is {config['model']!r}")
-    info = config | {"version": version("slot_attention_nbdev")} | ({key: record[key] for key in ("recipe", "seed", "step")} if record else {})
+        raise InputError(
+            f"record: it is about a model {record['recipe'].get('model')!r}, and this one is {config['model']!r}"
+        )
+    info = (
+        config
+        | {"version": version("slot_attention_nbdev")}
+        | ({key: record[key] for key in ("recipe", "seed", "step")} if record else {})
+    )
     save_weights(folder / "model.safetensors", model.state_dict(), info)
-    config = {"library_name": "slot_attention_nbdev", **info, "sha256": file_digest(folder / "model.safetensors")}
+    config = {
+        "library_name": "slot_attention_nbdev",
+        **info,
+        "sha256": file_digest(folder / "model.safetensors"),
+    }
     (folder / "record.json").unlink(missing_ok=True)
     if record:
         save_record(folder / "record.json", record)
@@ -162,17 +228,28 @@ def why_not(
 def fetch(
     repo_id: str,  # OWNER/NAME
     revision: str | None = None,  # A branch, a tag or, best, a commit; None for the newest
-    **options: str | bool | None,  # What `snapshot_download` takes: token, cache_dir, local_files_only
+    # What `snapshot_download` takes: token, cache_dir, local_files_only
+    **options: str | bool | None,
 ) -> Path:  # A folder, in the cache, with the files of one commit
     "Fetch a model from the Hugging Face hub, or from what was fetched before."
     from huggingface_hub import constants, snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FETCHED), library_name="slot_attention_nbdev", **options))
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(FETCHED),
+                library_name="slot_attention_nbdev",
+                **options,
+            )
+        )
     except Exception as error:  # of several libraries
         cache = options.get("cache_dir") or constants.HF_HUB_CACHE
         places = f"no folder or file of that name in {Path.cwd()}; not among the shipped weights ({', '.join(sorted(shipped_weights()))}); not in the cache {cache}"
-        raise FileError(f"{repo_id}: {places}; and {constants.ENDPOINT} {why_not(error)}") from error
+        raise FileError(
+            f"{repo_id}: {places}; and {constants.ENDPOINT} {why_not(error)}"
+        ) from error
 
 
 def find_pretrained(
@@ -183,7 +260,9 @@ def find_pretrained(
     "Find the file that a name means."
     path = Path(name)
     if path.is_file() and path.suffix != ".safetensors":
-        raise FileError(f"{path}: from_pretrained opens .safetensors files alone, so that no code can hide in them; a run's checkpoint is read by load_model")
+        raise FileError(
+            f"{path}: from_pretrained opens .safetensors files alone, so that no code can hide in them; a run's checkpoint is read by load_model"
+        )
     if path.is_file() or path.is_dir():
         folder = path
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not path.suffix == ".safetensors":
@@ -191,7 +270,9 @@ def find_pretrained(
     elif str(name) in shipped_weights():
         return shipped_weights()[str(name)]
     else:
-        raise InputError(f"name: {str(name)!r} is no file, no folder, no OWNER/NAME and no shipped weights; {suggest(str(name), shipped_weights())}")
+        raise InputError(
+            f"name: {str(name)!r} is no file, no folder, no OWNER/NAME and no shipped weights; {suggest(str(name), shipped_weights())}"
+        )
     found = folder / "model.safetensors" if folder.is_dir() else folder
     if not found.is_file():
         raise FileError(f"{name}: there is no model.safetensors in it")
@@ -200,9 +281,16 @@ def find_pretrained(
 # %% ../../nbs/library/11_hub.ipynb #7d702ab8
 def read_notes(
     path: Path,  # A file of weights
-) -> dict[str, dict]:  # What lies beside it, by the name of its file: config.json and record.json, or a shipped file's record
+    # What lies beside it, by the name of its file: config.json and record.json, or a shipped file's
+    # record
+) -> dict[str, dict]:
     "Read what is said about weights in files beside them; `FileError` if it cannot be read."
-    names, notes = ("config.json", "record.json") if path.name == "model.safetensors" else (f"{path.stem}.json",), {}
+    names = (
+        ("config.json", "record.json")
+        if path.name == "model.safetensors"
+        else (f"{path.stem}.json",)
+    )
+    notes = {}
     for file in (path.with_name(name) for name in names):
         if file.is_file():
             try:
@@ -213,19 +301,29 @@ def read_notes(
 
 
 def load_pretrained(
-    name: str | Path,  # A folder or .safetensors file, the name of weights that ship with the package, or OWNER/NAME on the Hugging Face hub
+    # A folder or .safetensors file, the name of weights that ship with the package, or OWNER/NAME
+    # on the Hugging Face hub
+    name: str | Path,
     family: type = Pretrained,  # What the model must be, such as `SlotAttentionAutoEncoder`
     device: str = "cpu",  # Where the model shall compute
     sha256: str | None = None,  # What the file's SHA-256 must be; None takes what lies beside it
     revision: str | None = None,  # Of a model on the hub: a branch, a tag or, best, a commit
     **options: str | bool | None,  # As for `fetch`
 ) -> Pretrained:  # The trained model in eval mode; its `origin` says where it comes from
-    "Load a trained model; a file that is foreign, cut short or altered raises `FileError`, and nothing in it is run."
+    """Load a trained model.
+
+    A file that is foreign, cut short or altered raises `FileError`, and nothing in it is run.
+    """
     path = find_pretrained(name, revision, **options)
     notes, found = read_notes(path), file_digest(path)
-    for where, expected in {"you": sha256, **{file: note.get("sha256") for file, note in notes.items()}}.items():
+    for where, expected in {
+        "you": sha256,
+        **{file: note.get("sha256") for file, note in notes.items()},
+    }.items():
         if expected is not None and found != str(expected).lower():
-            raise FileError(f"{path}: it was altered, or is another file: its SHA-256 is {found}, and {where} said {expected}")
+            raise FileError(
+                f"{path}: it was altered, or is another file: its SHA-256 is {found}, and {where} said {expected}"
+            )
     tensors, info = load_weights(path)
     try:
         info = {**info.get("recipe", {}), **info}  # a run's own file says it in its recipe
@@ -234,10 +332,28 @@ def load_pretrained(
     except (InputError, TypeError, RuntimeError) as error:
         raise FileError(f"{path}: does not fit this version of the library: {error}") from error
     if not isinstance(model, family):
-        right = "SlotAttentionAutoEncoder" if isinstance(model, SlotAttentionAutoEncoder) else "SetPredictor"
-        raise InputError(f"name: {name} holds a {type(model).__name__}; load it by {right}.from_pretrained")
-    record = next(({key: value for key, value in note.items() if key != "sha256"} for note in notes.values() if note.get("final")), None)
-    model.origin = {"name": str(name), "sha256": found, "record": record, "digest": weights_digest(tensors, {})}
+        right = (
+            "SlotAttentionAutoEncoder"
+            if isinstance(model, SlotAttentionAutoEncoder)
+            else "SetPredictor"
+        )
+        raise InputError(
+            f"name: {name} holds a {type(model).__name__}; load it by {right}.from_pretrained"
+        )
+    record = next(
+        (
+            {key: value for key, value in note.items() if key != "sha256"}
+            for note in notes.values()
+            if note.get("final")
+        ),
+        None,
+    )
+    model.origin = {
+        "name": str(name),
+        "sha256": found,
+        "record": record,
+        "digest": weights_digest(tensors, {}),
+    }
     return model.to(pick_device(device)).eval()
 
 # %% ../../nbs/library/11_hub.ipynb #d85bd4b0
@@ -261,5 +377,7 @@ def push_to_hub(
             hub.create_repo(repo_id, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
         except Exception as error:  # of several libraries
-            raise FileError(f"{repo_id}: not published: {constants.ENDPOINT} {why_not(error)}") from error
+            raise FileError(
+                f"{repo_id}: not published: {constants.ENDPOINT} {why_not(error)}"
+            ) from error
     return f"{constants.ENDPOINT}/{repo_id}"

@@ -27,7 +27,9 @@ def keras_defaults(
     model: nn.Module,  # Any model of this library
     generator: torch.Generator | None = None,  # Draws the weights; None for PyTorch's global one
 ) -> nn.Module:  # The same model, changed in place
-    "Give a model what Keras gives by default: LayerNorm with epsilon 1e-3, Glorot-uniform kernels, zero biases."
+    """Give a model what Keras gives by default: LayerNorm with epsilon 1e-3, Glorot-uniform
+    kernels, zero biases.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.LayerNorm):
             layer.eps = 1e-3  # PyTorch's own default is 1e-5
@@ -36,9 +38,11 @@ def keras_defaults(
             nn.init.xavier_uniform_(layer.weight, generator=generator)
         elif isinstance(layer, nn.GRUCell):
             nn.init.xavier_uniform_(layer.weight_ih, generator=generator)
-            nn.init.orthogonal_(layer.weight_hh, generator=generator)  # as one [3D, D] matrix, not gate by gate
+            # as one [3D, D] matrix, not gate by gate
+            nn.init.orthogonal_(layer.weight_hh, generator=generator)
         elif isinstance(layer, SlotAttention):
-            limit = math.sqrt(6 / (1 + layer.slot_dim))  # Keras takes [1, 1, D] as fan-in 1, fan-out D
+            # Keras takes [1, 1, D] as fan-in 1, fan-out D
+            limit = math.sqrt(6 / (1 + layer.slot_dim))
             for parameter in (layer.slots_mu, layer.slots_log_sigma):
                 nn.init.uniform_(parameter, -limit, limit, generator=generator)
     for name, parameter in model.named_parameters():
@@ -57,7 +61,10 @@ def original_slot_attention(
     generator: torch.Generator | None = None,  # Draws the weights
 ) -> SlotAttention:  # A module with the original's defaults
     "The module as the original implementation builds it."
-    return keras_defaults(SlotAttention(input_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim, eps), generator)
+    return keras_defaults(
+        SlotAttention(input_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim, eps),
+        generator,
+    )
 
 
 def original_autoencoder(
@@ -66,7 +73,10 @@ def original_autoencoder(
     num_iterations: int = 3,  # T
     generator: torch.Generator | None = None,  # Draws the weights
 ) -> SlotAttentionAutoEncoder:  # An autoencoder with the original's defaults
-    "The autoencoder as the original implementation builds it; below 96 pixels the paper's small one, with the same defaults."
+    """The autoencoder as the original implementation builds it.
+
+    Below 96 pixels the paper's small one, with the same defaults.
+    """
     return keras_defaults(paper_autoencoder(resolution, num_slots, num_iterations), generator)
 
 
@@ -77,7 +87,12 @@ def original_set_predictor(
     generator: torch.Generator | None = None,  # Draws the weights
 ) -> SetPredictor:  # A set predictor for CLEVR with the original's defaults
     "The set predictor as the original implementation builds it."
-    return keras_defaults(paper_set_predictor(resolution=resolution, num_slots=num_slots, num_iterations=num_iterations), generator)
+    return keras_defaults(
+        paper_set_predictor(
+            resolution=resolution, num_slots=num_slots, num_iterations=num_iterations
+        ),
+        generator,
+    )
 
 # %% ../../nbs/library/14_original.ipynb #a0ceeb57
 Layer = nn.Module | nn.Parameter
@@ -95,9 +110,12 @@ def sequential(
 @singledispatch
 def original_layers(
     model: nn.Module,  # A model that the original has too
-) -> dict[str, Layer]:  # Path in the original's checkpoint -> our layer, in the order in which the original builds them
+    # Path in the original's checkpoint -> our layer, in the order in which the original builds them
+) -> dict[str, Layer]:
     "Where the original keeps each layer of a model."
-    raise InputError(f"model: expected one that the original has too, such as SlotAttention, got {type(model).__name__}")
+    raise InputError(
+        f"model: expected one that the original has too, such as SlotAttention, got {type(model).__name__}"
+    )
 
 
 @original_layers.register
@@ -110,7 +128,9 @@ def _(model: SlotAttention):
 def _(model: SlotAttentionAutoEncoder):
     encoder, decoder = model.encoder, model.decoder
     if not (hasattr(encoder, "convs") and hasattr(decoder, "to_rgba")):
-        raise InputError("model: the original has no fast encoder or decoder; build it with original_autoencoder")
+        raise InputError(
+            "model: the original has no fast encoder or decoder; build it with original_autoencoder"
+        )
     return {
         **sequential("encoder_cnn", encoder.convs),
         **sequential("decoder_cnn", [*decoder.convs, decoder.to_rgba]),
@@ -118,20 +138,28 @@ def _(model: SlotAttentionAutoEncoder):
         "decoder_pos/dense": decoder.position.project,
         "layer_norm": encoder.norm,
         **sequential("mlp", encoder.mlp),
-        **{f"slot_attention/{path}": layer for path, layer in original_layers(model.slot_attention).items()},
+        **{
+            f"slot_attention/{path}": layer
+            for path, layer in original_layers(model.slot_attention).items()
+        },
     }
 
 
 @original_layers.register
 def _(model: SetPredictor):
     if len(getattr(model.encoder, "convs", ())) != 4:
-        raise InputError("model: the original has four convolutions; build it with original_set_predictor")
+        raise InputError(
+            "model: the original has four convolutions; build it with original_set_predictor"
+        )
     return {
         **sequential("encoder_cnn", model.encoder.convs),
         "encoder_pos/dense": model.encoder.position.project,
         "layer_norm": model.encoder.norm,
         **sequential("mlp", model.encoder.mlp),
-        **{f"slot_attention/{path}": layer for path, layer in original_layers(model.slot_attention).items()},
+        **{
+            f"slot_attention/{path}": layer
+            for path, layer in original_layers(model.slot_attention).items()
+        },
         **sequential("mlp_classifier", model.head),
     }
 
@@ -154,8 +182,13 @@ def to_original(
         return {"gamma": layer.weight, "beta": layer.bias}
     if isinstance(layer, nn.GRUCell):
         bias = torch.stack([swap_gates(layer.bias_ih), swap_gates(layer.bias_hh)])  # [2, 3D]
-        return {"kernel": swap_gates(layer.weight_ih).T, "recurrent_kernel": swap_gates(layer.weight_hh).T, "bias": bias}
-    kernel = layer.weight.T if layer.weight.dim() == 2 else layer.weight.permute(2, 3, 1, 0)  # [in, out] or [kh, kw, ...]
+        return {
+            "kernel": swap_gates(layer.weight_ih).T,
+            "recurrent_kernel": swap_gates(layer.weight_hh).T,
+            "bias": bias,
+        }
+    # [in, out] or [kh, kw, ...]
+    kernel = layer.weight.T if layer.weight.dim() == 2 else layer.weight.permute(2, 3, 1, 0)
     return {"kernel": kernel} if layer.bias is None else {"kernel": kernel, "bias": layer.bias}
 
 
@@ -173,7 +206,8 @@ def from_original(
         biases = dict(zip(("bias_ih", "bias_hh"), arrays["bias"]))
         return {name: swap_gates(x) for name, x in {**kernels, **biases}.items()}
     kernel = arrays["kernel"]
-    kernel = kernel.T if kernel.dim() == 2 else kernel.permute(3, 2, 0, 1)  # [out, in] or [.., .., kh, kw]
+    # [out, in] or [.., .., kh, kw]
+    kernel = kernel.T if kernel.dim() == 2 else kernel.permute(3, 2, 0, 1)
     return {"weight": kernel} if layer.bias is None else {"weight": kernel, "bias": arrays["bias"]}
 
 
@@ -182,14 +216,23 @@ def original_arrays(
 ) -> dict[str, Tensor]:  # Path in the original's checkpoint -> weight in the original's layout
     "A model's weights as the original would save them."
     layers = original_layers(model).items()
-    return {f"{path}/{name}".rstrip("/"): x for path, layer in layers for name, x in to_original(layer).items()}
+    return {
+        f"{path}/{name}".rstrip("/"): x
+        for path, layer in layers
+        for name, x in to_original(layer).items()
+    }
 
 # %% ../../nbs/library/14_original.ipynb #85de5cf0
 KINDS = {  # what Keras calls a layer that was given no name
-    nn.Linear: "dense", nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv2d_transpose",
-    nn.LayerNorm: "layer_normalization", nn.GRUCell: "gru_cell",
+    nn.Linear: "dense",
+    nn.Conv2d: "conv2d",
+    nn.ConvTranspose2d: "conv2d_transpose",
+    nn.LayerNorm: "layer_normalization",
+    nn.GRUCell: "gru_cell",
 }
-AROUND = re.compile(r"^(weights/)?(network/)?(layer_with_weights-0/)?|(/\.ATTRIBUTES/VARIABLE_VALUE|:0)$")
+AROUND = re.compile(
+    r"^(weights/)?(network/)?(layer_with_weights-0/)?|(/\.ATTRIBUTES/VARIABLE_VALUE|:0)$"
+)
 TRAINING = re.compile(
     r"(^|/)(optimizer|\.OPTIMIZER_SLOT|Adam|iteration|learning_rate|save_counter|global_step|_CHECKPOINTABLE_OBJECT_GRAPH)(/|:0$|$)"
 )
@@ -200,7 +243,9 @@ def split_name(
 ) -> tuple[str, int, str]:  # Kind of layer, automatic number, variable: ("dense", 3, "kernel")
     "Take a variable name apart and drop its scopes."
     *_, layer, variable = ("/" + name).split("/")
-    kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", "" if variable.startswith("slots_") else layer).groups()
+    kind, number = re.fullmatch(
+        r"(.*?)(?:_(\d+))?", "" if variable.startswith("slots_") else layer
+    ).groups()
     return kind, int(number or 0), variable
 
 
@@ -224,7 +269,9 @@ def original_names(
             continue
         kind = next(kind for cls, kind in KINDS.items() if isinstance(layer, cls))
         kind = path[-1] if path[:-1].endswith("project_") else kind  # q, k and v were given names
-        names.update({(kind, count[kind], variable): f"{path}/{variable}" for variable in to_original(layer)})
+        names.update(
+            {(kind, count[kind], variable): f"{path}/{variable}" for variable in to_original(layer)}
+        )
         count[kind] += 1
     return names
 
@@ -237,10 +284,14 @@ def find_weights(
     names, bare = original_names(model), {key: AROUND.sub("", str(key)) for key in keys}
     paths = set(names.values())
     split = {key: split_name(name) for key, name in bare.items() if name not in paths}
-    numbers = {kind: sorted({n for k, n, _ in split.values() if k == kind}) for kind, _, _ in split.values()}
+    numbers = {
+        kind: sorted({n for k, n, _ in split.values() if k == kind})
+        for kind, _, _ in split.values()
+    }
     wanted = {kind: len({n for k, n, _ in names if k == kind}) for kind, _, _ in names}
 
-    def path(kind, number, variable):  # numbers may start anywhere and have gaps; their order is what counts
+    # numbers may start anywhere and have gaps; their order is what counts
+    def path(kind, number, variable):
         right = len(numbers[kind]) == wanted.get(kind)
         return names.get((kind, numbers[kind].index(number) if right else number, variable))
 
@@ -248,23 +299,40 @@ def find_weights(
 
 # %% ../../nbs/library/14_original.ipynb #4fde30e4
 def load_original(
-    model: nn.Module,  # SlotAttention, SlotAttentionAutoEncoder or SetPredictor; build it with original_… to have epsilon 1e-3
-    arrays: Mapping[str, object],  # Variable names or checkpoint paths -> arrays, in the original's layouts
+    # SlotAttention, SlotAttentionAutoEncoder or SetPredictor; build it with original_… to have
+    # epsilon 1e-3
+    model: nn.Module,
+    # Variable names or checkpoint paths -> arrays, in the original's layouts
+    arrays: Mapping[str, object],
 ) -> nn.Module:  # The same model, now with these weights
     "Load the original's weights; every one must be there, known, and of the right shape."
     if not isinstance(arrays, Mapping):
-        raise InputError(f"arrays: expected a mapping from names to arrays, got {type(arrays).__name__}")
+        raise InputError(
+            f"arrays: expected a mapping from names to arrays, got {type(arrays).__name__}"
+        )
     keys = [key for key in arrays if not TRAINING.search(str(key))]
     if "weight_names" in arrays:  # a file of reference numbers: it holds inputs and outputs, too
         keys = [key for key in keys if str(key).startswith("weights/")]
     expected, found = original_arrays(model), find_weights(model, keys)
-    times, names = Counter(found.values()), {path: name for name, path in original_names(model).items()}
-    faults = [f"missing {path} ({join_name(*names[path])}, shape {list(x.shape)})" for path, x in expected.items() if path not in times]
-    faults += [f"unknown '{key}'" if path is None else f"'{key}' is {path} a second time"
-               for key, path in found.items() if path is None or times[path] > 1]
+    times = Counter(found.values())
+    names = {path: name for name, path in original_names(model).items()}
+    faults = [
+        f"missing {path} ({join_name(*names[path])}, shape {list(x.shape)})"
+        for path, x in expected.items()
+        if path not in times
+    ]
+    faults += [
+        f"unknown '{key}'" if path is None else f"'{key}' is {path} a second time"
+        for key, path in found.items()
+        if path is None or times[path] > 1
+    ]
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise InputError(f"arrays: expected the {len(expected)} weights of {type(model).__name__}: " + "; ".join(faults[:8]) + more)
+        raise InputError(
+            f"arrays: expected the {len(expected)} weights of {type(model).__name__}: "
+            + "; ".join(faults[:8])
+            + more
+        )
     values = {path: as_weight(key, arrays[key], expected[path]) for key, path in found.items()}
     with torch.no_grad():
         for path, layer in original_layers(model).items():
@@ -283,7 +351,9 @@ def as_weight(
     try:
         x = torch.asarray(array, copy=True, requires_grad=False)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"arrays: '{key}': expected numbers, got {type(array).__name__} ({error})") from None
+        raise InputError(
+            f"arrays: '{key}': expected numbers, got {type(array).__name__} ({error})"
+        ) from None
     if x.shape != like.shape:
         raise InputError(f"arrays: '{key}': expected shape {list(like.shape)}, got {list(x.shape)}")
     return check_finite(f"arrays: '{key}'", x)

@@ -28,7 +28,10 @@ def token_grid(
     axes = []
     for size in resolution:
         count = -(-size // stride)  # rounded up
-        axes.append((torch.arange(count) - (count - 1) / 2) * stride + (stride * (count - 1) + 1 - size) % 2 / 2)
+        axes.append(
+            (torch.arange(count) - (count - 1) / 2) * stride
+            + (stride * (count - 1) + 1 - size) % 2 / 2
+        )
     return torch.cartesian_prod(*axes)
 
 
@@ -36,17 +39,31 @@ def farthest_first(
     colors: Tensor,  # What tells tokens apart, [B, N, C]
     places: Tensor,  # Where they are, [N, 2]
     count: int,  # How many seeds
-    grid: tuple[int, int] | None = None,  # Rows and columns of the tokens: a seed's neighbours must be far as well; None looks at single tokens
+    # Rows and columns of the tokens: a seed's neighbours must be far as well; None looks at single
+    # tokens
+    grid: tuple[int, int] | None = None,
     enough: float = -1.0,  # Squared distance up to which everything counts as found
 ) -> Tensor:  # Their numbers, [B, count]; -1 where nothing was left to find
-    "Pick tokens far from the median colour and from each other (Gonzalez 1985, doi:10.1016/0304-3975(85)90224-5)."
+    """Pick tokens far from the median colour and from each other.
+
+    Gonzalez 1985, doi:10.1016/0304-3975(85)90224-5.
+    """
     distance = (colors - colors.median(dim=1, keepdim=True).values).square().sum(-1)  # [B, N]
     rows, seeds = torch.arange(len(colors), device=colors.device), []
     for _ in range(count):
-        far = F.avg_pool2d(distance.unflatten(1, grid)[:, None], 3, 1, 1, count_include_pad=False).flatten(1) if grid else distance  # [B, N]
+        # [B, N]
+        far = (
+            F.avg_pool2d(
+                distance.unflatten(1, grid)[:, None], 3, 1, 1, count_include_pad=False
+            ).flatten(1)
+            if grid
+            else distance
+        )
         seed = far.argmax(dim=1)  # [B]
         seeds.append(seed.where(far[rows, seed] > enough, -1))
-        from_seed = (colors - colors[rows, seed][:, None]).square().sum(-1) + (places - places[seed][:, None]).square().sum(-1)
+        from_seed = (colors - colors[rows, seed][:, None]).square().sum(-1) + (
+            places - places[seed][:, None]
+        ).square().sum(-1)
         distance = torch.minimum(distance, from_seed)
     return torch.stack(seeds, dim=1) if seeds else rows.new_zeros(len(colors), 0)
 
@@ -58,8 +75,10 @@ def choose_seeds(
     count: int,  # How many
 ) -> Tensor:  # Numbers of tokens, [B, count]
     "Tokens that lie far apart in colour and place."
-    colors = F.avg_pool2d(image, 3, stride=2, padding=1, count_include_pad=False).flatten(2).mT  # [B, N, 3]
-    return farthest_first(colors / 1.25, places / places.abs().max(), count)  # so scaled, both kinds of distance count alike
+    # [B, N, 3]
+    colors = F.avg_pool2d(image, 3, stride=2, padding=1, count_include_pad=False).flatten(2).mT
+    # so scaled, both kinds of distance count alike
+    return farthest_first(colors / 1.25, places / places.abs().max(), count)
 
 # %% ../../nbs/library/15_seeded.ipynb #0f0ad59b
 class ShapeReadout(nn.Module):
@@ -71,14 +90,24 @@ class ShapeReadout(nn.Module):
         period: float = 28.0,  # Longest wave, in pixels
         orders: int = 5,  # Waves along each axis: the shortest has a length of period / orders
         hidden_dim: int = 128,  # Hidden width of the MLP that tells the slot
-        reach: float = 0.0,  # How far around its centre, in pixels, a slot is told what other slots hold; 0 for not at all
+        # How far around its centre, in pixels, a slot is told what other slots hold; 0 for not at
+        # all
+        reach: float = 0.0,
     ):
         super().__init__()
         self.reach = reach
-        steps = [(i, j) for i in range(orders + 1) for j in range(-orders, orders + 1) if i > 0 or j > 0]  # half a plane: the rest is mirrored
-        self.register_buffer("waves", torch.tensor(steps).float() * 2 * math.pi / period, persistent=False)  # [F, 2]
+        # half a plane: the rest is mirrored
+        steps = [
+            (i, j) for i in range(orders + 1) for j in range(-orders, orders + 1) if i > 0 or j > 0
+        ]
+        # [F, 2]
+        self.register_buffer(
+            "waves", torch.tensor(steps).float() * 2 * math.pi / period, persistent=False
+        )
         told = 2 * len(steps) + (2 * len(steps) + 1 if reach else 0)
-        self.mlp = nn.Sequential(nn.Linear(slot_dim + told, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(slot_dim + told, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim)
+        )
 
     def spectrum(
         self,
@@ -88,7 +117,8 @@ class ShapeReadout(nn.Module):
     ) -> Tensor:  # Real and imaginary parts, [B, K, 2F]
         "Fourier transform of weights about a centre."
         phase, shift = places @ self.waves.T, centre @ self.waves.T  # [N, F], [B, K, F]
-        real, imaginary = weights @ phase.cos(), weights @ phase.sin()  # [B, K, N] @ [N, F] -> [B, K, F]
+        # [B, K, N] @ [N, F] -> [B, K, F]
+        real, imaginary = weights @ phase.cos(), weights @ phase.sin()
         cos, sin = shift.cos(), shift.sin()
         return torch.cat([real * cos + imaginary * sin, imaginary * cos - real * sin], dim=-1)
 
@@ -96,7 +126,8 @@ class ShapeReadout(nn.Module):
         self,
         weights: Tensor,  # Each slot's weights of the tokens, summing to one over them, [B, N, K]
         places: Tensor,  # Where the tokens are, in pixels, [N, 2]
-    ) -> tuple[Tensor, Tensor]:  # Centres [B, K, 2]; real and imaginary parts of the shape's waves [B, K, 2F]
+        # Centres [B, K, 2]; real and imaginary parts of the shape's waves [B, K, 2F]
+    ) -> tuple[Tensor, Tensor]:
         "The centre of a slot's attention, and its Fourier transform about that centre."
         centre = weights.mT @ places  # [B, K, N] @ [N, 2] -> [B, K, 2]
         return centre, self.spectrum(weights.mT, centre, places)
@@ -107,22 +138,31 @@ class ShapeReadout(nn.Module):
         centre: Tensor,  # [B, K, 2]
         places: Tensor,  # [N, 2]
     ) -> Tensor:  # [B, K, 2F + 1]
-        "What slots other than itself and slot 0, the ground, hold near a slot's centre: how much, and in which shape."
-        near = torch.exp((places - centre[:, :, None]).square().sum(-1) / (-2 * self.reach**2))  # [B, K, N]
-        held = near * (1 - attention - attention[..., :1]).mT / (5 * self.reach)  # [B, K, N]; so scaled, a neighbour weighs about one
+        """What slots other than itself and slot 0, the ground, hold near a slot's centre: how much,
+        and in which shape.
+        """
+        # [B, K, N]
+        near = torch.exp((places - centre[:, :, None]).square().sum(-1) / (-2 * self.reach**2))
+        # [B, K, N]; so scaled, a neighbour weighs about one
+        held = near * (1 - attention - attention[..., :1]).mT / (5 * self.reach)
         held = torch.cat([0 * held[:, :1], held[:, 1:]], dim=1)  # nothing stands before the ground
-        return torch.cat([2 * self.spectrum(held, centre, places), held.sum(-1, keepdim=True)], dim=-1)
+        return torch.cat(
+            [2 * self.spectrum(held, centre, places), held.sum(-1, keepdim=True)], dim=-1
+        )
 
     def forward(
         self,
         slots: Tensor,  # [B, K, D]
         weights: Tensor,  # [B, N, K], summing to one over N
         places: Tensor,  # [N, 2], in pixels
-        attention: Tensor | None = None,  # [B, N, K], summing to one over K; needed if `reach` is not 0
+        # [B, N, K], summing to one over K; needed if `reach` is not 0
+        attention: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # Slots that know their shape [B, K, D]; centres [B, K, 2]
         "Add what the shape says to each slot."
         centre, shape = self.describe(weights, places)
-        told = [slots, 2 * shape] + ([self.neighbours(attention, centre, places)] if self.reach else [])
+        told = [slots, 2 * shape] + (
+            [self.neighbours(attention, centre, places)] if self.reach else []
+        )
         return slots + self.mlp(torch.cat(told, dim=-1)), centre
 
 # %% ../../nbs/library/15_seeded.ipynb #0aa03223
@@ -138,19 +178,32 @@ class StampDecoder(nn.Module):
         darkest: float = 0.2,  # Darkest shade, as a share of the colour
     ):
         super().__init__()
-        self.resolution, self.slot_dim, self.darkest = tuple(resolution), check_int("slot_dim", slot_dim), darkest
+        self.resolution = tuple(resolution)
+        self.slot_dim = check_int("slot_dim", slot_dim)
+        self.darkest = darkest
         self.stamp_size = check_int("stamp_size", stamp_size)
-        layers = [nn.LayerNorm(slot_dim), nn.Linear(slot_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
+        layers = [
+            nn.LayerNorm(slot_dim),
+            nn.Linear(slot_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+        ]
         self.carve = nn.Sequential(*layers, nn.Linear(hidden_dim, 2 * stamp_size**2))
         self.everywhere = nn.Linear(slot_dim, 4)  # a mask logit and a colour for the whole picture
 
     def place(
         self,
-        centre: Tensor,  # Where the stamp's centre goes along one axis, in pixels from the image's centre, [B, K]
+        # Where the stamp's centre goes along one axis, in pixels from the image's centre, [B, K]
+        centre: Tensor,
         size: int,  # Length of that axis
-    ) -> Tensor:  # Share of each of the stamp's rows in each of the image's, [B, K, size, stamp_size]
+        # Share of each of the stamp's rows in each of the image's, [B, K, size, stamp_size]
+    ) -> Tensor:
         "Linear interpolation as a matrix: a shift by any distance, with a gradient."
-        pixel, row = (torch.arange(n, device=centre.device, dtype=centre.dtype) - (n - 1) / 2 for n in (size, self.stamp_size))
+        pixel, row = (
+            torch.arange(n, device=centre.device, dtype=centre.dtype) - (n - 1) / 2
+            for n in (size, self.stamp_size)
+        )
         return (1 - (pixel[:, None] - row - centre[..., None, None]).abs()).relu()
 
     def forward(
@@ -160,27 +213,39 @@ class StampDecoder(nn.Module):
     ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
         "Carve a stamp for each slot and set it down."
         check_shape("slots", slots, "B K D", D=self.slot_dim)
-        stamp = self.carve(slots).unflatten(-1, (2, self.stamp_size, self.stamp_size))  # [B, K, 2, S, S]
-        down, across = (self.place(centre[..., axis], size)[:, :, None] for axis, size in enumerate(self.resolution))
-        logit, shade = (down @ stamp @ across.mT).split(1, dim=2)  # [H, S] @ [S, S] @ [S, W], for each of B, K, 2
+        # [B, K, 2, S, S]
+        stamp = self.carve(slots).unflatten(-1, (2, self.stamp_size, self.stamp_size))
+        down, across = (
+            self.place(centre[..., axis], size)[:, :, None]
+            for axis, size in enumerate(self.resolution)
+        )
+        # [H, S] @ [S, S] @ [S, W], for each of B, K, 2
+        logit, shade = (down @ stamp @ across.mT).split(1, dim=2)
         base, color = self.everywhere(slots)[..., None, None].split((1, 3), dim=2)
         shade = self.darkest + (1 - self.darkest) * shade.sigmoid()
         return torch.cat([2 * (2 * color).sigmoid() * shade - 1, logit + base], dim=2)
 
 # %% ../../nbs/library/15_seeded.ipynb #fd3d7a7f
 class FastAutoEncoder(SlotAttentionAutoEncoder):
-    "Our small autoencoder, not the paper's: patches, seeded slots, Slot Attention as it is, a shape read-out, stamps."
+    """Our small autoencoder, not the paper's: patches, seeded slots, Slot Attention as it is, a
+    shape read-out, stamps.
+    """
 
     def __init__(
         self,
         resolution: tuple[int, int] = (35, 35),  # Height and width
         num_slots: int = 4,  # K, one of them for the background
-        num_iterations: int = 2,  # T; one less than the paper, since seeded slots start near their objects
+        # T; one less than the paper, since seeded slots start near their objects
+        num_iterations: int = 2,
         slot_dim: int = 64,  # Width of a slot, and of a token
         stamp_size: int = 25,  # Side of a stamp, in pixels
     ):
-        module = SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim=2 * slot_dim)
-        super().__init__(PatchEncoder(slot_dim, slot_dim), module, StampDecoder(slot_dim, resolution, stamp_size))
+        module = SlotAttention(
+            slot_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim=2 * slot_dim
+        )
+        super().__init__(
+            PatchEncoder(slot_dim, slot_dim), module, StampDecoder(slot_dim, resolution, stamp_size)
+        )
         self.readout = ShapeReadout(slot_dim)
         self.seed = nn.Sequential(nn.LayerNorm(slot_dim), nn.Linear(slot_dim, slot_dim))
         self.start_as_k_means()
@@ -188,7 +253,9 @@ class FastAutoEncoder(SlotAttentionAutoEncoder):
 
     @torch.no_grad()
     def start_as_k_means(self) -> None:
-        "Let an untrained slot ask for tokens like its seed: seeds unchanged, and queries formed as keys are."
+        """Let an untrained slot ask for tokens like its seed: seeds unchanged, and queries formed
+        as keys are.
+        """
         nn.init.eye_(self.seed[1].weight)
         nn.init.zeros_(self.seed[1].bias)
         self.slot_attention.project_q.weight.copy_(self.slot_attention.project_k.weight)
@@ -209,9 +276,15 @@ class FastAutoEncoder(SlotAttentionAutoEncoder):
         tokens: Tensor,  # [B, N, D]
         num_slots: int,  # K
     ) -> Tensor:  # Initial slots, [B, K, D]
-        "One slot from the mean of all tokens; the others from chosen tokens, and where none was left from the mean again."
-        chosen, ground = self.choose(image, num_slots - 1)[..., None], tokens.mean(dim=1, keepdim=True)  # [B, K - 1, 1], [B, 1, D]
-        seeds = tokens.take_along_dim(chosen.clamp(min=0), dim=1).where(chosen >= 0, ground)  # [B, K - 1, D]
+        """One slot from the mean of all tokens.
+
+        The others from chosen tokens, and where none was left from the mean again.
+        """
+        # [B, K - 1, 1], [B, 1, D]
+        chosen = self.choose(image, num_slots - 1)[..., None]
+        ground = tokens.mean(dim=1, keepdim=True)
+        # [B, K - 1, D]
+        seeds = tokens.take_along_dim(chosen.clamp(min=0), dim=1).where(chosen >= 0, ground)
         return self.seed(torch.cat([ground, seeds], dim=1))
 
     def forward(
@@ -228,12 +301,28 @@ class FastAutoEncoder(SlotAttentionAutoEncoder):
         self.check_image(image)
         tokens = self.encoder(image)
         if slots is None:
-            slots = self.seeded_slots(image, tokens, self.slot_attention.num_slots if num_slots is None else check_int("num_slots", num_slots))
-        slots, attention = self.slot_attention(tokens, slots=slots, num_slots=num_slots, num_iterations=num_iterations, return_attention=True)
+            slots = self.seeded_slots(
+                image,
+                tokens,
+                self.slot_attention.num_slots
+                if num_slots is None
+                else check_int("num_slots", num_slots),
+            )
+        slots, attention = self.slot_attention(
+            tokens,
+            slots=slots,
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            return_attention=True,
+        )
         weights = attention[:, -1] + self.slot_attention.eps
         weights = weights / weights.sum(dim=1, keepdim=True)
         slots, centre = self.readout(slots, weights, self.places)
-        return AutoEncoderOutput(*mix_slots(self.paint(slots, centre, weights, attention[:, -1])), slots, attention if return_attention else None)
+        return AutoEncoderOutput(
+            *mix_slots(self.paint(slots, centre, weights, attention[:, -1])),
+            slots,
+            attention if return_attention else None,
+        )
 
     def paint(
         self,
@@ -262,9 +351,12 @@ def gaussian_logits(
     pixels: Tensor,  # Where to look, in pixels, [P, 2]
     floor: float = 4.0,  # Added to the variances, in square pixels: no Gaussian is a needle
 ) -> Tensor:  # Logarithms, up to one constant, [B, K, P]
-    "How likely each pixel is under the Gaussian that has the mean and the covariance of a slot's attention."
+    """How likely each pixel is under the Gaussian that has the mean and the covariance of a slot's
+    attention.
+    """
     y, x = (places - centre[:, :, None]).unbind(-1)  # each [B, K, N]
-    yy, xx, yx = ((weights.mT * product).sum(-1, keepdim=True) for product in (y * y, x * x, y * x))  # [B, K, 1]
+    # [B, K, 1]
+    yy, xx, yx = ((weights.mT * product).sum(-1, keepdim=True) for product in (y * y, x * x, y * x))
     yy, xx = yy + floor, xx + floor
     y, x = (pixels - centre[:, :, None]).unbind(-1)  # each [B, K, P]
     area = yy * xx - yx * yx  # determinant of the covariance
@@ -272,7 +364,9 @@ def gaussian_logits(
 
 
 class EnlargingDecoder(CoarseDecoder):
-    "A coarse decoder whose last layer enlarges, too: most of the work is done on a quarter of the pixels."
+    """A coarse decoder whose last layer enlarges, too: most of the work is done on a quarter of the
+    pixels.
+    """
 
     def __init__(
         self,
@@ -280,12 +374,18 @@ class EnlargingDecoder(CoarseDecoder):
         resolution: tuple[int, int],  # Height and width of the image
         hidden_dim: int = 16,  # Channels of every layer
     ):
-        super().__init__(slot_dim, tuple(-(-n // 2) for n in resolution), hidden_dim, strides=(1, 2))  # paints half of the size
-        self.resolution, self.to_rgba = tuple(resolution), SameConvTranspose2d(hidden_dim, 4, 5, stride=2)
+        # paints half of the size
+        super().__init__(
+            slot_dim, tuple(-(-n // 2) for n in resolution), hidden_dim, strides=(1, 2)
+        )
+        self.resolution = tuple(resolution)
+        self.to_rgba = SameConvTranspose2d(hidden_dim, 4, 5, stride=2)
 
 
 class SeededAutoEncoder(FastAutoEncoder):
-    "Our model for larger pictures on a CPU, not the paper's: seeded slots, Slot Attention as it is, masks that start as Gaussians."
+    """Our model for larger pictures on a CPU, not the paper's: seeded slots, Slot Attention as it
+    is, masks that start as Gaussians.
+    """
 
     def __init__(
         self,
@@ -296,7 +396,8 @@ class SeededAutoEncoder(FastAutoEncoder):
         hidden_dim: int = 16,  # Channels of the decoder
     ):
         super().__init__(resolution, num_slots, num_iterations, slot_dim)
-        self.encoder = TwoScaleEncoder(slot_dim, slot_dim // 2, color_gain=24.0)  # an untrained token is its pixel's colour above all
+        # an untrained token is its pixel's colour above all
+        self.encoder = TwoScaleEncoder(slot_dim, slot_dim // 2, color_gain=24.0)
         self.decoder = EnlargingDecoder(slot_dim, resolution, hidden_dim)
         self.where = nn.Linear(2, slot_dim, bias=False)  # tells a slot where it is
         self.register_buffer("pixels", token_grid(resolution, 1), persistent=False)  # [H * W, 2]
@@ -309,7 +410,10 @@ class SeededAutoEncoder(FastAutoEncoder):
         image: Tensor,  # [B, 3, H, W]
         count: int,  # How many seeds
     ) -> Tensor:  # Numbers of tokens, [B, count]; -1 where nothing was left to find
-        "Tokens whose pixels lie far apart in colour. Place does not count: a spare seed should go to the ground."
+        """Tokens whose pixels lie far apart in colour.
+
+        Place does not count: a spare seed should go to the ground.
+        """
         return farthest_first(self.encoder.pixels(image), 0 * self.places, count)
 
     def paint(
@@ -319,9 +423,17 @@ class SeededAutoEncoder(FastAutoEncoder):
         weights: Tensor,  # How it looks, [B, N, K], summing to one over N
         attention: Tensor,  # The same, summing to one over K
     ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
-        "Paint each slot; its mask is its attention's Gaussian and whatever the decoder adds to that."
+        """Paint each slot; its mask is its attention's Gaussian and whatever the decoder adds to
+        that.
+        """
         color, logit = self.decoder(slots + self.where(centre / 16)).split((3, 1), dim=2)
-        logit = logit + gaussian_logits(weights, centre, self.places, self.pixels).unflatten(2, self.resolution)[:, :, None]  # [B, K, H * W] -> [B, K, 1, H, W]
+        # [B, K, H * W] -> [B, K, 1, H, W]
+        logit = (
+            logit
+            + gaussian_logits(weights, centre, self.places, self.pixels).unflatten(
+                2, self.resolution
+            )[:, :, None]
+        )
         return torch.cat([color, logit], dim=2)
 
 
@@ -335,7 +447,9 @@ def seeded_autoencoder(
 
 # %% ../../nbs/library/15_seeded.ipynb #a1966276
 class SolidsAutoEncoder(SeededAutoEncoder):
-    "Our model for lit solids on a CPU, not the paper's: seeds by hue and place, as many as there are things, and masks that start from the attention itself."
+    """Our model for lit solids on a CPU, not the paper's: seeds by hue and place, as many as there
+    are things, and masks that start from the attention itself.
+    """
 
     def __init__(
         self,
@@ -345,11 +459,19 @@ class SolidsAutoEncoder(SeededAutoEncoder):
         slot_dim: int = 64,  # Width of a slot, and of a token
     ):
         super().__init__(resolution, num_slots, num_iterations, slot_dim)
-        self.encoder, self.grid = HueEncoder(slot_dim, slot_dim // 2), tuple(-(-n // 2) for n in resolution)
+        self.encoder = HueEncoder(slot_dim, slot_dim // 2)
+        self.grid = tuple(-(-n // 2) for n in resolution)
         module = self.slot_attention
         for project in (module.project_q, module.project_k):
-            project.weight.data[:, slot_dim - slot_dim // 2 :] *= 0.4  # who asks for what is above all a matter of hue and place
-        for part in (self.seed, module.project_q, module.project_k, module.norm_inputs, module.norm_slots):
+            # who asks for what is above all a matter of hue and place
+            project.weight.data[:, slot_dim - slot_dim // 2 :] *= 0.4
+        for part in (
+            self.seed,
+            module.project_q,
+            module.project_k,
+            module.norm_inputs,
+            module.norm_slots,
+        ):
             part.requires_grad_(False)  # and stays so
 
     def choose(
@@ -368,10 +490,17 @@ class SolidsAutoEncoder(SeededAutoEncoder):
         weights: Tensor,  # How it looks, [B, N, K], summing to one over N
         attention: Tensor,  # The same, summing to one over K
     ) -> Tensor:  # Colour and mask logit of every slot, [B, K, 4, H, W]
-        "Add the attention, enlarged, to the Gaussian and to what the decoder says; copies of the first slot paint nothing."
+        """Add the attention, enlarged, to the Gaussian and to what the decoder says.
+
+        Copies of the first slot paint nothing.
+        """
         color, logit = super().paint(slots, centre, weights, attention).split((3, 1), dim=2)
         held = (attention + 1e-4).log().mT.unflatten(2, self.grid)  # [B, K, h, w]
         spare = (attention - attention[..., :1]).abs().amax(dim=1) < 1e-5  # [B, K]
         spare = spare & (torch.arange(spare.shape[1], device=spare.device) > 0)
-        logit = logit + F.interpolate(held, self.resolution, mode="bilinear")[:, :, None] - 1e3 * spare[..., None, None, None]
+        logit = (
+            logit
+            + F.interpolate(held, self.resolution, mode="bilinear")[:, :, None]
+            - 1e3 * spare[..., None, None, None]
+        )
         return torch.cat([color, logit], dim=2)

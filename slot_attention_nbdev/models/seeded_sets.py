@@ -23,20 +23,46 @@ from ..core import InputError, atomic_write, check_int, generator
 from ..data.files import read_image
 from ..data.sprites import to_model, to_uint8
 from ..nn.encoder import TwoScaleEncoder
-from .seeded import FastAutoEncoder, ShapeReadout, farthest_first, token_grid
-from ..metrics.matching import huber_cost, hungarian, matched_cost, mixed_cost, set_loss
+from slot_attention_nbdev.models.seeded import (
+    FastAutoEncoder,
+    ShapeReadout,
+    farthest_first,
+    token_grid,
+)
+from slot_attention_nbdev.metrics.matching import (
+    huber_cost,
+    hungarian,
+    matched_cost,
+    mixed_cost,
+    set_loss,
+)
 from .original import original_set_predictor
 from ..metrics.sets import average_precision, property_scores
-from .set_predictor import Categorical, Continuous, DetectedObject, ObjectDescription, SetPredictor, SetPredictorOutput
+from slot_attention_nbdev.models.set_predictor import (
+    Categorical,
+    Continuous,
+    DetectedObject,
+    ObjectDescription,
+    SetPredictor,
+    SetPredictorOutput,
+)
 from ..nn.slot_attention import SlotAttention
 from ..viz import grid_size, plot_decomposition, save_figure
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #24d1a052
-SPRITES = ObjectDescription("sprites", (
-    Continuous("x", 16, 48), Continuous("y", 16, 48),  # centre, in pixels from the top left corner
-    Continuous("scale", 0.5, 1), Continuous("color", 0, 1, dims=3), Categorical("shape", ("square", "ellipse", "heart")),
-), position=("x", "y"))
-THRESHOLDS = {"CLEVR": (math.inf, 1.0, 0.5, 0.25, 0.125), "sprites": (math.inf, 8.0, 4.0, 2.0, 1.0)}  # by name of the description
+SPRITES = ObjectDescription(
+    "sprites",
+    (
+        Continuous("x", 16, 48),
+        Continuous("y", 16, 48),  # centre, in pixels from the top left corner
+        Continuous("scale", 0.5, 1),
+        Continuous("color", 0, 1, dims=3),
+        Categorical("shape", ("square", "ellipse", "heart")),
+    ),
+    position=("x", "y"),
+)
+# by name of the description
+THRESHOLDS = {"CLEVR": (math.inf, 1.0, 0.5, 0.25, 0.125), "sprites": (math.inf, 8.0, 4.0, 2.0, 1.0)}
 
 
 def properties_clevr(
@@ -48,14 +74,18 @@ def properties_clevr(
     return original_set_predictor(resolution, num_slots, num_iterations)
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #f7942f8a
-WEIGHTS = {"x": 4.0, "y": 4.0, "scale": 1.0, "color": 4.0, "shape": 0.5, "presence": 0.5}  # in the loss
+# in the loss
+WEIGHTS = {"x": 4.0, "y": 4.0, "scale": 1.0, "color": 4.0, "shape": 0.5, "presence": 0.5}
 KINDS_OF_COST = {"shape": "cross_entropy", "presence": "binary_cross_entropy"}  # the others: Huber
 
 
 class SeededSetPredictor(SetPredictor):
-    "Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a read-out of shape, a second look."
+    """Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a read-
+    out of shape, a second look.
+    """
 
-    start_as_k_means, seeded_slots = FastAutoEncoder.start_as_k_means, FastAutoEncoder.seeded_slots
+    start_as_k_means = FastAutoEncoder.start_as_k_means
+    seeded_slots = FastAutoEncoder.seeded_slots
     crisp = True  # its seeds take the soft rim of an averaged picture for one more object
 
     def __init__(
@@ -66,7 +96,12 @@ class SeededSetPredictor(SetPredictor):
         slot_dim: int = 64,  # Width of a slot, and of a token
     ):
         encoder = TwoScaleEncoder(slot_dim, slot_dim)
-        super().__init__(encoder, SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, 2 * slot_dim), SPRITES, resolution)
+        super().__init__(
+            encoder,
+            SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, 2 * slot_dim),
+            SPRITES,
+            resolution,
+        )
         self.readout = ShapeReadout(slot_dim, hidden_dim=256, reach=8.0)
         self.seed = nn.Sequential(nn.LayerNorm(slot_dim), nn.Linear(slot_dim, slot_dim))
         self.start_as_k_means()
@@ -74,7 +109,9 @@ class SeededSetPredictor(SetPredictor):
             for project in (self.slot_attention.project_q, self.slot_attention.project_k):
                 project.weight.mul_(12**0.5)  # so that an untrained slot is choosy
         self.place = nn.Sequential(nn.Linear(2 * slot_dim + 5, 64), nn.ReLU(), nn.Linear(64, 2))
-        self.head = nn.Sequential(nn.Linear(3 * slot_dim + 5, 128), nn.ReLU(), nn.Linear(128, SPRITES.width))
+        self.head = nn.Sequential(
+            nn.Linear(3 * slot_dim + 5, 128), nn.ReLU(), nn.Linear(128, SPRITES.width)
+        )
         self.register_buffer("places", token_grid(resolution), persistent=False)  # [N, 2]
 
     def choose(
@@ -83,7 +120,9 @@ class SeededSetPredictor(SetPredictor):
         count: int,  # How many seeds
     ) -> Tensor:  # Numbers of tokens, [B, count]
         "Tokens whose pixels lie far apart, in colour above all."
-        return farthest_first(self.encoder.pixels(image) / 1.25, 0.2 * self.places / self.places.abs().max(), count)
+        return farthest_first(
+            self.encoder.pixels(image) / 1.25, 0.2 * self.places / self.places.abs().max(), count
+        )
 
     def say(
         self,
@@ -98,9 +137,11 @@ class SeededSetPredictor(SetPredictor):
         color = weights.mT @ self.encoder.pixels(image)  # [B, K, N] @ [B, N, 3] -> [B, K, 3]
         covered = weights.mT @ features.flatten(2).mT  # [B, K, N] @ [B, N, C] -> [B, K, C]
         seen = torch.cat([slots, centre / 16, color, covered], dim=-1)
-        place = centre.flip(-1) / 8 + self.place(seen)  # (x, y); near zero, sigmoid(4 u) is about 1/2 + u
+        # (x, y); near zero, sigmoid(4 u) is about 1/2 + u
+        place = centre.flip(-1) / 8 + self.place(seen)
         where = (place.detach().sigmoid() - 0.5)[:, :, None]  # in [-1/2, 1/2]: 16...48 of 64 pixels
-        again = F.grid_sample(features, where, align_corners=False)[..., 0].mT  # [B, C, K, 1] -> [B, K, C]
+        # [B, C, K, 1] -> [B, K, C]
+        again = F.grid_sample(features, where, align_corners=False)[..., 0].mT
         rest = self.head(torch.cat([seen, again], dim=-1))
         numbers = torch.cat([place, rest[..., 2:3], rest[..., 3:6] + 2 * color], dim=-1).sigmoid()
         return torch.cat([numbers, rest[..., 6:9].softmax(-1), rest[..., 9:].sigmoid()], dim=-1)
@@ -121,10 +162,24 @@ class SeededSetPredictor(SetPredictor):
         features = self.encoder.features(image)
         tokens = self.encoder.tokens(image, features)
         if slots is None:
-            slots = self.seeded_slots(image, tokens, self.slot_attention.num_slots if num_slots is None else check_int("num_slots", num_slots))
-        slots, attention = self.slot_attention(tokens, slots=slots, num_slots=num_slots, num_iterations=num_iterations, return_attention=True)
+            slots = self.seeded_slots(
+                image,
+                tokens,
+                self.slot_attention.num_slots
+                if num_slots is None
+                else check_int("num_slots", num_slots),
+            )
+        slots, attention = self.slot_attention(
+            tokens,
+            slots=slots,
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            return_attention=True,
+        )
         weights = attention[:, -1] + self.slot_attention.eps
-        predictions = self.say(image, features, slots, weights / weights.sum(dim=1, keepdim=True), attention[:, -1])
+        predictions = self.say(
+            image, features, slots, weights / weights.sum(dim=1, keepdim=True), attention[:, -1]
+        )
         return SetPredictorOutput(predictions, slots, attention if return_attention else None)
 
     def cost(
@@ -134,8 +189,13 @@ class SeededSetPredictor(SetPredictor):
         names: bool = True,  # Whether names count; the matching does without
     ) -> Tensor:  # [B, M, N]
         "What each pair costs; an object that is not there has no properties to get wrong."
-        *parts, presence = [part._replace(kind=KINDS_OF_COST.get(part.name, "huber"), weight=WEIGHTS[part.name]) for part in self.description.parts()]
-        parts = [part if names or part.kind == "huber" else part._replace(weight=0.0) for part in parts]
+        *parts, presence = [
+            part._replace(kind=KINDS_OF_COST.get(part.name, "huber"), weight=WEIGHTS[part.name])
+            for part in self.description.parts()
+        ]
+        parts = [
+            part if names or part.kind == "huber" else part._replace(weight=0.0) for part in parts
+        ]
         properties = mixed_cost(predictions[..., :-1], targets[..., :-1], parts) * targets[..., -1:]
         return properties + mixed_cost(predictions[..., -1:], targets[..., -1:], [presence])
 
@@ -172,7 +232,11 @@ def properties_loss(
 ) -> Tensor:  # A scalar
     "Matched Huber loss (Locatello et al. 2020, supplement); a model may have a loss of its own."
     target = model.description.encode(scenes, output.predictions.shape[1])
-    return model.loss(output.predictions, target) if isinstance(model, SeededSetPredictor) else set_loss(output.predictions, target, huber_cost)
+    return (
+        model.loss(output.predictions, target)
+        if isinstance(model, SeededSetPredictor)
+        else set_loss(output.predictions, target, huber_cost)
+    )
 
 
 @torch.no_grad()
@@ -182,18 +246,34 @@ def evaluate_properties(
     batch_size: int = 64,  # Images at a time
     seed: int = 0,  # Draws the initial slots
     num_slots: int | None = None,  # K; None takes the model's own
-) -> dict[str, float | int]:  # ap_inf and the other thresholds; each property; found, count; n: how many images
-    "Average precision at each threshold, and what each property gets right: a share, or a mean absolute error."
+    # ap_inf and the other thresholds; each property; found, count; n: how many images
+) -> dict[str, float | int]:
+    """Average precision at each threshold, and what each property gets right: a share, or a mean
+    absolute error.
+    """
     if "image" not in scenes:
         raise InputError(f"scenes: there is no image; there are: {', '.join(scenes)}")
-    n, device, random = check_int("scenes", len(scenes["image"])), next(model.parameters()).device, generator(seed, "evaluate")
+    n = check_int("scenes", len(scenes["image"]))
+    device = next(model.parameters()).device
+    random = generator(seed, "evaluate")
     target = model.description.encode(scenes, num_slots or model.slot_attention.num_slots)
     images = scenes["image"].split(check_int("batch_size", batch_size))
-    said = torch.cat([model(to_model(some.to(device)), generator=random, num_slots=num_slots).predictions.cpu() for some in images])
+    said = torch.cat(
+        [
+            model(
+                to_model(some.to(device)), generator=random, num_slots=num_slots
+            ).predictions.cpu()
+            for some in images
+        ]
+    )
     limits = THRESHOLDS[model.description.name]
     ranked = torch.cat([said[..., :-1], model.confidence(said)[..., None]], -1)
     precision = average_precision(ranked, target.cpu(), limits, model.description).tolist()
-    return {**{f"ap_{limit:g}": value for limit, value in zip(limits, precision)}, **property_scores(said, target.cpu(), model.description), "n": n}
+    return {
+        **{f"ap_{limit:g}": value for limit, value in zip(limits, precision)},
+        **property_scores(said, target.cpu(), model.description),
+        "n": n,
+    }
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #e48713e6
 @torch.no_grad()
@@ -202,21 +282,29 @@ def find_objects(
     image: Tensor,  # [B, 3, H, W] in [-1, 1]
     generator: torch.Generator | None = None,  # Draws the initial slots
     threshold: float = 0.5,  # Least confidence of an object that is named
-) -> tuple[list[list[DetectedObject]], list[Tensor]]:  # Of each image: its objects, most confident first; their (x, y) in pixels, [n, 2]
+    # Of each image: its objects, most confident first; their (x, y) in pixels, [n, 2]
+) -> tuple[list[list[DetectedObject]], list[Tensor]]:
     "Name the objects of images, and say where they are to be drawn."
-    output, description, (height, width) = model(image, generator=generator, return_attention=True), model.description, model.resolution
+    output = model(image, generator=generator, return_attention=True)
+    description = model.description
+    (height, width) = model.resolution
     if set(description.position) == {"x", "y"}:
         scene = description.decode(output.predictions)
         places = torch.stack([scene["x"], scene["y"]], -1)  # [B, K, 2]
     else:
         weights = output.attention[:, -1].mT  # [B, K, N]
         h, w = grid_size(weights.shape[-1], model.resolution)
-        y, x = torch.meshgrid((torch.arange(h) + 0.5) * height / h, (torch.arange(w) + 0.5) * width / w, indexing="ij")
+        y, x = torch.meshgrid(
+            (torch.arange(h) + 0.5) * height / h, (torch.arange(w) + 0.5) * width / w, indexing="ij"
+        )
         centres = torch.stack([x.flatten(), y.flatten()], -1).to(weights)  # [N, 2]
-        places = weights.square() @ centres / weights.square().sum(-1, keepdim=True)  # [B, K, N] @ [N, 2]; squared: the faint glow of far tokens counts little
+        # [B, K, N] @ [N, 2]; squared: the faint glow of far tokens counts little
+        places = weights.square() @ centres / weights.square().sum(-1, keepdim=True)
     order = output.predictions[..., -1].argsort(dim=1, descending=True, stable=True)
     objects = description.objects(output.predictions, threshold)
-    return objects, [place[rows[: len(found)]].cpu() for place, rows, found in zip(places, order, objects)]
+    return objects, [
+        place[rows[: len(found)]].cpu() for place, rows, found in zip(places, order, objects)
+    ]
 
 
 def object_rows(
@@ -224,9 +312,16 @@ def object_rows(
     description: ObjectDescription,  # What they say
 ) -> list[list[str]]:  # The names of the columns, then a row for each object
     "The objects of an image, for a table."
-    text = lambda value: value if isinstance(value, str) else " ".join(f"{v:.2f}" for v in (value if isinstance(value, list) else [value]))
+    text = lambda value: (
+        value
+        if isinstance(value, str)
+        else " ".join(f"{v:.2f}" for v in (value if isinstance(value, list) else [value]))
+    )
     names = [p.name for p in description.properties]
-    return [["object", "confidence", *names]] + [[str(i), f"{o.confidence:.2f}", *(text(o.properties[name]) for name in names)] for i, o in enumerate(objects, 1)]
+    return [["object", "confidence", *names]] + [
+        [str(i), f"{o.confidence:.2f}", *(text(o.properties[name]) for name in names)]
+        for i, o in enumerate(objects, 1)
+    ]
 
 
 def plot_objects(
@@ -236,13 +331,28 @@ def plot_objects(
 ) -> Figure:  # The images side by side, each object with its number and its named properties
     "Draw the objects on their images."
     figure = Figure(figsize=(3.2 * len(image), 3.4), layout="constrained")
-    for axes, picture, found, place in zip(figure.subplots(1, len(image), squeeze=False)[0], to_uint8(image).cpu(), objects, places):
-        axes.imshow(picture.numpy(), interpolation="nearest", extent=(0, picture.shape[1], picture.shape[0], 0))
+    for axes, picture, found, place in zip(
+        figure.subplots(1, len(image), squeeze=False)[0], to_uint8(image).cpu(), objects, places
+    ):
+        axes.imshow(
+            picture.numpy(),
+            interpolation="nearest",
+            extent=(0, picture.shape[1], picture.shape[0], 0),
+        )
         axes.set(xticks=[], yticks=[], xlabel=f"{len(found)} objects")
         for i, ((x, y), each) in enumerate(zip(place.tolist(), found), 1):
             words = " ".join(value for value in each.properties.values() if isinstance(value, str))
             axes.plot(x, y, "+", color="white", markeredgewidth=1)
-            axes.text(x, y, f"{i} {words}", fontsize=7, color="white", ha="center", va="top", bbox={"color": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})
+            axes.text(
+                x,
+                y,
+                f"{i} {words}",
+                fontsize=7,
+                color="white",
+                ha="center",
+                va="top",
+                bbox={"color": "black", "alpha": 0.55, "pad": 1, "linewidth": 0},
+            )
     return figure
 
 
@@ -266,18 +376,30 @@ def check_verb(
     says = isinstance(model, SetPredictor)
     if says != (verb == "predict"):
         kinds = "an autoencoder, which paints masks", "a set predictor, which says properties"
-        raise InputError(f"checkpoint: {verb} needs {kinds[not says]}; this is {kinds[says]} (use {'predict' if says else 'segment'})")
+        raise InputError(
+            f"checkpoint: {verb} needs {kinds[not says]}; this is {kinds[says]} (use {'predict' if says else 'segment'})"
+        )
 
 
 def read_images(
     model: nn.Module,  # Says the size and the device
     paths: Sequence[Path],  # Images, of any size
-) -> list[tuple[str, Path, Tensor]]:  # A name for what is made of it, different for each; path; image [1, 3, H, W] in [-1, 1]
+    # A name for what is made of it, different for each; path; image [1, 3, H, W] in [-1, 1]
+) -> list[tuple[str, Path, Tensor]]:
     "Read all images before work begins, so that a bad one stops nothing half-way."
     device, names = next(model.parameters()).device, []
     for path in paths:
-        names.append(next(name for i in range(len(paths)) if (name := f"{path.stem}_{i + 1}" if i else path.stem) not in names))
-    return [(name, path, read_image(path, model.resolution, getattr(model, "crisp", False)).to(device)) for name, path in zip(names, paths)]
+        names.append(
+            next(
+                name
+                for i in range(len(paths))
+                if (name := f"{path.stem}_{i + 1}" if i else path.stem) not in names
+            )
+        )
+    return [
+        (name, path, read_image(path, model.resolution, getattr(model, "crisp", False)).to(device))
+        for name, path in zip(names, paths)
+    ]
 
 
 @torch.inference_mode()
@@ -287,16 +409,24 @@ def segment_files(
     out: Path,  # Folder for label maps and pictures
     seed: int = 0,  # Draws the initial slots
 ) -> list[dict[str, str]]:  # Of each image: image, labels, slots; all of them paths
-    "Write a label map of the image's own size (pixel = number of the slot) and a picture of the slots."
+    """Write a label map of the image's own size (pixel = number of the slot) and a picture of the
+    slots.
+    """
     check_verb(model, "segment")
     written = []
     for name, path, image in read_images(model, paths):
         output = model(image, generator=generator(seed, "slots", device=image.device))
         labels = PILImage.fromarray(output.masks[0].argmax(0).byte().cpu().numpy())
         with atomic_write(out / f"{name}_labels.png") as temporary:
-            labels.resize(ImageOps.exif_transpose(PILImage.open(path)).size, PILImage.Resampling.NEAREST).save(temporary)
-        picture = save_figure(plot_decomposition(image, output, masks=True), out / f"{name}_slots.png")
-        written.append({"image": str(path), "labels": str(out / f"{name}_labels.png"), "slots": str(picture)})
+            labels.resize(
+                ImageOps.exif_transpose(PILImage.open(path)).size, PILImage.Resampling.NEAREST
+            ).save(temporary)
+        picture = save_figure(
+            plot_decomposition(image, output, masks=True), out / f"{name}_slots.png"
+        )
+        written.append(
+            {"image": str(path), "labels": str(out / f"{name}_labels.png"), "slots": str(picture)}
+        )
     return written
 
 
@@ -311,7 +441,14 @@ def predict_files(
     device, answers = next(model.parameters()).device, []
     for name, path, image in read_images(model, paths):
         objects, places = find_objects(model, image, generator(seed, "slots", device=device))
-        picture = out and str(save_figure(plot_objects(image, objects, places), out / f"{name}_objects.png"))
+        picture = out and str(
+            save_figure(plot_objects(image, objects, places), out / f"{name}_objects.png")
+        )
         said = [{"confidence": each.confidence, **each.properties} for each in objects[0]]
-        answers.append(({"image": str(path), "picture": picture, "objects": said}, object_rows(objects[0], model.description)))
+        answers.append(
+            (
+                {"image": str(path), "picture": picture, "objects": said},
+                object_rows(objects[0], model.description),
+            )
+        )
     return answers

@@ -27,12 +27,15 @@ def _refuse(name: str, bad: Tensor, x: Tensor, wanted: str) -> None:
     "Raise an `InputError` for the first bad object [B, M]."
     if bad.any():
         image, number = (int(i) for i in bad.nonzero()[0])
-        raise InputError(f"scene: {name}: expected {wanted}, got {x[image, number].tolist()} for object {number} of image {image}")
+        raise InputError(
+            f"scene: {name}: expected {wanted}, got {x[image, number].tolist()} for object {number} of image {image}"
+        )
 
 
 @dataclass(frozen=True)
 class Continuous:
     "A number, or several, between two bounds; encoded on [0, 1]."
+
     name: str  # Key of the scene
     low: float  # Encoded as 0
     high: float  # Encoded as 1
@@ -55,9 +58,16 @@ class Continuous:
     ) -> Tensor:  # [B, M, dims] in [0, 1]
         "Scale to [0, 1]; a real object out of bounds is an error."
         x = x.unsqueeze(-1) if self.dims == 1 else x
-        check_shape(f"scene: {self.name}", x, "B M dims", B=len(there), M=there.shape[1], dims=self.dims)
+        check_shape(
+            f"scene: {self.name}", x, "B M dims", B=len(there), M=there.shape[1], dims=self.dims
+        )
         scaled = (x.float() - self.low) / (self.high - self.low)
-        _refuse(self.name, there & ~((scaled - 0.5).abs() <= 0.5001).all(-1), x, f"numbers in [{self.low}, {self.high}]")
+        _refuse(
+            self.name,
+            there & ~((scaled - 0.5).abs() <= 0.5001).all(-1),
+            x,
+            f"numbers in [{self.low}, {self.high}]",
+        )
         return scaled.clamp(0, 1)
 
     def decode(
@@ -72,6 +82,7 @@ class Continuous:
 @dataclass(frozen=True)
 class Angle:
     "A number that begins again after a period; encoded as a point on a circle."
+
     name: str  # Key of the scene
     period: float = 2 * math.pi  # In the scene's unit
     kind = "huber"  # Its part of a mixed cost
@@ -93,21 +104,31 @@ class Angle:
         v: Tensor,  # [..., 2]
     ) -> Tensor:  # [...] in [0, period)
         "The direction of the point."
-        return torch.atan2(2 * v[..., 1] - 1, 2 * v[..., 0] - 1) * self.period / (2 * math.pi) % self.period
+        return (
+            torch.atan2(2 * v[..., 1] - 1, 2 * v[..., 0] - 1)
+            * self.period
+            / (2 * math.pi)
+            % self.period
+        )
 
 
 @dataclass(frozen=True)
 class Categorical:
     "One of several named values; encoded as one number for each."
+
     name: str  # Key of the scene
     values: tuple[str, ...]  # In the order of the vector
-    stored: tuple[str, ...] = ()  # In the order of the scene's integer codes, from 0; empty: the same order
+    # In the order of the scene's integer codes, from 0; empty: the same order
+    stored: tuple[str, ...] = ()
     kind = "cross_entropy"  # Its part of a mixed cost
 
     def __post_init__(self):
-        object.__setattr__(self, "stored", self.stored or self.values)  # the way to set a field of a frozen dataclass
+        # the way to set a field of a frozen dataclass
+        object.__setattr__(self, "stored", self.stored or self.values)
         if len(set(self.values)) < len(self.values) or sorted(self.values) != sorted(self.stored):
-            raise InputError(f"{self.name}: expected the same different names in both orders, got {self.values} and {self.stored}")
+            raise InputError(
+                f"{self.name}: expected the same different names in both orders, got {self.values} and {self.stored}"
+            )
 
     @property
     def width(self) -> int:  # How many numbers
@@ -123,7 +144,12 @@ class Categorical:
         check_shape(f"scene: {self.name}", x, "B M", B=len(there), M=there.shape[1])
         if x.is_floating_point():
             raise InputError(f"scene: {self.name}: expected integer codes, got {x.dtype}")
-        _refuse(self.name, there & ((x < 0) | (x >= self.width)), x, f"a code in 0…{self.width - 1} ({', '.join(self.stored)})")
+        _refuse(
+            self.name,
+            there & ((x < 0) | (x >= self.width)),
+            x,
+            f"a code in 0…{self.width - 1} ({', '.join(self.stored)})",
+        )
         column = torch.tensor([self.values.index(name) for name in self.stored], device=x.device)
         return F.one_hot(column[x.long().clamp(0, self.width - 1)], self.width).float()
 
@@ -141,13 +167,18 @@ Property = Continuous | Angle | Categorical
 # %% ../../nbs/course/12_set_prediction.ipynb #9972e8ae
 class DetectedObject(NamedTuple):
     "What a slot says."
+
     properties: dict[str, str | float | list[float]]  # Value of each property by name
     confidence: float  # That there is such an object, 0…1
 
 
 @dataclass(frozen=True)
 class ObjectDescription:
-    "Which properties an object has, and where each stands in the vector; the last number says that it is there."
+    """Which properties an object has, and where each stands in the vector.
+
+    The last number says that it is there.
+    """
+
     name: str  # Of the data, for messages
     properties: tuple[Property, ...]  # In the order of the vector
     position: tuple[str, ...]  # Names of the continuous ones that say where an object is
@@ -155,10 +186,14 @@ class ObjectDescription:
     def __post_init__(self):
         kinds = {p.name: p for p in self.properties}
         if len(kinds) < len(self.properties):
-            raise InputError(f"properties: expected different names, got {[p.name for p in self.properties]}")
+            raise InputError(
+                f"properties: expected different names, got {[p.name for p in self.properties]}"
+            )
         for name in self.position:
             if not isinstance(kinds.get(name), Continuous):
-                raise InputError(f"position: expected names of continuous properties, got {name!r}; there are: {', '.join(kinds)}")
+                raise InputError(
+                    f"position: expected names of continuous properties, got {name!r}; there are: {', '.join(kinds)}"
+                )
 
     @property
     def width(self) -> int:  # Numbers per object
@@ -173,7 +208,9 @@ class ObjectDescription:
 
     def parts(self) -> list[CostPart]:  # For mixed_cost
         "Each property with its own kind of cost, and the presence."
-        return [CostPart(p.name, p.width, p.kind) for p in self.properties] + [CostPart("presence", 1, "binary_cross_entropy")]
+        return [CostPart(p.name, p.width, p.kind) for p in self.properties] + [
+            CostPart("presence", 1, "binary_cross_entropy")
+        ]
 
     def check(
         self,
@@ -189,18 +226,26 @@ class ObjectDescription:
         scene: Mapping[str, Tensor],  # visibility [B, M] and each property, [B, M] or [B, M, dims]
         max_objects: int,  # K, rows of the target
     ) -> Tensor:  # Targets, float32 [B, K, width]; zero rows where there is no object
-        "Turn scenes into targets: real objects first, in the scene's order (Locatello et al. 2020, supplement)."
+        """Turn scenes into targets: real objects first, in the scene's order (Locatello et al. 2020, supplement).
+        """
         K = check_int("max_objects", max_objects)
         for name in ("visibility", *(p.name for p in self.properties)):
             if name not in scene:
-                raise InputError(f"scene: {self.name} objects have {name!r}, this scene has not; {suggest(name, scene)}")
+                raise InputError(
+                    f"scene: {self.name} objects have {name!r}, this scene has not; {suggest(name, scene)}"
+                )
         check_shape("scene: visibility", scene["visibility"], "B M")
         there = scene["visibility"] > 0
         many = there.sum(1)
         if (many > K).any():
             image = int((many > K).nonzero()[0])
-            raise InputError(f"scene: image {image} has {int(many[image])} objects, expected at most max_objects = {K}")
-        vectors = torch.cat([*(p.encode(scene[p.name], there) for p in self.properties), there[..., None].float()], -1)
+            raise InputError(
+                f"scene: image {image} has {int(many[image])} objects, expected at most max_objects = {K}"
+            )
+        vectors = torch.cat(
+            [*(p.encode(scene[p.name], there) for p in self.properties), there[..., None].float()],
+            -1,
+        )
         vectors = torch.where(there[..., None], vectors, 0)
         first = torch.argsort((~there).byte(), dim=1, stable=True)[:, :K]  # [B, min(M, K)]
         vectors = vectors.gather(1, first[..., None].expand(-1, -1, self.width))
@@ -226,34 +271,68 @@ class ObjectDescription:
         say = lambda name, value: names[name][value] if name in names else value
         found = []
         for image, confidences in enumerate(scene["confidence"]):
-            rows = sorted((k for k, c in enumerate(confidences) if c >= threshold), key=lambda k: -confidences[k])
-            found.append([DetectedObject({p.name: say(p.name, scene[p.name][image][k]) for p in self.properties}, confidences[k]) for k in rows])
+            rows = sorted(
+                (k for k, c in enumerate(confidences) if c >= threshold),
+                key=lambda k: -confidences[k],
+            )
+            found.append(
+                [
+                    DetectedObject(
+                        {p.name: say(p.name, scene[p.name][image][k]) for p in self.properties},
+                        confidences[k],
+                    )
+                    for k in rows
+                ]
+            )
         return found
 
 # %% ../../nbs/course/12_set_prediction.ipynb #36fb8166
-_COLORS = "gray blue brown yellow red green purple cyan", "gray red blue green brown purple cyan yellow"  # in the vector, in scenes
-CLEVR = ObjectDescription("CLEVR", (
-    *(Continuous(axis, -3, 3) for axis in "xyz"),  # scene units
-    Categorical("size", ("small", "large")), Categorical("material", ("rubber", "metal")),
-    Categorical("shape", ("cube", "sphere", "cylinder")), Categorical("color", *(tuple(names.split()) for names in _COLORS)),
-), position=("x", "y", "z"))
-MULTI_DSPRITES = ObjectDescription("Multi-dSprites", (
-    Continuous("x", 16, 48), Continuous("y", 16, 48),  # centre, in pixels from the top left corner
-    Continuous("scale", 0.5, 1), Angle("orientation"),  # radians, counter-clockwise; a square looks the same after a quarter turn
-    Continuous("color", 0, 1, dims=3), Categorical("shape", ("square", "ellipse", "heart")),  # RGB
-), position=("x", "y"))
+# in the vector, in scenes
+_COLORS = (
+    "gray blue brown yellow red green purple cyan",
+    "gray red blue green brown purple cyan yellow",
+)
+CLEVR = ObjectDescription(
+    "CLEVR",
+    (
+        *(Continuous(axis, -3, 3) for axis in "xyz"),  # scene units
+        Categorical("size", ("small", "large")),
+        Categorical("material", ("rubber", "metal")),
+        Categorical("shape", ("cube", "sphere", "cylinder")),
+        Categorical("color", *(tuple(names.split()) for names in _COLORS)),
+    ),
+    position=("x", "y", "z"),
+)
+MULTI_DSPRITES = ObjectDescription(
+    "Multi-dSprites",
+    (
+        Continuous("x", 16, 48),
+        Continuous("y", 16, 48),  # centre, in pixels from the top left corner
+        # radians, counter-clockwise; a square looks the same after a quarter turn
+        Continuous("scale", 0.5, 1),
+        Angle("orientation"),
+        Continuous("color", 0, 1, dims=3),
+        Categorical("shape", ("square", "ellipse", "heart")),  # RGB
+    ),
+    position=("x", "y"),
+)
 
 # %% ../../nbs/course/12_set_prediction.ipynb #ca584e2c
 class SetPredictorOutput(NamedTuple):
     "What the set predictor makes of a batch of images."
-    predictions: Tensor  # Each slot's object, [B, K, width], in [0, 1]; the last number is the confidence
+
+    # Each slot's object, [B, K, width], in [0, 1]; the last number is the confidence
+    predictions: Tensor
     slots: Tensor  # [B, K, D]
     attention: Tensor | None = None  # [B, T, N, K], if asked for
 
 
 class SetPredictor(Pretrained, nn.Module):
-    "Image, tokens, slots, one object per slot (Locatello et al. 2020, Section 2.3, arXiv:2006.15055)."
-    check_image = SlotAttentionAutoEncoder.check_image  # what an autoencoder cannot read, this cannot read either
+    """Image, tokens, slots, one object per slot (Locatello et al. 2020, Section 2.3, arXiv:2006.15055).
+    """
+
+    # what an autoencoder cannot read, this cannot read either
+    check_image = SlotAttentionAutoEncoder.check_image
 
     def __init__(
         self,
@@ -267,7 +346,12 @@ class SetPredictor(Pretrained, nn.Module):
         self.encoder, self.slot_attention = encoder, slot_attention
         self.description, self.resolution = description, tuple(resolution)
         hidden = check_int("hidden_dim", hidden_dim)
-        self.head = nn.Sequential(nn.Linear(slot_attention.slot_dim, hidden), nn.ReLU(), nn.Linear(hidden, description.width), nn.Sigmoid())
+        self.head = nn.Sequential(
+            nn.Linear(slot_attention.slot_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, description.width),
+            nn.Sigmoid(),
+        )
 
     def forward(
         self,
@@ -281,7 +365,12 @@ class SetPredictor(Pretrained, nn.Module):
     ) -> SetPredictorOutput:  # Predictions, slots, attention
         "Predict a set of objects, one for each slot, in no particular order."
         self.check_image(image)
-        options = dict(num_slots=num_slots, num_iterations=num_iterations, generator=generator, return_attention=return_attention)
+        options = dict(
+            num_slots=num_slots,
+            num_iterations=num_iterations,
+            generator=generator,
+            return_attention=return_attention,
+        )
         found = self.slot_attention(self.encoder(image), slots=slots, **options)
         slots, attention = found if return_attention else (found, None)
         return SetPredictorOutput(self.head(slots), slots, attention)
@@ -290,7 +379,9 @@ class SetPredictor(Pretrained, nn.Module):
         self,
         predictions: Tensor,  # [B, K, width]
     ) -> Tensor:  # [B, K], 0…1
-        "How sure each statement is, by which average precision ranks them: here that there is an object, as in the original."
+        """How sure each statement is, by which average precision ranks them: here that there is an
+        object, as in the original.
+        """
         return predictions[..., -1]
 
 
@@ -300,8 +391,14 @@ def paper_set_predictor(
     num_slots: int = 10,  # K, at least the most objects of a picture
     num_iterations: int = 3,  # T
 ) -> SetPredictor:  # The paper's model
-    "The paper's set predictor: 64 channels, strides 1, 2, 2, 1 (Locatello et al. 2020, supplement)."
-    return SetPredictor(ConvEncoder(strides=(1, 2, 2, 1)), SlotAttention(64, 64, num_slots, num_iterations, 128), description, resolution)
+    """The paper's set predictor: 64 channels, strides 1, 2, 2, 1 (Locatello et al. 2020, supplement).
+    """
+    return SetPredictor(
+        ConvEncoder(strides=(1, 2, 2, 1)),
+        SlotAttention(64, 64, num_slots, num_iterations, 128),
+        description,
+        resolution,
+    )
 
 
 def small_set_predictor(
@@ -312,6 +409,14 @@ def small_set_predictor(
     hidden_dim: int = 32,  # Channels of the encoder
     slot_dim: int = 64,  # Width of a slot, and of a token
 ) -> SetPredictor:  # Our small model
-    "A set predictor for CPUs, ours: three convolutions; 16 x 16 tokens from 64 or 128 pixels, since it halves once more from 96 up."
+    """A set predictor for CPUs, ours: three convolutions.
+
+    16 x 16 tokens from 64 or 128 pixels, since it halves once more from 96 up.
+    """
     encoder = ConvEncoder(slot_dim, hidden_dim, strides=(2, 2, 2 if min(resolution) >= 96 else 1))
-    return SetPredictor(encoder, SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, 2 * slot_dim), description, resolution)
+    return SetPredictor(
+        encoder,
+        SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, 2 * slot_dim),
+        description,
+        resolution,
+    )

@@ -13,8 +13,10 @@ def attention_scores(
     k: Tensor,  # Keys, one per token, [..., N, D]
     q: Tensor,  # Queries, one per slot, [..., K, D]
 ) -> Tensor:  # Scores M, [..., N, K]
-    "Scaled dot product of every token's key with every slot's query (Locatello et al. 2020, Eq. 1)."
-    return k @ (q * q.shape[-1] ** -0.5).transpose(-1, -2)  # Eq. (1), M: [..., N, D] @ [..., D, K] -> [..., N, K]
+    """Scaled dot product of every token's key with every slot's query (Locatello et al. 2020, Eq. 1).
+    """
+    # Eq. (1), M: [..., N, D] @ [..., D, K] -> [..., N, K]
+    return k @ (q * q.shape[-1] ** -0.5).transpose(-1, -2)
 
 
 def slot_softmax(
@@ -27,9 +29,12 @@ def slot_softmax(
 def weighted_mean(
     attn: Tensor,  # Attention, [..., N, K]
     values: Tensor,  # Values, one per token, [..., N, D]
-    eps: float = 1e-8,  # Added to the attention, so that a slot without votes does not divide by zero
+    # Added to the attention, so that a slot without votes does not divide by zero
+    eps: float = 1e-8,
 ) -> Tensor:  # Updates, one per slot, [..., K, D]
     "Mean of the values for each slot, weighted by its attention (Locatello et al. 2020, Eq. 2)."
     attn = attn + eps
-    weights = attn / attn.sum(dim=-2, keepdim=True)  # Eq. (2), W: sums to one over the tokens for each slot
-    return weights.transpose(-1, -2) @ values  # Eq. (2), updates: [..., K, N] @ [..., N, D] -> [..., K, D]
+    # Eq. (2), W: sums to one over the tokens for each slot
+    weights = attn / attn.sum(dim=-2, keepdim=True)
+    # Eq. (2), updates: [..., K, N] @ [..., N, D] -> [..., K, D]
+    return weights.transpose(-1, -2) @ values

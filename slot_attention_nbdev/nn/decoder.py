@@ -17,8 +17,12 @@ from .position import SoftPositionEmbed
 # %% ../../nbs/course/06_decoder.ipynb #a64f453f
 def mix_slots(
     rgba: Tensor,  # What each slot painted: colour and mask logit, [B, K, 4, H, W]
-) -> tuple[Tensor, Tensor, Tensor]:  # Image [B, 3, H, W], the slots' pictures [B, K, 3, H, W], masks [B, K, H, W]
-    "Let the slots' pictures compete for each pixel: a softmax over slots, then a weighted sum (Locatello et al. 2020, Section 2.2)."
+    # Image [B, 3, H, W], the slots' pictures [B, K, 3, H, W], masks [B, K, H, W]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let the slots' pictures compete for each pixel: a softmax over slots, then a weighted sum.
+
+    Locatello et al. 2020, Section 2.2.
+    """
     check_shape("rgba", rgba, "B K C H W", C=4)
     colours, logits = rgba[:, :, :3], rgba[:, :, 3]
     masks = logits.softmax(dim=1)  # over slots, like the attention
@@ -36,7 +40,9 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
         stride: int = 1,  # How many times larger the output is
     ):
         check_int("kernel_size", kernel_size, minimum=stride)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding=(kernel_size - stride) // 2)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding=(kernel_size - stride) // 2
+        )
 
     def forward(
         self,
@@ -53,9 +59,13 @@ def convolve_constant(
     size: tuple[int, int],  # Rows and columns of the grid
 ) -> Tensor:  # [B, out_channels, stride * rows, stride * columns]
     "Apply a layer to grids that hold one vector everywhere, at the price of a grid of a few cells."
-    stride, edge = layer.stride[0], -(-(layer.kernel_size[0] - 1 - layer.padding[0]) // layer.stride[0])  # cells that feel the border
+    # cells that feel the border
+    stride = layer.stride[0]
+    edge = -(-(layer.kernel_size[0] - 1 - layer.padding[0]) // layer.stride[0])
     few = [min(n, 2 * edge + 1) for n in size]
-    x = layer(vectors[:, :, None, None].expand(-1, -1, *few).contiguous(memory_format=torch.channels_last))
+    x = layer(
+        vectors[:, :, None, None].expand(-1, -1, *few).contiguous(memory_format=torch.channels_last)
+    )
     for axis, n in zip((2, 3), size):
         if n > 2 * edge + 1:
             start, middle, end = x.split([stride * edge, stride, stride * edge], axis)
@@ -64,7 +74,10 @@ def convolve_constant(
 
 # %% ../../nbs/course/06_decoder.ipynb #9886e4f0
 class BroadcastDecoder(nn.Module):
-    "The paper's decoder: each slot is copied to every cell of a grid and painted alone (Locatello et al. 2020, Section 2.2; Watters et al. 2019, arXiv:1901.07017)."
+    """The paper's decoder: each slot is copied to every cell of a grid and painted alone.
+
+    Locatello et al. 2020, Section 2.2; Watters et al. 2019, arXiv:1901.07017.
+    """
 
     def __init__(
         self,
@@ -79,11 +92,16 @@ class BroadcastDecoder(nn.Module):
         self.resolution, self.broadcast = tuple(resolution), tuple(broadcast)
         painted = tuple(n * math.prod(strides) for n in self.broadcast)
         if not self.covers(painted):
-            raise InputError(f"resolution: broadcast {self.broadcast} and these strides paint {painted}, not {self.resolution}")
+            raise InputError(
+                f"resolution: broadcast {self.broadcast} and these strides paint {painted}, not {self.resolution}"
+            )
         self.slot_dim = check_int("slot_dim", slot_dim)
         widths = [slot_dim] + [check_int("hidden_dim", hidden_dim)] * len(strides)
         self.position = SoftPositionEmbed(slot_dim)
-        self.convs = nn.ModuleList(SameConvTranspose2d(a, b, kernel_size, s) for a, b, s in zip(widths, widths[1:], strides))
+        self.convs = nn.ModuleList(
+            SameConvTranspose2d(a, b, kernel_size, s)
+            for a, b, s in zip(widths, widths[1:], strides)
+        )
         self.to_rgba = SameConvTranspose2d(widths[-1], 4, kernel_size=3)
 
     def covers(
@@ -100,15 +118,23 @@ class BroadcastDecoder(nn.Module):
         "Paint each slot on its own."
         size = check_shape("slots", slots, "B K D", D=self.slot_dim)
         first, *others = self.convs
-        places = first(self.position(slots.new_zeros(()).expand(1, self.slot_dim, *self.broadcast))) - first.bias[:, None, None]  # once for all slots
-        x = (convolve_constant(first, slots.flatten(0, 1), self.broadcast) + places).relu()  # [B, K, D] -> [B * K, D]
+        # once for all slots
+        places = (
+            first(self.position(slots.new_zeros(()).expand(1, self.slot_dim, *self.broadcast)))
+            - first.bias[:, None, None]
+        )
+        # [B, K, D] -> [B * K, D]
+        x = (convolve_constant(first, slots.flatten(0, 1), self.broadcast) + places).relu()
         for conv in others:
             x = conv(x).relu()
-        return self.to_rgba(x).unflatten(0, (size["B"], size["K"]))  # [B * K, 4, H, W] -> [B, K, 4, H, W]
+        # [B * K, 4, H, W] -> [B, K, 4, H, W]
+        return self.to_rgba(x).unflatten(0, (size["B"], size["K"]))
 
 # %% ../../nbs/course/06_decoder.ipynb #7898ddff
 class CoarseDecoder(BroadcastDecoder):
-    "Our coarse decoder, not the paper's: a coarse grid, two enlarging layers, and a crop where they paint more than the image."
+    """Our coarse decoder, not the paper's: a coarse grid, two enlarging layers, and a crop where
+    they paint more than the image.
+    """
 
     def __init__(
         self,

@@ -19,13 +19,18 @@ def same_pad(
     kernel_size: int,  # Side of the convolution's kernel
     stride: int,  # The convolution's stride
 ) -> Tensor:  # [..., H', W'], so that an unpadded convolution gives ceil(H / stride) rows
-    "Pad with zeros as TensorFlow's SAME does: where their number is odd, the extra one goes to the end."
+    """Pad with zeros as TensorFlow's SAME does: where their number is odd, the extra one goes to
+    the end.
+    """
     height, width = (max((-(-n // stride) - 1) * stride + kernel_size - n, 0) for n in x.shape[-2:])
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 # %% ../../nbs/course/05_encoder.ipynb #d294287f
 class ImageEncoder(nn.Module):
-    "What all encoders share: a feature map, told its positions, becomes a set of vectors (Locatello et al. 2020, Section 2.2)."
+    """What all encoders share: a feature map, told its positions, becomes a set of vectors.
+
+    Locatello et al. 2020, Section 2.2.
+    """
 
     def __init__(
         self,
@@ -38,7 +43,9 @@ class ImageEncoder(nn.Module):
         self.output_dim = check_int("output_dim", output_dim)
         self.position = SoftPositionEmbed(check_int("hidden_dim", channels))
         self.norm = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, output_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, output_dim)
+        )
 
     def features(
         self,
@@ -53,14 +60,16 @@ class ImageEncoder(nn.Module):
     ) -> Tensor:  # Set of vectors, [B, N = H' * W', output_dim]
         "Encode an image as a set of vectors, each of which knows its place."
         check_shape("image", image, "B C H W", C=self.in_channels)
-        image = image.to(memory_format=torch.channels_last)  # faster on CPUs; the flattening below is then free
+        # faster on CPUs; the flattening below is then free
+        image = image.to(memory_format=torch.channels_last)
         features = self.position(self.features(image))
         tokens = features.flatten(2).transpose(1, 2)  # [B, C, H', W'] -> [B, N, C]
         return self.mlp(self.norm(tokens))
 
 # %% ../../nbs/course/05_encoder.ipynb #0d55e2ea
 class ConvEncoder(ImageEncoder):
-    "The paper's encoder: convolutions with ReLU, then a set (Locatello et al. 2020, Section 2.2 and supplement)."
+    """The paper's encoder: convolutions with ReLU, then a set (Locatello et al. 2020, Section 2.2 and supplement).
+    """
 
     def __init__(
         self,
@@ -72,7 +81,9 @@ class ConvEncoder(ImageEncoder):
     ):
         super().__init__(in_channels, hidden_dim, output_dim)
         widths = [in_channels] + [hidden_dim] * len(strides)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel_size, s) for a, b, s in zip(widths, widths[1:], strides))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel_size, s) for a, b, s in zip(widths, widths[1:], strides)
+        )
 
     def features(
         self,
@@ -85,7 +96,9 @@ class ConvEncoder(ImageEncoder):
 
 # %% ../../nbs/course/05_encoder.ipynb #7d993243
 class PatchEncoder(ImageEncoder):
-    "Our fast encoder, not the paper's: one linear map of overlapping patches instead of four convolutions."
+    """Our fast encoder, not the paper's: one linear map of overlapping patches instead of four
+    convolutions.
+    """
 
     def __init__(
         self,
@@ -109,18 +122,23 @@ class PatchEncoder(ImageEncoder):
 def norm_relu(
     channels: int,  # A multiple of 8
 ) -> nn.Sequential:  # Two layers that keep the shape
-    "Normalise groups of eight channels (Wu and He 2018, arXiv:1803.08494), then cut off below zero."
+    """Normalise groups of eight channels (Wu and He 2018, arXiv:1803.08494), then cut off below
+    zero.
+    """
     return nn.Sequential(nn.GroupNorm(channels // 8, channels), nn.ReLU())
 
 
 class TwoScaleEncoder(ImageEncoder):
-    "Our encoder for small objects, not the paper's: a token every two pixels that knows its surroundings, its place and its pixel's colour."
+    """Our encoder for small objects, not the paper's: a token every two pixels that knows its
+    surroundings, its place and its pixel's colour.
+    """
 
     def __init__(
         self,
         output_dim: int = 64,  # Width of each vector of the set
         hidden_dim: int = 64,  # Channels of the feature map, a multiple of 16
-        place_gain: float = 3.0,  # How much larger than by PyTorch's rule the first weights of the place are
+        # How much larger than by PyTorch's rule the first weights of the place are
+        place_gain: float = 3.0,
         color_gain: float = 6.0,  # The same for the colour
         in_channels: int = 3,  # Channels of the image
     ):
@@ -132,7 +150,8 @@ class TwoScaleEncoder(ImageEncoder):
         for _ in range(2):
             layers += [nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), norm_relu(hidden_dim)]
         self.surroundings = nn.Sequential(*layers, nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1))
-        self.together, self.color = norm_relu(hidden_dim), nn.Linear(in_channels, hidden_dim, bias=False)
+        self.together = norm_relu(hidden_dim)
+        self.color = nn.Linear(in_channels, hidden_dim, bias=False)
         with torch.no_grad():
             self.position.project.weight.mul_(place_gain)
             self.position.project.bias.zero_()
@@ -152,7 +171,8 @@ class TwoScaleEncoder(ImageEncoder):
         image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # [B, N, in_channels]
         "The pixel in the middle of each token's patch."
-        top, left = (1 - size % 2 for size in image.shape[-2:])  # SAME padding puts the odd row at the end
+        # SAME padding puts the odd row at the end
+        top, left = (1 - size % 2 for size in image.shape[-2:])
         return image[:, :, top::2, left::2].flatten(2).mT  # [B, C, h, w] -> [B, N, C]
 
     def tokens(
@@ -161,7 +181,8 @@ class TwoScaleEncoder(ImageEncoder):
         features: Tensor,  # What `features` made of it
     ) -> Tensor:  # [B, N, output_dim]
         "Tell each cell its place and its pixel's colour, and make it a token."
-        placed = self.position(features / 2).flatten(2).mT + self.color(self.pixels(image))  # [B, C, h, w] -> [B, N, C]
+        # [B, C, h, w] -> [B, N, C]
+        placed = self.position(features / 2).flatten(2).mT + self.color(self.pixels(image))
         return self.mlp(self.norm(placed))
 
     def forward(
@@ -178,17 +199,22 @@ def hues(
     colors: Tensor,  # Colours in [-1, 1], [B, N, 3]
     brightness: float = 0.25,  # Weight of the logarithm of the brightness
     pale: float = 0.05,  # Length that counts as half a hue
-) -> Tensor:  # [B, N, 4]; the ground, which is the median over the N, lies near zero, everything else near length one
+    # [B, N, 4]; the ground, which is the median over the N, lies near zero, everything else near
+    # length one
+) -> Tensor:
     "In which direction each colour departs from the ground's: much the same in light and in shade."
     light = colors / 2 + 0.5
     mean = light.mean(-1, keepdim=True)
-    v = torch.cat([(light - mean) / (mean + 0.1), brightness * (mean + 0.02).log()], dim=-1)  # [B, N, 4]; the constants keep noise in the dark small
+    # [B, N, 4]; the constants keep noise in the dark small
+    v = torch.cat([(light - mean) / (mean + 0.1), brightness * (mean + 0.02).log()], dim=-1)
     v = v - v.median(dim=1, keepdim=True).values
     return v / (v.norm(dim=-1, keepdim=True) + pale)
 
 
 class HueEncoder(TwoScaleEncoder):
-    "Our encoder for lit solids, not the paper's: one half of a token is its hue and its place, the other what else is to be seen there, which is learned."
+    """Our encoder for lit solids, not the paper's: one half of a token is its hue and its place,
+    the other what else is to be seen there, which is learned.
+    """
 
     def __init__(
         self,
@@ -197,18 +223,31 @@ class HueEncoder(TwoScaleEncoder):
         nearby: float = 40.0,  # Pixels that tell two tokens apart as much as ground and hue
     ):
         super().__init__(output_dim, hidden_dim)
-        self.nearby, self.color = nearby, nn.Linear(7, output_dim - output_dim // 2, bias=False).requires_grad_(False)  # stays as it is born
+        # stays as it is born
+        self.nearby = nearby
+        self.color = nn.Linear(7, output_dim - output_dim // 2, bias=False).requires_grad_(False)
         self.color.weight.mul_(12.0)
 
     def pixels(
         self,
         image: Tensor,  # [B, 3, H, W]
     ) -> Tensor:  # Hue (4), place (2) as far as there is a hue, and a constant, [B, N, 7]
-        "What tells tokens apart before anything is learned; noise is smoothed away over five pixels."
+        """What tells tokens apart before anything is learned.
+
+        Noise is smoothed away over five pixels.
+        """
         hue = hues(super().pixels(F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)))
-        rows, columns = (torch.arange(1 - n % 2, n, 2, device=image.device) - (n - 1) / 2 for n in image.shape[-2:])
-        place = torch.cartesian_prod(rows, columns).expand(len(hue), -1, -1) / self.nearby  # [B, N, 2]
-        return torch.cat([hue, hue.norm(dim=-1, keepdim=True) * place, torch.full_like(place[..., :1], 0.8)], dim=-1)  # the ground has no place
+        rows, columns = (
+            torch.arange(1 - n % 2, n, 2, device=image.device) - (n - 1) / 2
+            for n in image.shape[-2:]
+        )
+        # [B, N, 2]
+        place = torch.cartesian_prod(rows, columns).expand(len(hue), -1, -1) / self.nearby
+        # the ground has no place
+        return torch.cat(
+            [hue, hue.norm(dim=-1, keepdim=True) * place, torch.full_like(place[..., :1], 0.8)],
+            dim=-1,
+        )
 
     def tokens(
         self,
@@ -216,5 +255,7 @@ class HueEncoder(TwoScaleEncoder):
         features: Tensor,  # What `features` made of it
     ) -> Tensor:  # [B, N, output_dim]
         "What is known beside what is learned, which stays small."
-        known, learned = self.color(self.pixels(image)), self.mlp(self.norm(self.position(features / 2).flatten(2).mT))  # [B, N, D / 2], [B, N, D]
+        # [B, N, D / 2], [B, N, D]
+        known = self.color(self.pixels(image))
+        learned = self.mlp(self.norm(self.position(features / 2).flatten(2).mT))
         return torch.cat([known, learned[..., known.shape[-1] :].tanh()], dim=-1)

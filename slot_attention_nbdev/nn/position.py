@@ -18,7 +18,8 @@ def position_grid(
     device: torch.device | str | None = None,  # Where to make it; None for the CPU
     dtype: torch.dtype | None = None,  # None for the default type
 ) -> Tensor:  # [height, width, 4]; the channels are y, x, 1 - y, 1 - x
-    "Where each cell of a grid lies, as its distances from the four sides (Locatello et al. 2020, Section 2.2, and their code)."
+    """Where each cell of a grid lies, as its distances from the four sides (Locatello et al. 2020, Section 2.2, and their code).
+    """
     y = torch.linspace(0, 1, check_int("height", height), device=device, dtype=dtype)
     x = torch.linspace(0, 1, check_int("width", width), device=device, dtype=dtype)
     yx = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)  # [H, W, 2]
@@ -26,7 +27,8 @@ def position_grid(
 
 # %% ../../nbs/course/05_position.ipynb #db8abddd
 class SoftPositionEmbed(nn.Module):
-    "Add a learned linear map of its position to every cell of a feature map (Locatello et al. 2020, Section 2.2, and their code)."
+    """Add a learned linear map of its position to every cell of a feature map (Locatello et al. 2020, Section 2.2, and their code).
+    """
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from .attention import attention_scores, slot_softmax, weighted_mean
 
 # %% ../../nbs/course/02_slot_attention.ipynb #dacd3ab6
 class SlotAttention(nn.Module):
-    "Slot Attention: group a set of N tokens into K slots (Locatello et al. 2020, Algorithm 1, arXiv:2006.15055)."
+    """Slot Attention: group a set of N tokens into K slots (Locatello et al. 2020, Algorithm 1, arXiv:2006.15055).
+    """
 
     def __init__(
         self,
@@ -40,29 +41,46 @@ class SlotAttention(nn.Module):
         self.project_v = nn.Linear(input_dim, slot_dim, bias=False)
         self.gru = nn.GRUCell(slot_dim, slot_dim)
         hidden = check_int("mlp_hidden_dim", mlp_hidden_dim)
-        self.mlp = nn.Sequential(nn.Linear(slot_dim, hidden), nn.ReLU(), nn.Linear(hidden, slot_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(slot_dim, hidden), nn.ReLU(), nn.Linear(hidden, slot_dim)
+        )
 
-        # [1, 1, D], uniform in ±sqrt(6 / (D + 1)): Glorot's limit of a [1, D] matrix, which is Keras' for [1, 1, D]
+        # [1, 1, D], uniform in ±sqrt(6 / (D + 1)): Glorot's limit of a [1, D] matrix, which is
+        # Keras' for [1, 1, D]
         self.slots_mu = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, slot_dim)).unsqueeze(0))
-        self.slots_log_sigma = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, slot_dim)).unsqueeze(0))
+        self.slots_log_sigma = nn.Parameter(
+            nn.init.xavier_uniform_(torch.empty(1, slot_dim)).unsqueeze(0)
+        )
 
     def initial_slots(
         self,
         batch_size: int,  # B
         num_slots: int | None = None,  # K; None takes the module's own
-        generator: torch.Generator | None = None,  # Source of the noise; None takes PyTorch's global one
+        # Source of the noise; None takes PyTorch's global one
+        generator: torch.Generator | None = None,
     ) -> Tensor:  # Slots, [B, K, D]
-        "Draw every slot from one Gaussian with learned mean and standard deviation (Algorithm 1, line 1)."
+        """Draw every slot from one Gaussian with learned mean and standard deviation.
+
+        Algorithm 1, line 1.
+        """
         K = self.num_slots if num_slots is None else check_int("num_slots", num_slots)
         device = self.slots_mu.device if generator is None else generator.device
-        noise = torch.empty(batch_size, K, self.slot_dim, device=device).normal_(generator=generator).to(self.slots_mu)
-        return self.slots_mu + self.slots_log_sigma.exp() * noise  # diag(sigma) serves as standard deviation
+        noise = (
+            torch.empty(batch_size, K, self.slot_dim, device=device)
+            .normal_(generator=generator)
+            .to(self.slots_mu)
+        )
+        # diag(sigma) serves as standard deviation
+        return self.slots_mu + self.slots_log_sigma.exp() * noise
 
     def prepare(
         self,
         inputs: Tensor,  # Tokens, [B, N, input_dim]
     ) -> tuple[Tensor, Tensor]:  # Keys and values, both [B, N, D]
-        "What every iteration reads and none changes (Algorithm 1, line 3, and the projections k and v)."
+        """What every iteration reads and none changes.
+
+        Algorithm 1, line 3, and the projections k and v.
+        """
         inputs = self.norm_inputs(inputs)  # Algorithm 1, line 3
         return self.project_k(inputs), self.project_v(inputs)
 
@@ -71,7 +89,10 @@ class SlotAttention(nn.Module):
         tokens: tuple[Tensor, Tensor],  # Keys and values, from `prepare`
         slots: Tensor,  # Normalized slots, [B, K, D]
     ) -> tuple[Tensor, Tensor]:  # Updates, [B, K, D], and attention, [B, N, K]
-        "Slots compete for tokens and take the weighted mean of what they win; the one method that variants override."
+        """Slots compete for tokens and take the weighted mean of what they win.
+
+        The one method that variants override.
+        """
         k, v = tokens
         attn = slot_softmax(attention_scores(k, self.project_q(slots)))  # Algorithm 1, line 7
         return weighted_mean(attn, v, self.eps), attn  # Algorithm 1, line 8
@@ -82,7 +103,8 @@ class SlotAttention(nn.Module):
         slots: Tensor,  # Slots before this iteration, [B, K, D]
     ) -> Tensor:  # Slots after it, [B, K, D]
         "Each slot's GRU step and residual MLP (Algorithm 1, lines 9 and 10)."
-        slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)  # Algorithm 1, line 9
+        # Algorithm 1, line 9
+        slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
         return slots + self.mlp(self.norm_mlp(slots))  # Algorithm 1, line 10
 
     def forward(
@@ -97,11 +119,17 @@ class SlotAttention(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D], and on request attention, [B, T, N, K]
         "Let K slots compete for N tokens, T times over (Algorithm 1)."
         B = check_shape("inputs", inputs, "B N D", D=self.input_dim)["B"]
-        T = self.num_iterations if num_iterations is None else check_int("num_iterations", num_iterations)
+        T = (
+            self.num_iterations
+            if num_iterations is None
+            else check_int("num_iterations", num_iterations)
+        )
         if slots is None:
             slots = self.initial_slots(B, num_slots, generator)  # Algorithm 1, line 1
         else:
-            expected = {"B": B, "D": self.slot_dim} | ({} if num_slots is None else {"K": num_slots})
+            expected = {"B": B, "D": self.slot_dim} | (
+                {} if num_slots is None else {"K": num_slots}
+            )
             if check_shape("slots", slots, "B K D", **expected)["K"] == 0:
                 raise InputError("slots: expected at least one slot, got none")
         tokens, attention = self.prepare(inputs), []
@@ -109,4 +137,5 @@ class SlotAttention(nn.Module):
             updates, attn = self.attend(tokens, self.norm_slots(slots))  # Algorithm 1, lines 6 to 8
             slots = self.update(updates, slots)  # Algorithm 1, lines 9 and 10
             attention.append(attn)
-        return (slots, torch.stack(attention, dim=1)) if return_attention else slots  # Algorithm 1, line 11
+        # Algorithm 1, line 11
+        return (slots, torch.stack(attention, dim=1)) if return_attention else slots

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 # %% ../../nbs/speed/02_one_pass.ipynb #3acd42c7
 def _compete(tokens: Tensor, queries: Tensor, bias: Tensor) -> Tensor:
     "Attention of the slots, [B, K, N]; in single precision at least."
-    logits = torch.baddbmm(bias[..., None], queries, tokens.mT)  # [B, K, C] @ [B, C, N] -> [B, K, N]
+    # [B, K, C] @ [B, C, N] -> [B, K, N]
+    logits = torch.baddbmm(bias[..., None], queries, tokens.mT)
     return _precise(logits).softmax(dim=1)  # Eq. (1): over slots
 
 
@@ -22,49 +23,69 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-KERNELS = {}  # Kind of device -> compete(tokens, queries, bias), which returns sums and masses with ε = 0
+# Kind of device -> compete(tokens, queries, bias), which returns sums and masses with ε = 0
+KERNELS = {}
 
 
 class _OnePass(torch.autograd.Function):
-    "Both sums, and the tokens again for the next iteration; the attention is not kept but computed anew for the gradients."
+    """Both sums, and the tokens again for the next iteration.
+
+    The attention is not kept but computed anew for the gradients.
+    """
+
     generate_vmap_rule = True  # for gradients of each sample by torch.func
 
     @staticmethod
     def forward(tokens, queries, bias, eps):
         weights = _compete(tokens, queries, bias).add_(eps)
-        return weights.to(tokens.dtype) @ tokens, weights.sum(-1), tokens.view_as(tokens)  # [B, K, N] @ [B, N, C] -> [B, K, C]
+        # [B, K, N] @ [B, N, C] -> [B, K, C]
+        return weights.to(tokens.dtype) @ tokens, weights.sum(-1), tokens.view_as(tokens)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.eps = inputs
         ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)  # nobody follows the last iteration: no gradient of the tokens, rather than one full of zeros
+        # nobody follows the last iteration: no gradient of the tokens, rather than one full of
+        # zeros
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_sums, grad_mass, grad_tokens):
         tokens, queries, bias = ctx.saved_tensors
         grad_sums = torch.zeros_like(queries) if grad_sums is None else grad_sums
         grad_mass = torch.zeros_like(bias) if grad_mass is None else grad_mass.to(bias)
-        askers, offsets = torch.cat([queries, grad_sums], 1), torch.cat([bias, grad_mass], 1)
-        logits, d = _precise(torch.baddbmm(offsets[..., None], askers, tokens.mT)).chunk(2, 1)  # [B, 2K, C] @ [B, C, N] -> twice [B, K, N]
+        askers = torch.cat([queries, grad_sums], 1)
+        offsets = torch.cat([bias, grad_mass], 1)
+        # [B, 2K, C] @ [B, C, N] -> twice [B, K, N]
+        logits, d = _precise(torch.baddbmm(offsets[..., None], askers, tokens.mT)).chunk(2, 1)
         attn = logits.softmax(1)
         delta = attn * (d - (attn * d).sum(1, keepdim=True))
         shares = torch.cat([delta, attn + ctx.eps], 1).to(tokens.dtype).mT  # [B, N, 2K]
         grad_queries = delta.to(tokens.dtype) @ tokens  # [B, K, N] @ [B, N, C] -> [B, K, C]
-        ours = getattr(grad_tokens, "made_here", False) and not torch.is_grad_enabled()  # nobody else holds it: no copy
+        # nobody else holds it: no copy
+        ours = getattr(grad_tokens, "made_here", False) and not torch.is_grad_enabled()
         add = Tensor.baddbmm_ if ours else torch.baddbmm  # [B, N, C] + [B, N, 2K] @ [B, 2K, C]
-        grad_tokens = shares @ askers if grad_tokens is None else add(grad_tokens, shares, askers)  # [B, N, 2K] @ [B, 2K, C] -> [B, N, C]
+        # [B, N, 2K] @ [B, 2K, C] -> [B, N, C]
+        grad_tokens = shares @ askers if grad_tokens is None else add(grad_tokens, shares, askers)
         grad_tokens.made_here = True
         return grad_tokens, grad_queries, delta.sum(-1).to(bias), None
 
 
 def _standardise(inputs: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     "Tokens without gain and shift, those two, [C]; a norm of another kind is applied as it is."
-    if type(norm) is nn.LayerNorm and norm.weight is not None and norm.weight.ndim == 1 and norm.bias is not None:
-        tokens, gain, shift = F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps), norm.weight, norm.bias
+    if (
+        type(norm) is nn.LayerNorm
+        and norm.weight is not None
+        and norm.weight.ndim == 1
+        and norm.bias is not None
+    ):
+        tokens = F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps)
+        gain = norm.weight
+        shift = norm.bias
     else:
         tokens = norm(inputs)
-        gain, shift = tokens.new_ones(tokens.shape[-1]), tokens.new_zeros(tokens.shape[-1])
+        gain = tokens.new_ones(tokens.shape[-1])
+        shift = tokens.new_zeros(tokens.shape[-1])
     kind = tokens.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         tokens = tokens.to(torch.get_autocast_dtype(kind))
@@ -76,12 +97,17 @@ def one_pass(
     queries: Tensor,  # Q of each slot, scaled and stretched, [B, K, C]
     bias: Tensor,  # β of each slot, [B, K]
     eps: float = 1e-8,  # Added to the attention
-) -> tuple[Tensor, Tensor, Tensor]:  # Weighted sums S [B, K, C], sums of weights m [B, K], and the tokens for the next pass
-    "Lines 7 and 8 of Algorithm 1 up to the division, with one look at each token and no attention kept."
+    # Weighted sums S [B, K, C], sums of weights m [B, K], and the tokens for the next pass
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lines 7 and 8 of Algorithm 1 up to the division, with one look at each token and no attention
+    kept.
+    """
     if kernel := KERNELS.get(tokens.device.type):
         sums, mass = kernel(tokens, queries, bias)
-        return sums + eps * sums.sum(1, keepdim=True), mass + eps * tokens.shape[1], tokens  # the slots' shares of a token sum to one
+        # the slots' shares of a token sum to one
+        return sums + eps * sums.sum(1, keepdim=True), mass + eps * tokens.shape[1], tokens
     if torch.compiler.is_compiling():  # a compiler merges the plain form itself
         weights = _compete(tokens, queries, bias) + eps
-        return weights.to(tokens.dtype) @ tokens, weights.sum(-1), tokens  # [B, K, N] @ [B, N, C] -> [B, K, C]
+        # [B, K, N] @ [B, N, C] -> [B, K, C]
+        return weights.to(tokens.dtype) @ tokens, weights.sum(-1), tokens
     return _OnePass.apply(tokens, queries, bias, eps)

@@ -22,10 +22,14 @@ def plain_compete(
     q: Tensor,  # Queries, [B, K, C]
     bias: Tensor,  # What is added to a slot's logits, [B, K]
 ) -> tuple[Tensor, Tensor]:  # Σ attn·x [B, K, C] and Σ attn [B, K] over tokens, in float32 or wider
-    "Let slots compete for tokens and gather them, in plain PyTorch (Locatello et al. 2020, Eq. 1 and the sums of Eq. 2)."
+    """Let slots compete for tokens and gather them, in plain PyTorch (Locatello et al. 2020, Eq. 1 and the sums of Eq. 2).
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
-    x, q, bias = x.to(wide), q.to(wide), bias.to(wide)
-    attn = (q @ x.mT + bias[..., None]).softmax(dim=1)  # Eq. (1): [B, K, C] @ [B, C, N] -> [B, K, N], over slots
+    x = x.to(wide)
+    q = q.to(wide)
+    bias = bias.to(wide)
+    # Eq. (1): [B, K, C] @ [B, C, N] -> [B, K, N], over slots
+    attn = (q @ x.mT + bias[..., None]).softmax(dim=1)
     return attn @ x, attn.sum(-1)  # [B, K, N] @ [B, N, C] -> [B, K, C]
 
 # %% ../../nbs/speed/03_triton.ipynb #d536885c
@@ -35,15 +39,18 @@ def plain_compete_backward(
     x: Tensor,  # Tokens, [B, N, C]
     q: Tensor,  # Queries, [B, K, C]
     bias: Tensor,  # Added to a slot's logits, [B, K]
-) -> tuple[Tensor, Tensor, Tensor]:  # Gradients of x, q and bias, each in the dtype of what it belongs to
+    # Gradients of x, q and bias, each in the dtype of what it belongs to
+) -> tuple[Tensor, Tensor, Tensor]:
     "The gradient of `plain_compete`; attention is computed again."
     wide = torch.promote_types(x.dtype, torch.float32)
     tokens, queries = x.to(wide), q.to(wide)
-    attn = (queries @ tokens.mT + bias.to(wide)[..., None]).softmax(dim=1)  # [B, K, C] @ [B, C, N] -> [B, K, N]
+    # [B, K, C] @ [B, C, N] -> [B, K, N]
+    attn = (queries @ tokens.mT + bias.to(wide)[..., None]).softmax(dim=1)
     dattn = dsums @ tokens.mT + dtotals[..., None]  # Eq. (3): [B, K, C] @ [B, C, N] -> [B, K, N]
     dlogits = attn * (dattn - (attn * dattn).sum(1, keepdim=True))  # Eq. (4): over slots
     dx = attn.mT @ dsums + dlogits.mT @ queries  # Eq. (5): [B, N, K] @ [B, K, C] -> [B, N, C]
-    return dx.to(x.dtype), (dlogits @ tokens).to(q.dtype), dlogits.sum(-1).to(bias.dtype)  # [B, K, N] @ [B, N, C] -> [B, K, C]
+    # [B, K, N] @ [B, N, C] -> [B, K, C]
+    return dx.to(x.dtype), (dlogits @ tokens).to(q.dtype), dlogits.sum(-1).to(bias.dtype)
 
 # %% ../../nbs/speed/03_triton.ipynb #b75d75af
 try:
@@ -64,7 +71,8 @@ def _operand(a, MODE: tl.constexpr):  # a factor of a dot product, rounded as th
 
 
 @jit
-def _split_dot(x, q, MODE: tl.constexpr, PRECISION: tl.constexpr):  # x [BLOCK, CP], an operand; q [CP, KP] in float32
+# x [BLOCK, CP], an operand; q [CP, KP] in float32
+def _split_dot(x, q, MODE: tl.constexpr, PRECISION: tl.constexpr):
     high = _operand(q, MODE)
     product = tl.dot(x, high, input_precision=PRECISION)
     if MODE > 0:
@@ -74,22 +82,32 @@ def _split_dot(x, q, MODE: tl.constexpr, PRECISION: tl.constexpr):  # x [BLOCK, 
 
 @jit
 def _attention(x, q, bias, token_inside, slot_inside, MODE: tl.constexpr, PRECISION: tl.constexpr):
-    logits = tl.where(slot_inside[None, :], _split_dot(x, q, MODE, PRECISION) + bias[None, :], float("-inf"))  # [BLOCK, KP]
+    # [BLOCK, KP]
+    logits = tl.where(
+        slot_inside[None, :], _split_dot(x, q, MODE, PRECISION) + bias[None, :], float("-inf")
+    )
     weights = tl.exp(logits - tl.max(logits, axis=1)[:, None])
     attn = weights / tl.sum(weights, axis=1)[:, None]
     return tl.where(token_inside[:, None], attn, 0.0)
 
 
 @jit
-def _slot_tile(matrix_ptr, vector_ptr, row, K, C, KP: tl.constexpr, CP: tl.constexpr):  # [K, C] as [CP, KP], and [K]
+# [K, C] as [CP, KP], and [K]
+def _slot_tile(matrix_ptr, vector_ptr, row, K, C, KP: tl.constexpr, CP: tl.constexpr):
     slots, features = tl.arange(0, KP), tl.arange(0, CP)
     inside = (features[:, None] < C) & (slots[None, :] < K)
-    matrix = tl.load(matrix_ptr + row * K * C + features[:, None] + slots[None, :] * C, inside, other=0.0)
-    return matrix.to(tl.float32), tl.load(vector_ptr + row * K + slots, slots < K, other=0.0).to(tl.float32)
+    matrix = tl.load(
+        matrix_ptr + row * K * C + features[:, None] + slots[None, :] * C, inside, other=0.0
+    )
+    return matrix.to(tl.float32), tl.load(vector_ptr + row * K + slots, slots < K, other=0.0).to(
+        tl.float32
+    )
 
 
 @jit
-def _store_slot_tile(matrix_ptr, vector_ptr, matrix, vector, row, K, C, KP: tl.constexpr, CP: tl.constexpr):
+def _store_slot_tile(
+    matrix_ptr, vector_ptr, matrix, vector, row, K, C, KP: tl.constexpr, CP: tl.constexpr
+):
     slots, features = tl.arange(0, KP), tl.arange(0, CP)
     inside = (features[:, None] < C) & (slots[None, :] < K)
     tl.store(matrix_ptr + row * K * C + features[:, None] + slots[None, :] * C, matrix, inside)
@@ -109,7 +127,8 @@ def interpreted() -> bool:  # True if kernels are interpreted, on any device
 def launch_plan(
     x: Tensor,  # Tokens, [B, N, C]
     K: int,  # Number of slots
-) -> tuple[tuple[int, int], int, dict]:  # Grid (images, parts), tokens per part, compile-time settings
+    # Grid (images, parts), tokens per part, compile-time settings
+) -> tuple[tuple[int, int], int, dict]:
     "Cut the work into programs; the same on every device."
     B, N, C = x.shape
     KP, CP = (max(16, 1 << (size - 1).bit_length()) for size in (K, C))
@@ -119,9 +138,19 @@ def launch_plan(
     parts = min(-(-N // block), -(-PROGRAMS // B))
     span = -(-N // (parts * block)) * block
     mode = (2 if interpreted() else 1) if half else 0
-    precision = "tf32x3" if half or area <= 4096 else "ieee"  # three products do not fit the largest tiles
-    warps, stages = 4 if area <= (2048 if half else 1024) else 8, 2 if area <= 4096 else 1
-    settings = {"BLOCK": block, "KP": KP, "CP": CP, "MODE": mode, "PRECISION": precision, "num_warps": warps, "num_stages": stages}
+    # three products do not fit the largest tiles
+    precision = "tf32x3" if half or area <= 4096 else "ieee"
+    warps = 4 if area <= (2048 if half else 1024) else 8
+    stages = 2 if area <= 4096 else 1
+    settings = {
+        "BLOCK": block,
+        "KP": KP,
+        "CP": CP,
+        "MODE": mode,
+        "PRECISION": precision,
+        "num_warps": warps,
+        "num_stages": stages,
+    }
     return (B, -(-N // span)), span, settings
 
 
@@ -130,8 +159,16 @@ def suits(
     q: Tensor,  # Queries, [B, K, C]
 ) -> bool:  # True if the kernels take them
     "Whether the Triton kernels can run on such tensors here."
-    here = triton is not None and (interpreted() or (x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)))
-    return here and x.dtype in DTYPES and x.numel() > 0 and 1 <= q.shape[1] <= MAX_SLOTS and x.shape[2] <= MAX_WIDTH
+    here = triton is not None and (
+        interpreted() or (x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0))
+    )
+    return (
+        here
+        and x.dtype in DTYPES
+        and x.numel() > 0
+        and 1 <= q.shape[1] <= MAX_SLOTS
+        and x.shape[2] <= MAX_WIDTH
+    )
 
 
 def _prepare(x: Tensor, q: Tensor, bias: Tensor) -> list[Tensor]:
@@ -140,27 +177,50 @@ def _prepare(x: Tensor, q: Tensor, bias: Tensor) -> list[Tensor]:
     check_shape("bias", bias, "B K", B=sizes["B"], K=sizes["K"])
     if not suits(x, q):
         wanted = f"Triton, CUDA of capability 8.0 (or TRITON_INTERPRET=1), B, N ≥ 1, K from 1 to {MAX_SLOTS}, C ≤ {MAX_WIDTH}, float32, bfloat16 or float16"
-        raise InputError(f"x: the kernel expects {wanted}; got {list(x.shape)}, K={sizes['K']}, {x.dtype}, {x.device}; use plain_compete")
+        raise InputError(
+            f"x: the kernel expects {wanted}; got {list(x.shape)}, K={sizes['K']}, {x.dtype}, {x.device}; use plain_compete"
+        )
     return [x.contiguous(), q.contiguous(), bias.contiguous()]
 
 # %% ../../nbs/speed/03_triton.ipynb #bd0baad8
 @jit
 def _compete_kernel(
-    x_ptr, q_ptr, bias_ptr, sums_ptr, totals_ptr, N, K, C, SPAN,
-    BLOCK: tl.constexpr, KP: tl.constexpr, CP: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr,
+    q_ptr,
+    bias_ptr,
+    sums_ptr,
+    totals_ptr,
+    N,
+    K,
+    C,
+    SPAN,
+    BLOCK: tl.constexpr,
+    KP: tl.constexpr,
+    CP: tl.constexpr,
+    MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)  # 64 bits: B·N·C may be more than two thousand million
+    # 64 bits: B·N·C may be more than two thousand million
+    image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     features, slot_inside = tl.arange(0, CP), tl.arange(0, KP) < K
     q, bias = _slot_tile(q_ptr, bias_ptr, image, K, C, KP, CP)
     sums, totals = tl.zeros([CP, KP], tl.float32), tl.zeros([KP], tl.float32)
     for start in range(part * SPAN, tl.minimum(N, part * SPAN + SPAN), BLOCK):
         tokens = start + tl.arange(0, BLOCK)
         exists = (tokens[:, None] < N) & (features[None, :] < C)
-        x = _operand(tl.load(x_ptr + image * N * C + tokens[:, None] * C + features[None, :], exists, other=0.0), MODE)
+        x = _operand(
+            tl.load(
+                x_ptr + image * N * C + tokens[:, None] * C + features[None, :], exists, other=0.0
+            ),
+            MODE,
+        )
         attn = _attention(x, q, bias, tokens < N, slot_inside, MODE, PRECISION)  # Eq. (1)
-        sums += tl.dot(tl.trans(x), _operand(attn, MODE), input_precision=PRECISION)  # [CP, BLOCK] @ [BLOCK, KP], Eq. (2)
+        # [CP, BLOCK] @ [BLOCK, KP], Eq. (2)
+        sums += tl.dot(tl.trans(x), _operand(attn, MODE), input_precision=PRECISION)
         totals += tl.sum(attn, axis=0)
-    _store_slot_tile(sums_ptr, totals_ptr, sums, totals, image * tl.num_programs(1) + part, K, C, KP, CP)
+    _store_slot_tile(
+        sums_ptr, totals_ptr, sums, totals, image * tl.num_programs(1) + part, K, C, KP, CP
+    )
 
 
 def compete_triton(
@@ -172,29 +232,59 @@ def compete_triton(
     x, q, bias = _prepare(x, q, bias)
     (B, N, C), K = x.shape, q.shape[1]
     grid, span, settings = launch_plan(x, K)
-    sums, totals = x.new_empty(*grid, K, C, dtype=torch.float32), x.new_empty(*grid, K, dtype=torch.float32)
+    sums = x.new_empty(*grid, K, C, dtype=torch.float32)
+    totals = x.new_empty(*grid, K, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _compete_kernel[grid](x, q, bias, sums, totals, N, K, C, span, **settings)
     return sums.sum(1), totals.sum(1)  # over parts, in a fixed order
 
 # %% ../../nbs/speed/03_triton.ipynb #770a3099
 @jit
-def _token_gradient(x, q, bias, dsums, dtotals, token_inside, slot_inside, MODE: tl.constexpr, PRECISION: tl.constexpr):
+def _token_gradient(
+    x,
+    q,
+    bias,
+    dsums,
+    dtotals,
+    token_inside,
+    slot_inside,
+    MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     attn = _attention(x, q, bias, token_inside, slot_inside, MODE, PRECISION)
     dattn = _split_dot(x, dsums, MODE, PRECISION) + dtotals[None, :]  # Eq. (3)
     return attn, attn * (dattn - tl.sum(attn * dattn, axis=1)[:, None])  # Eq. (4)
 
 
 @jit
-def _dx(attn, dlogits, q, dsums, MODE: tl.constexpr, PRECISION: tl.constexpr):  # [BLOCK, KP] @ [KP, CP], Eq. (5)
+# [BLOCK, KP] @ [KP, CP], Eq. (5)
+def _dx(attn, dlogits, q, dsums, MODE: tl.constexpr, PRECISION: tl.constexpr):
     dx = tl.dot(_operand(attn, MODE), tl.trans(_operand(dsums, MODE)), input_precision=PRECISION)
-    return dx + tl.dot(_operand(dlogits, MODE), tl.trans(_operand(q, MODE)), input_precision=PRECISION)
+    return dx + tl.dot(
+        _operand(dlogits, MODE), tl.trans(_operand(q, MODE)), input_precision=PRECISION
+    )
 
 
 @jit
 def _backward_kernel(
-    dsums_ptr, dtotals_ptr, x_ptr, q_ptr, bias_ptr, dx_ptr, dq_ptr, dbias_ptr, N, K, C, SPAN, WITH_DX: tl.constexpr,
-    BLOCK: tl.constexpr, KP: tl.constexpr, CP: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr,
+    dsums_ptr,
+    dtotals_ptr,
+    x_ptr,
+    q_ptr,
+    bias_ptr,
+    dx_ptr,
+    dq_ptr,
+    dbias_ptr,
+    N,
+    K,
+    C,
+    SPAN,
+    WITH_DX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KP: tl.constexpr,
+    CP: tl.constexpr,
+    MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     features, slot_inside = tl.arange(0, CP), tl.arange(0, KP) < K
@@ -203,10 +293,14 @@ def _backward_kernel(
     dq, dbias = tl.zeros([CP, KP], tl.float32), tl.zeros([KP], tl.float32)
     for start in range(part * SPAN, tl.minimum(N, part * SPAN + SPAN), BLOCK):
         tokens = start + tl.arange(0, BLOCK)
-        place, exists = image * N * C + tokens[:, None] * C + features[None, :], (tokens[:, None] < N) & (features[None, :] < C)
+        place = image * N * C + tokens[:, None] * C + features[None, :]
+        exists = (tokens[:, None] < N) & (features[None, :] < C)
         x = _operand(tl.load(x_ptr + place, exists, other=0.0), MODE)
-        attn, dlogits = _token_gradient(x, q, bias, dsums, dtotals, tokens < N, slot_inside, MODE, PRECISION)
-        dq += tl.dot(tl.trans(x), _operand(dlogits, MODE), input_precision=PRECISION)  # [CP, BLOCK] @ [BLOCK, KP], Eq. (5)
+        attn, dlogits = _token_gradient(
+            x, q, bias, dsums, dtotals, tokens < N, slot_inside, MODE, PRECISION
+        )
+        # [CP, BLOCK] @ [BLOCK, KP], Eq. (5)
+        dq += tl.dot(tl.trans(x), _operand(dlogits, MODE), input_precision=PRECISION)
         dbias += tl.sum(dlogits, axis=0)
         if WITH_DX:
             tl.store(dx_ptr + place, _dx(attn, dlogits, q, dsums, MODE, PRECISION), exists)
@@ -226,9 +320,25 @@ def compete_backward_triton(
     (B, N, C), K = x.shape, q.shape[1]
     grid, span, settings = launch_plan(x, K)
     dx = torch.empty_like(x) if with_dx else x.new_empty(0)
-    dq, dbias = x.new_empty(*grid, K, C, dtype=torch.float32), x.new_empty(*grid, K, dtype=torch.float32)
+    dq = x.new_empty(*grid, K, C, dtype=torch.float32)
+    dbias = x.new_empty(*grid, K, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _backward_kernel[grid](dsums.contiguous(), dtotals.contiguous(), x, q, bias, dx, dq, dbias, N, K, C, span, WITH_DX=with_dx, **settings)
+        _backward_kernel[grid](
+            dsums.contiguous(),
+            dtotals.contiguous(),
+            x,
+            q,
+            bias,
+            dx,
+            dq,
+            dbias,
+            N,
+            K,
+            C,
+            span,
+            WITH_DX=with_dx,
+            **settings,
+        )
     return dx, dq.sum(1).to(q.dtype), dbias.sum(1).to(bias.dtype)
 
 # %% ../../nbs/speed/03_triton.ipynb #98c1cd97
@@ -251,18 +361,24 @@ def fused_compete_backward(
     bias: Tensor,  # Added to a slot's logits, [B, K]
 ) -> tuple[Tensor, Tensor, Tensor]:  # Gradients of x, q and bias
     "The gradient of `fused_compete`."
-    return (compete_backward_triton if suits(x, q) else plain_compete_backward)(dsums, dtotals, x, q, bias)
+    return (compete_backward_triton if suits(x, q) else plain_compete_backward)(
+        dsums, dtotals, x, q, bias
+    )
 
 
 @fused_compete.register_fake
 def _(x, q, bias):
     wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty_like(q, dtype=wide, memory_format=torch.contiguous_format), torch.empty_like(bias, dtype=wide, memory_format=torch.contiguous_format)
+    return torch.empty_like(q, dtype=wide, memory_format=torch.contiguous_format), torch.empty_like(
+        bias, dtype=wide, memory_format=torch.contiguous_format
+    )
 
 
 @fused_compete_backward.register_fake
 def _(dsums, dtotals, x, q, bias):
-    return tuple(torch.empty_like(like, memory_format=torch.contiguous_format) for like in (x, q, bias))
+    return tuple(
+        torch.empty_like(like, memory_format=torch.contiguous_format) for like in (x, q, bias)
+    )
 
 
 fused_compete.register_autograd(

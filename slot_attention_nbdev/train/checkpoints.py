@@ -60,7 +60,9 @@ def load_checkpoint(
     except zipfile.BadZipFile:
         raise FileError(f"{path}: not a checkpoint, or cut short") from None
     except pickle.UnpicklingError:
-        raise FileError(f"{path}: holds more than tensors and plain values; nothing in it was run") from None
+        raise FileError(
+            f"{path}: holds more than tensors and plain values; nothing in it was run"
+        ) from None
     except (RuntimeError, ValueError, KeyError, EOFError) as error:
         if isinstance(error, FileError):
             raise
@@ -92,7 +94,8 @@ def save_weights(
     "Write weights and their description as a safetensors file, atomically."
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = json.dumps({**info, "sha256": weights_digest(tensors, info)})
-    content = safetensors.torch.save(tensors, {"slot_attention_nbdev": about})  # one key: safetensors shuffles several
+    # one key: safetensors shuffles several
+    content = safetensors.torch.save(tensors, {"slot_attention_nbdev": about})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
@@ -116,7 +119,9 @@ def load_weights(
     if expected is None:
         raise FileError(f"{path}: a safetensors file, but not written by this library")
     if weights_digest(tensors, info) != expected:
-        raise FileError(f"{path}: its content was altered after it was written (SHA-256 does not match)")
+        raise FileError(
+            f"{path}: its content was altered after it was written (SHA-256 does not match)"
+        )
     return tensors, info
 
 # %% ../../nbs/library/08_checkpoints.ipynb #e1846c36
@@ -152,12 +157,19 @@ def load_record(
     return record
 
 # %% ../../nbs/library/08_checkpoints.ipynb #84addeef
-def source_commit() -> str | None:  # 40 hexadecimal digits, then "-dirty" if files were edited; None outside a checkout
+# 40 hexadecimal digits, then "-dirty" if files were edited; None outside a checkout
+def source_commit() -> str | None:
     "The git commit that the library runs from."
     git = ["git", "-C", str(files("slot_attention_nbdev"))]
     try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True)
-        commit = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True)
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True
+        )
+        commit = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+        )
     except OSError:
         return None
     return commit.stdout.strip() if tracked.returncode == commit.returncode == 0 else None
@@ -168,11 +180,26 @@ def run_facts(
 ) -> dict:  # commit, versions, hardware, device, threads
     "What a record says about code and machine."
     cpu = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    hardware = {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "system": platform.system()}
+    models = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in cpu.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if cpu.exists()
+        else []
+    )
+    hardware = {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
-    versions = {name: importlib.metadata.version(name) for name in ("slot_attention_nbdev", "torch", "numpy")}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("slot_attention_nbdev", "torch", "numpy")
+    }
     return {
         "commit": source_commit(),
         "versions": {"python": platform.python_version(), **versions},
@@ -189,7 +216,8 @@ def open_run(
     out: str | Path,  # The run's folder
     identity: dict,  # Settings and seed: what makes it this run and no other
     resume: bool,  # Go on from the checkpoint in it
-    load: Callable[[Path], dict] = load_checkpoint,  # Reads it; another one may know what to do if it is damaged
+    # Reads it; another one may know what to do if it is damaged
+    load: Callable[[Path], dict] = load_checkpoint,
 ) -> dict | None:  # The checkpoint to go on from; None for a new run
     "Open a folder for a run; `InputError` if it belongs to another one."
     out = Path(out)
@@ -197,25 +225,35 @@ def open_run(
         raise InputError(f"out: {out} is a file; name a folder")
     held = [name for name in RUN_FILES if (out / name).exists()]
     if held and not resume:
-        raise InputError(f"out: {out} already holds a run ({', '.join(held)}); name another folder, or resume it with --resume (resume=True)")
+        raise InputError(
+            f"out: {out} already holds a run ({', '.join(held)}); name another folder, or resume it with --resume (resume=True)"
+        )
     if not resume:
         return None
     if not {"checkpoint.pt", "previous.pt"} & set(held):
-        raise InputError(f"resume: there is no checkpoint in {out}; start a run there without resume")
+        raise InputError(
+            f"resume: there is no checkpoint in {out}; start a run there without resume"
+        )
     state = load(out / "checkpoint.pt")
     before = state.get("identity", {})
     changed = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
     if changed:
-        text = ", ".join(f"{key} was {before.get(key)!r} and is now {identity.get(key)!r}" for key in changed)
+        text = ", ".join(
+            f"{key} was {before.get(key)!r} and is now {identity.get(key)!r}" for key in changed
+        )
         raise InputError(f"resume: {out} holds another run: {text}")
-    for leftover in (*out.glob(".*.part*"), out / "next.pt"):  # what a process killed while it was saving left behind
+    # what a process killed while it was saving left behind
+    for leftover in (*out.glob(".*.part*"), out / "next.pt"):
         leftover.unlink(missing_ok=True)
     return state
 
 # %% ../../nbs/library/08_checkpoints.ipynb #0c6500c7
 def shipped_weights() -> dict[str, Path]:  # Name -> file
     "The weights that come with the package."
-    return {each.stem: each for each in Path(str(files("slot_attention_nbdev"))).glob("weights/*.safetensors")}
+    return {
+        each.stem: each
+        for each in Path(str(files("slot_attention_nbdev"))).glob("weights/*.safetensors")
+    }
 
 
 def find_weights(
@@ -224,7 +262,11 @@ def find_weights(
     "Find the file of a trained model."
     path = Path(name)
     if path.is_dir():
-        inside = [path / each for each in ("model.safetensors", "checkpoint.pt") if (path / each).is_file()]
+        inside = [
+            path / each
+            for each in ("model.safetensors", "checkpoint.pt")
+            if (path / each).is_file()
+        ]
         if not inside:
             raise FileError(f"{path}: there is no model and no checkpoint in this folder")
         return inside[0]
@@ -234,11 +276,14 @@ def find_weights(
         raise FileError(f"{path}: there is no such file or folder")
     shipped = shipped_weights()
     if path.name not in shipped:
-        raise InputError(f"checkpoint: {path.name!r} is no file, no run's folder and no shipped weights; {suggest(path.name, shipped)}")
+        raise InputError(
+            f"checkpoint: {path.name!r} is no file, no run's folder and no shipped weights; {suggest(path.name, shipped)}"
+        )
     return shipped[path.name]
 
 # %% ../../nbs/library/08_checkpoints.ipynb #4510a002
-def records_folder() -> Path:  # The folder `results`, of this checkout or as it was packed with the library
+# The folder `results`, of this checkout or as it was packed with the library
+def records_folder() -> Path:
     "Find the records that the notebooks quote."
     packed = Path(str(files("slot_attention_nbdev"))) / "results"
     return packed if packed.exists() else packed.parent.parent / "results"
@@ -248,24 +293,41 @@ def tell_runs(
     records: list[dict],  # Of one recipe, one for each seed; at least one
 ) -> dict[str, str]:  # hardware, time, result
     "What the records of some seeds say, in three lines."
-    hardware, finals = records[0]["hardware"], [record["final"] or {} for record in records]
-    name, key = ("AP", "ap_inf") if any("ap_inf" in final for final in finals) else ("FG-ARI", "fg_ari")
+    hardware = records[0]["hardware"]
+    finals = [record["final"] or {} for record in records]
+    name, key = (
+        ("AP", "ap_inf") if any("ap_inf" in final for final in finals) else ("FG-ARI", "fg_ari")
+    )
     scores = ["failed" if final.get(key) is None else f"{final[key]:.3f}" for final in finals]
-    seeds, n = ", ".join(str(record["seed"]) for record in records), max(final.get("n", 0) for final in finals)
+    seeds = ", ".join(str(record["seed"]) for record in records)
+    n = max(final.get("n", 0) for final in finals)
     where = f"{hardware.get('gpu', hardware['cpu'])}, {records[0]['threads']} CPU thread{'s' * (records[0]['threads'] > 1)}"
-    seconds = "about " * (len(records) > 1) + f"{sum(record['seconds'] for record in records) / len(records):.0f} s"
-    return {"hardware": where, "time": seconds, "result": f"{name} {', '.join(scores)} on {n} held-out images (seed{'s' * (len(records) > 1)} {seeds})"}
+    seconds = (
+        "about " * (len(records) > 1)
+        + f"{sum(record['seconds'] for record in records) / len(records):.0f} s"
+    )
+    return {
+        "hardware": where,
+        "time": seconds,
+        "result": f"{name} {', '.join(scores)} on {n} held-out images (seed{'s' * (len(records) > 1)} {seeds})",
+    }
 
 # %% ../../nbs/library/08_checkpoints.ipynb #e9952c9d
 def plot_curve(
-    curve: list[dict],  # Points with "step", and "loss", "fg_ari" or "ap_inf" where they were measured
+    # Points with "step", and "loss", "fg_ari" or "ap_inf" where they were measured
+    curve: list[dict],
 ) -> Figure:  # Loss on the left axis, foreground ARI or average precision on the right
     "Draw a run's loss, and its foreground ARI or average precision, over its steps."
     figure = Figure(figsize=(6, 3), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    figure_of_merit = ("ap_inf", "AP") if any("ap_inf" in p for p in curve) else ("fg_ari", "FG-ARI")
-    for axes, key, name, colour, mark in [(left, "loss", "loss", "#0072B2", ""), (right, *figure_of_merit, "#D55E00", "o")]:
+    figure_of_merit = (
+        ("ap_inf", "AP") if any("ap_inf" in p for p in curve) else ("fg_ari", "FG-ARI")
+    )
+    for axes, key, name, colour, mark in [
+        (left, "loss", "loss", "#0072B2", ""),
+        (right, *figure_of_merit, "#D55E00", "o"),
+    ]:
         points = [(p["step"], p[key]) for p in curve if p.get(key) is not None]
         axes.plot(*zip(*points) if points else ([], []), color=colour, marker=mark, markersize=3)
         axes.set_ylabel(name, color=colour)

@@ -24,7 +24,8 @@ from ..core import InputError, SlotAttentionError, pick_device
 
 # %% ../../nbs/library/07_distributed.ipynb #31a894bb
 def open_accelerator(
-    device: str | torch.device = "auto",  # "auto", "cpu", "cuda", ...; with several processes each takes a GPU of its own
+    # "auto", "cpu", "cuda", ...; with several processes each takes a GPU of its own
+    device: str | torch.device = "auto",
     precision: str = "fp32",  # "fp32", or "bf16" or "fp16" for mixed precision
 ) -> Accelerator:  # Knows device, process_index, num_processes
     "Find out which of how many processes this is, and where it computes."
@@ -33,12 +34,22 @@ def open_accelerator(
         raise InputError("precision: fp16 needs a GPU, got a CPU; use bf16 or fp32")
     if device.index is not None and world_size() == 1:
         torch.cuda.set_device(device)
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:  # a launcher wanted several, but told nobody their ranks
-        warnings.warn("this is one process alone: `accelerate launch --cpu` starts no more; take `torchrun --nproc_per_node N`, or `--multi_gpu` in the place of `--cpu`, which needs no GPU")
-    AcceleratorState._reset_state(reset_partial_state=world_size() == 1)  # it would hold on to the settings of the run before
-    settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)  # our buffers never change; one copy of the gradients
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate does not know its new name yet
-    return Accelerator(cpu=device.type == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision), kwargs_handlers=[settings])
+    # a launcher wanted several, but told nobody their ranks
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "this is one process alone: `accelerate launch --cpu` starts no more; take `torchrun --nproc_per_node N`, or `--multi_gpu` in the place of `--cpu`, which needs no GPU"
+        )
+    # it would hold on to the settings of the run before
+    AcceleratorState._reset_state(reset_partial_state=world_size() == 1)
+    # our buffers never change; one copy of the gradients
+    settings = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Accelerate does not know its new name yet
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        kwargs_handlers=[settings],
+    )
 
 
 def world_size() -> int:  # 1 if nobody launched several
@@ -49,7 +60,9 @@ def world_size() -> int:  # 1 if nobody launched several
 def leave(
     code: int = 0,  # Exit code
 ) -> None:
-    "End one of several processes at once: while Python is taken down, gloo's threads may still hold tensors and abort it."
+    """End one of several processes at once: while Python is taken down, gloo's threads may still
+    hold tensors and abort it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -64,7 +77,8 @@ class Interrupted(SlotAttentionError):
         number: int = signal.SIGINT,  # Which signal came
     ):
         super().__init__(message)
-        self.code = 0 if number == signal.SIGTERM else 1  # the exit code: a system that asks politely wants no alarm
+        # the exit code: a system that asks politely wants no alarm
+        self.code = 0 if number == signal.SIGTERM else 1
 
 
 @contextmanager
@@ -84,7 +98,9 @@ def catch_signals(
             restore()
 
     if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-        before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before |= {
+            number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     try:
         yield caught
     finally:

@@ -17,12 +17,27 @@ from pkgutil import resolve_name
 import torch
 from torch import Tensor
 
-from ..core import FileError, InputError, check_int, derive_seed, pick_device, suggest, table
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    check_int,
+    derive_seed,
+    pick_device,
+    suggest,
+    table,
+)
 from ..data.convert import gather
 from ..data.sources import Batches, hold_out, open_source, recognise_data
 from ..models.autoencoder import SlotAttentionAutoEncoder
 from .tasks import Shortcuts
-from .checkpoints import find_weights, load_checkpoint, load_record, load_weights, records_folder, tell_runs
+from slot_attention_nbdev.train.checkpoints import (
+    find_weights,
+    load_checkpoint,
+    load_record,
+    load_weights,
+    records_folder,
+    tell_runs,
+)
 from ..models.set_predictor import SetPredictor
 
 # %% ../../nbs/library/05_recipes.ipynb #3bccbb08
@@ -32,29 +47,44 @@ class Recipe(Shortcuts):
 
     name: str  # What it is called
     about: str  # What it is for, in a line
-    data: str = "tetrominoes"  # Name of a generated set, path of a pack, of TFRecords, of CLEVR v1.0 or of a folder; or NAME:PATH
-    model: str = "paper"  # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "fast", "seeded" or "solids" (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites" (ours)
+    # Name of a generated set, path of a pack, of TFRecords, of CLEVR v1.0 or of a folder; or
+    # NAME:PATH
+    data: str = "tetrominoes"
+    # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "fast", "seeded" or "solids"
+    # (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites"
+    # (ours)
+    model: str = "paper"
     num_slots: int = 4  # K
     num_iterations: int = 3  # T
     batch_size: int = 64  # Images in a step
     steps: int = 500_000  # Updates of the weights
     learning_rate: float = 4e-4  # Adam's rate after warm-up, before decay
-    schedule: str = "paper"  # "paper": halves and halves again; "cosine": falls to zero at the last step
+    # "paper": halves and halves again; "cosine": falls to zero at the last step
+    schedule: str = "paper"
     warmup_steps: int = 10_000  # Steps in which the rate rises from zero
     decay_rate: float = 0.5  # What the rate is multiplied by every `decay_steps` (schedule "paper")
     decay_steps: int = 100_000  # See `decay_rate`
-    variance_weight: float = 0.0  # Weight of the slots' disagreement in a pixel, added to the squared error; ours, 0 in the paper
+    # Weight of the slots' disagreement in a pixel, added to the squared error; ours, 0 in the paper
+    variance_weight: float = 0.0
     variance_steps: int = 0  # Steps in which that weight rises from zero
-    average_decay: float = 0.0  # Evaluate a moving average of the weights that keeps this share of itself in a step; 0 for none
+    # Evaluate a moving average of the weights that keeps this share of itself in a step; 0 for none
+    average_decay: float = 0.0
     clip_norm: float = 0.0  # Longest gradient allowed; 0 leaves it as it is
     log_every: int = 100  # Steps between two points of the curve
     eval_every: int = 5_000  # Steps between two looks at held-out images
     eval_images: int = 320  # How many held-out images
     checkpoint_every: int = 1_000  # Steps between two checkpoints
-    resolution: int = 0  # Scale the images to this height and width; 0 takes them as the data have them, 128 for folders and CLEVR
-    scenes: int = 0  # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in every step
-    budget: float = 0.0  # Seconds the training may take, if nobody says otherwise: the schedule fits itself to them; 0 for as many as its steps need
-    precision: str = "auto"  # "fp32", or "bf16" or "fp16" for products; "auto" takes bf16 where a CUDA card has it
+    # Scale the images to this height and width; 0 takes them as the data have them, 128 for folders
+    # and CLEVR
+    resolution: int = 0
+    # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in
+    # every step
+    scenes: int = 0
+    # Seconds the training may take, if nobody says otherwise: the schedule fits itself to them; 0
+    # for as many as its steps need
+    budget: float = 0.0
+    # "fp32", or "bf16" or "fp16" for products; "auto" takes bf16 where a CUDA card has it
+    precision: str = "auto"
     accumulate: int = 1  # In how many pieces a process takes its share of a batch
     compile: str = "auto"  # "on", "off"; "auto" compiles long runs on CUDA
     fused: str = "auto"  # One kernel for the whole optimiser: "on", "off"; "auto" on CUDA and CPU
@@ -67,14 +97,49 @@ class Recipe(Shortcuts):
             raise InputError("variance_weight: expected 0, since a set predictor paints no masks")
 
 
-MODELS = {"paper": "models.autoencoder:paper_autoencoder", "paper_mlp": "experiments.shortcuts:pixel_autoencoder", "fast": "models.seeded:fast_autoencoder",
-          "seeded": "models.seeded:seeded_autoencoder", "solids": "models.seeded:SolidsAutoEncoder", "properties_clevr": "models.seeded_sets:properties_clevr", "properties_sprites": "models.seeded_sets:SeededSetPredictor"}  # modules are read when a model is built
-CHOICES = {"model": tuple(MODELS), "schedule": ("paper", "cosine"), "gradient": ("all", "last"), "precision": ("auto", "fp32", "bf16", "fp16"), "checkpoint_activations": ("on", "off"), **dict.fromkeys(("compile", "fused"), ("auto", "on", "off"))}
-LIMITS = {  # smallest and largest; the other floats lie in [0, 1], the other integers are counts from 1 up
-    "resolution": (0, 1024), "num_slots": (1, 64), "num_iterations": (1, 32), "batch_size": (1, 65_536), "variance_weight": (0.0, 100.0),
-    "clip_norm": (0.0, math.inf), "budget": (0.0, math.inf), **dict.fromkeys(("warmup_steps", "variance_steps", "scenes", "pixels", "first_iterations", "iteration_steps"), (0, None))}
-LATER = {"resolution": 0, "precision": "auto", "scenes": 0, "budget": 0.0} | asdict(Shortcuts())  # settings that came later, and what they were before
-HOW = ("about", "accumulate", "compile", "fused", "checkpoint_activations")  # say how a run is described and computed, not which run it is
+MODELS = {
+    "paper": "models.autoencoder:paper_autoencoder",
+    "paper_mlp": "experiments.shortcuts:pixel_autoencoder",
+    "fast": "models.seeded:fast_autoencoder",
+    # modules are read when a model is built
+    "seeded": "models.seeded:seeded_autoencoder",
+    "solids": "models.seeded:SolidsAutoEncoder",
+    "properties_clevr": "models.seeded_sets:properties_clevr",
+    "properties_sprites": "models.seeded_sets:SeededSetPredictor",
+}
+CHOICES = {
+    "model": tuple(MODELS),
+    "schedule": ("paper", "cosine"),
+    "gradient": ("all", "last"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "checkpoint_activations": ("on", "off"),
+    **dict.fromkeys(("compile", "fused"), ("auto", "on", "off")),
+}
+# smallest and largest; the other floats lie in [0, 1], the other integers are counts from 1 up
+LIMITS = {
+    "resolution": (0, 1024),
+    "num_slots": (1, 64),
+    "num_iterations": (1, 32),
+    "batch_size": (1, 65_536),
+    "variance_weight": (0.0, 100.0),
+    "clip_norm": (0.0, math.inf),
+    "budget": (0.0, math.inf),
+    **dict.fromkeys(
+        (
+            "warmup_steps",
+            "variance_steps",
+            "scenes",
+            "pixels",
+            "first_iterations",
+            "iteration_steps",
+        ),
+        (0, None),
+    ),
+}
+# settings that came later, and what they were before
+LATER = {"resolution": 0, "precision": "auto", "scenes": 0, "budget": 0.0} | asdict(Shortcuts())
+# say how a run is described and computed, not which run it is
+HOW = ("about", "accumulate", "compile", "fused", "checkpoint_activations")
 TYPES = {field.name: field.type for field in fields(Recipe)}
 
 
@@ -87,7 +152,12 @@ def check_setting(
     if TYPES[key] is int:
         check_int(key, value, minimum=low, maximum=high)
     elif TYPES[key] is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+            or math.isinf(value)
+        ):
             raise InputError(f"{key}: expected a number in [{low:g}, {high:g}], got {value!r}")
     elif not isinstance(value, str):
         raise InputError(f"{key}: expected text, got {value!r}")
@@ -97,31 +167,143 @@ def check_setting(
         recognise_data(value)
 
 # %% ../../nbs/library/05_recipes.ipynb #9f236131
-CPU = dict(schedule="cosine", batch_size=32, num_iterations=2, average_decay=0.99, log_every=50, eval_every=500, checkpoint_every=500)
+CPU = dict(
+    schedule="cosine",
+    batch_size=32,
+    num_iterations=2,
+    average_decay=0.99,
+    log_every=50,
+    eval_every=500,
+    checkpoint_every=500,
+)
 FAST = dict(model="fast", learning_rate=1.5e-3, warmup_steps=100, clip_norm=0.1, **CPU)
-SMALL = dict(model="seeded", learning_rate=1e-3, warmup_steps=200, clip_norm=1.0, variance_weight=0.5, variance_steps=500, **CPU)
-SHORT = dict(schedule="cosine", learning_rate=8e-4, warmup_steps=2_000, clip_norm=1.0, average_decay=0.999, eval_every=2_000, budget=600.0)
-SPRITES, CLEVR6 = dict(data="multi_dsprites_colored_on_grayscale", num_slots=6), dict(data="clevr6", num_slots=7)
+SMALL = dict(
+    model="seeded",
+    learning_rate=1e-3,
+    warmup_steps=200,
+    clip_norm=1.0,
+    variance_weight=0.5,
+    variance_steps=500,
+    **CPU,
+)
+SHORT = dict(
+    schedule="cosine",
+    learning_rate=8e-4,
+    warmup_steps=2_000,
+    clip_norm=1.0,
+    average_decay=0.999,
+    eval_every=2_000,
+    budget=600.0,
+)
+SPRITES = dict(data="multi_dsprites_colored_on_grayscale", num_slots=6)
+CLEVR6 = dict(data="clevr6", num_slots=7)
 CLEVR10 = dict(data="clevr10_full", num_slots=10, model="properties_clevr")
 PAPER10 = dict(batch_size=512, steps=150_000, warmup_steps=1_000, decay_steps=50_000)
 
-RECIPES = {recipe.name: recipe for recipe in (
-    Recipe("tetrominoes_paper", "the paper's model and settings for Tetrominoes; a GPU and patience"),
-    Recipe("multi_dsprites_paper", "the paper's model and settings for Multi-dSprites; a GPU and patience", **SPRITES),
-    Recipe("clevr6_paper", "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience", **CLEVR6),
-    Recipe("clevr10_properties_paper", "the paper's set predictor and settings, on traced scenes; a GPU and patience", **CLEVR10, **PAPER10),
-    Recipe("tetrominoes_short", "the paper's model for Tetrominoes; ten minutes on a large GPU", **SHORT, steps=60_000),
-    Recipe("multi_dsprites_short", "the paper's model for Multi-dSprites; ten minutes on a large GPU", **SPRITES, **SHORT, steps=40_000),
-    Recipe("clevr6_short", "the paper's model for small images, on traced scenes; ten minutes on a large GPU", **CLEVR6, **SHORT, resolution=64, steps=30_000),
-    Recipe("clevr10_properties_short", "the paper's set predictor, on traced scenes; ten minutes on a large GPU", **CLEVR10, **SHORT | dict(warmup_steps=1_000), batch_size=128, steps=15_000),
-    Recipe("tetrominoes_fast", "three pieces on black, our small model; minutes on a CPU", **FAST, steps=4_000, variance_weight=0.5, variance_steps=1_000),
-    Recipe("multi_dsprites_small", "two to five sprites on grey, our model for larger pictures; a quarter of an hour on a CPU", **SPRITES, **SMALL, steps=4_000),
-    Recipe("clevr_small", "traced scenes at 64 x 64, our model for solids in light; half an hour on a CPU", **CLEVR6, **SMALL | dict(model="solids", num_iterations=1, batch_size=16, variance_steps=1_000), resolution=64, scenes=2_000, steps=6_000),
-    Recipe("sprites_properties", "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU", **SPRITES, **CPU,
-           model="properties_sprites", steps=10_000, learning_rate=2e-3, warmup_steps=300, clip_norm=1.0),
-    Recipe("tiny", "seconds, to see that everything works; it learns next to nothing", steps=40, eval_images=16,
-           **FAST | dict(batch_size=4, warmup_steps=10, average_decay=0.9, log_every=5, eval_every=10, checkpoint_every=10)),
-)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "tetrominoes_paper",
+            "the paper's model and settings for Tetrominoes; a GPU and patience",
+        ),
+        Recipe(
+            "multi_dsprites_paper",
+            "the paper's model and settings for Multi-dSprites; a GPU and patience",
+            **SPRITES,
+        ),
+        Recipe(
+            "clevr6_paper",
+            "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience",
+            **CLEVR6,
+        ),
+        Recipe(
+            "clevr10_properties_paper",
+            "the paper's set predictor and settings, on traced scenes; a GPU and patience",
+            **CLEVR10,
+            **PAPER10,
+        ),
+        Recipe(
+            "tetrominoes_short",
+            "the paper's model for Tetrominoes; ten minutes on a large GPU",
+            **SHORT,
+            steps=60_000,
+        ),
+        Recipe(
+            "multi_dsprites_short",
+            "the paper's model for Multi-dSprites; ten minutes on a large GPU",
+            **SPRITES,
+            **SHORT,
+            steps=40_000,
+        ),
+        Recipe(
+            "clevr6_short",
+            "the paper's model for small images, on traced scenes; ten minutes on a large GPU",
+            **CLEVR6,
+            **SHORT,
+            resolution=64,
+            steps=30_000,
+        ),
+        Recipe(
+            "clevr10_properties_short",
+            "the paper's set predictor, on traced scenes; ten minutes on a large GPU",
+            **CLEVR10,
+            **SHORT | dict(warmup_steps=1_000),
+            batch_size=128,
+            steps=15_000,
+        ),
+        Recipe(
+            "tetrominoes_fast",
+            "three pieces on black, our small model; minutes on a CPU",
+            **FAST,
+            steps=4_000,
+            variance_weight=0.5,
+            variance_steps=1_000,
+        ),
+        Recipe(
+            "multi_dsprites_small",
+            "two to five sprites on grey, our model for larger pictures; a quarter of an hour on a CPU",
+            **SPRITES,
+            **SMALL,
+            steps=4_000,
+        ),
+        Recipe(
+            "clevr_small",
+            "traced scenes at 64 x 64, our model for solids in light; half an hour on a CPU",
+            **CLEVR6,
+            **SMALL | dict(model="solids", num_iterations=1, batch_size=16, variance_steps=1_000),
+            resolution=64,
+            scenes=2_000,
+            steps=6_000,
+        ),
+        Recipe(
+            "sprites_properties",
+            "shape, place, size and colour of two to five sprites, our small set predictor; minutes on a CPU",
+            **SPRITES,
+            **CPU,
+            model="properties_sprites",
+            steps=10_000,
+            learning_rate=2e-3,
+            warmup_steps=300,
+            clip_norm=1.0,
+        ),
+        Recipe(
+            "tiny",
+            "seconds, to see that everything works; it learns next to nothing",
+            steps=40,
+            eval_images=16,
+            **FAST
+            | dict(
+                batch_size=4,
+                warmup_steps=10,
+                average_decay=0.9,
+                log_every=5,
+                eval_every=10,
+                checkpoint_every=10,
+            ),
+        ),
+    )
+}
 
 # %% ../../nbs/library/05_recipes.ipynb #7cee20e0
 def get_recipe(
@@ -129,7 +311,8 @@ def get_recipe(
     **overrides: str | int | float,  # Settings to change, such as steps=100
 ) -> Recipe:  # The recipe, checked
     "Look a recipe up and change some of its settings."
-    name = {"clevr10_properties": "clevr10_properties_paper"}.get(name, name)  # what it was called before
+    # what it was called before
+    name = {"clevr10_properties": "clevr10_properties_paper"}.get(name, name)
     if name not in RECIPES:
         raise InputError(f"recipe: unknown {name!r}; {suggest(name, RECIPES)}")
     _check_keys(overrides)
@@ -174,7 +357,10 @@ def to_dict(
 def from_dict(
     settings: dict[str, str | int | float],  # What `to_dict` gave
 ) -> Recipe:  # The recipe, checked
-    "A recipe from a dictionary; a setting that it does not name has its default, one that there is not is an `InputError`."
+    """A recipe from a dictionary.
+
+    A setting that it does not name has its default, one that there is not is an `InputError`.
+    """
     odd = sorted(settings.keys() - TYPES.keys() | {"name", "about"} - settings.keys())
     if odd:
         raise InputError(f"recipe: fields missing or unknown: {', '.join(odd)}")
@@ -200,7 +386,9 @@ def resolution_of(
     if recipe.resolution:
         return recipe.resolution, recipe.resolution
     source = open_source(recipe.data)
-    return tuple(getattr(source, "resolution", None) or gather(source, range(1))["image"].shape[1:3])
+    return tuple(
+        getattr(source, "resolution", None) or gather(source, range(1))["image"].shape[1:3]
+    )
 
 
 def build_model(
@@ -211,14 +399,22 @@ def build_model(
     "Build a recipe's model."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "init"))
-        model = resolve_name(f"slot_attention_nbdev.{MODELS[recipe.model]}")(tuple(resolution or resolution_of(recipe)), recipe.num_slots, recipe.num_iterations)
-    return model if recipe.gradient == "all" else resolve_name("slot_attention_nbdev.experiments.shortcuts:learn_from_last_step")(model)
+        model = resolve_name(f"slot_attention_nbdev.{MODELS[recipe.model]}")(
+            tuple(resolution or resolution_of(recipe)), recipe.num_slots, recipe.num_iterations
+        )
+    return (
+        model
+        if recipe.gradient == "all"
+        else resolve_name("slot_attention_nbdev.experiments.shortcuts:learn_from_last_step")(model)
+    )
 
 # %% ../../nbs/library/05_recipes.ipynb #62c11acf
 def load_model(
-    checkpoint: str | Path,  # A .safetensors or .pt file, a run's folder, or the name of shipped weights
+    # A .safetensors or .pt file, a run's folder, or the name of shipped weights
+    checkpoint: str | Path,
     device: str = "cpu",  # Where the model shall compute
-) -> tuple[SlotAttentionAutoEncoder | SetPredictor, dict]:  # The model, and what is known of it: recipe, resolution, seed, step, version
+    # The model, and what is known of it: recipe, resolution, seed, step, version
+) -> tuple[SlotAttentionAutoEncoder | SetPredictor, dict]:
     "Load a trained model; a file that is foreign, cut short or altered raises `FileError`."
     path = find_weights(checkpoint)
     if path.suffix == ".pt":
@@ -241,10 +437,15 @@ def build_data(
     device: str | torch.device = "cpu",  # Where the images are made, or brought
     rank: int = 0,  # Number of this process
     world: int = 1,  # How many processes share each batch
-) -> tuple[Batches, dict[str, Tensor]]:  # This process's share of the batches to train on; held-out scenes
+    # This process's share of the batches to train on; held-out scenes
+) -> tuple[Batches, dict[str, Tensor]]:
     "Build a recipe's stream of batches and its held-out scenes."
-    source, n, held_out = hold_out(recipe.data, recipe.eval_images, recipe.resolution, seed, recipe.scenes)
-    return Batches(source, recipe.batch_size, seed, device, recipe.resolution, n, rank, world), {key: value.to(device) for key, value in held_out.items()}
+    source, n, held_out = hold_out(
+        recipe.data, recipe.eval_images, recipe.resolution, seed, recipe.scenes
+    )
+    return Batches(source, recipe.batch_size, seed, device, recipe.resolution, n, rank, world), {
+        key: value.to(device) for key, value in held_out.items()
+    }
 
 # %% ../../nbs/library/05_recipes.ipynb #cf281a5b
 def recipe_head(
@@ -252,7 +453,15 @@ def recipe_head(
 ) -> str:  # Six lines
     "Say what a recipe is for, its command, and what its runs on record took and gave."
     records = map(load_record, sorted((records_folder() / recipe.name).glob("seed*.json")))
-    records = [record for record in records if identity(from_dict(record["recipe"]), 0) == identity(recipe, 0)]
+    records = [
+        record
+        for record in records
+        if identity(from_dict(record["recipe"]), 0) == identity(recipe, 0)
+    ]
     lines = {"about": recipe.about, "command": f"slot-attention train {recipe.name}"}
-    lines |= tell_runs(records) if records else dict.fromkeys(("hardware", "time", "result"), "not run yet with these settings")
+    lines |= (
+        tell_runs(records)
+        if records
+        else dict.fromkeys(("hardware", "time", "result"), "not run yet with these settings")
+    )
     return "\n".join([recipe.name, *(f"  {key + ':':10}{value}" for key, value in lines.items())])

@@ -27,7 +27,10 @@ def learning_rate(
     decay_rate: float,  # What the rate is multiplied by every `decay_steps`
     decay_steps: int,  # See `decay_rate`
 ) -> float:  # The rate of this update
-    "Warm-up and exponential decay as in the original: the decay also runs during warm-up (Supplement E.3)."
+    """Warm-up and exponential decay as in the original: the decay also runs during warm-up.
+
+    Supplement E.3.
+    """
     return base * ramp(step, warmup_steps) * decay_rate ** (step / decay_steps)
 
 

@@ -24,12 +24,16 @@ def keep_checkpoint(
     path: str | Path,  # File to write, such as checkpoint.pt
     state: dict,  # As for `save_checkpoint`
 ) -> None:
-    "Write a checkpoint; the one before it becomes previous.pt, but not until the new one is complete."
+    """Write a checkpoint; the one before it becomes previous.pt, but not until the new one is
+    complete.
+    """
     path = Path(path)
-    spare, previous = path.with_name(f".{path.name}.spare.part"), path.with_name("previous.pt")
+    spare = path.with_name(f".{path.name}.spare.part")
+    previous = path.with_name("previous.pt")
     save_checkpoint(path.with_name("next.pt"), state)
     if path.exists():
-        try:  # a second name for the old file, so that at no moment there is none under its first name
+        # a second name for the old file, so that at no moment there is none under its first name
+        try:
             spare.unlink(missing_ok=True)
             os.link(path, spare)
             os.replace(spare, previous)
@@ -41,17 +45,27 @@ def keep_checkpoint(
 def load_last(
     path: str | Path,  # File that `keep_checkpoint` wrote
 ) -> dict:  # The newest checkpoint that is whole
-    "Read a checkpoint or, if it is damaged, the one before it; that is said on the standard error, and the damaged one put aside."
+    """Read a checkpoint or, if it is damaged, the one before it.
+
+    That is said on the standard error, and the damaged one put aside.
+    """
     path = Path(path)
     try:
         return load_checkpoint(path)
     except FileError as damage:
-        for other in (path.with_name("next.pt"), path.with_name("previous.pt")):  # the first is there if a save was cut off at its end
+        # the first is there if a save was cut off at its end
+        for other in (path.with_name("next.pt"), path.with_name("previous.pt")):
             with suppress(FileError):
                 state = load_checkpoint(other)
-                logging.getLogger("slot_attention_nbdev").warning("%s; going on from %s, which is whole (step %s)", damage, other, state.get("step"))
+                logging.getLogger("slot_attention_nbdev").warning(
+                    "%s; going on from %s, which is whole (step %s)",
+                    damage,
+                    other,
+                    state.get("step"),
+                )
                 with suppress(FileNotFoundError):  # another process may have been quicker
-                    os.replace(path, path.with_name("damaged.pt"))  # or it would take the place of the good one in the next save
+                    # or it would take the place of the good one in the next save
+                    os.replace(path, path.with_name("damaged.pt"))
                 with suppress(FileNotFoundError):
                     os.replace(other, path.with_name("previous.pt"))
                 return state
@@ -74,7 +88,9 @@ class NotFinite(TrainingError):
         self,
         step: int,  # Which, from 0
     ):
-        super().__init__(f"loss or gradient not finite in step {step}; try a lower learning_rate, or clip_norm=1")
+        super().__init__(
+            f"loss or gradient not finite in step {step}; try a lower learning_rate, or clip_norm=1"
+        )
         self.step = step
 
 
@@ -103,7 +119,10 @@ def watch(
             for value in _tensors(output):
                 look(f"the output of {name}", value)
                 if value.requires_grad:
-                    value.register_hook(lambda gradient: look(f"the gradient at the output of {name}", gradient))
+                    value.register_hook(
+                        lambda gradient: look(f"the gradient at the output of {name}", gradient)
+                    )
+
         return after
 
     for name, weight in module.named_parameters():
@@ -128,8 +147,13 @@ def note_state(
     path, me = Path(out) / "state.json", psutil.Process()
 
     def note(state, why):
-        with suppress(FileError), atomic_write(path) as temporary:  # a full disk has been reported already
-            temporary.write_text(json.dumps({"state": state, "why": why, "process": me.pid, "born": me.create_time()}))
+        # a full disk has been reported already
+        with suppress(FileError), atomic_write(path) as temporary:
+            temporary.write_text(
+                json.dumps(
+                    {"state": state, "why": why, "process": me.pid, "born": me.create_time()}
+                )
+            )
 
     if speaks:
         note("running", "")
@@ -137,7 +161,10 @@ def note_state(
         yield
     except BaseException as error:
         if speaks:
-            note("failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__)
+            note(
+                "failed" if isinstance(error, Exception) else "stopped",
+                str(error) or type(error).__name__,
+            )
         raise
     if speaks:
         path.unlink(missing_ok=True)
@@ -157,8 +184,14 @@ def read_state(
     try:
         note = json.loads((out / "state.json").read_text()) if out else {}
         if note.get("state") != "running":
-            return note.get("state", "stopped"), note.get("why", "") if note.get("state") == "failed" else ""
-        alive = psutil.pid_exists(note["process"]) and abs(psutil.Process(note["process"]).create_time() - note["born"]) < 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, psutil.Error):  # no such file, or no such note
+            return note.get("state", "stopped"), note.get("why", "") if note.get(
+                "state"
+            ) == "failed" else ""
+        alive = (
+            psutil.pid_exists(note["process"])
+            and abs(psutil.Process(note["process"]).create_time() - note["born"]) < 1
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, psutil.Error):
+        # no such file, or no such note
         return "stopped", ""
     return "running" if alive else "stopped", ""

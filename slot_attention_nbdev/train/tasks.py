@@ -30,7 +30,9 @@ from ..viz import color_labels, grid_size, slot_statistics
 def mask_variance(
     output: AutoEncoderOutput,  # What a model painted
 ) -> Tensor:  # One number; zero when each pixel belongs to one slot
-    "The variance of the slots' colours in a pixel, weighted by their masks, averaged over pixels and channels."
+    """The variance of the slots' colours in a pixel, weighted by their masks, averaged over pixels
+    and channels.
+    """
     gap = output.slot_reconstructions - output.reconstruction[:, None]  # [B, K, 3, H, W]
     return (output.masks[:, :, None] * gap.square()).sum(dim=1).mean()
 
@@ -48,7 +50,9 @@ def draw_noise(
         return None
     device = module.slots_mu.device
     random = generator(seed, "slots", step, device=device)
-    return torch.empty(batch_size, module.num_slots, module.slot_dim, device=device).normal_(generator=random)[rows]
+    return torch.empty(batch_size, module.num_slots, module.slot_dim, device=device).normal_(
+        generator=random
+    )[rows]
 
 
 class Objective(nn.Module):
@@ -68,15 +72,21 @@ class Objective(nn.Module):
         variance_weight: float = 0.0,  # Weight of `mask_variance`
         num_iterations: int | None = None,  # T of this step; None takes the model's own
     ) -> Tensor:  # A scalar, float32
-        "Mean squared error of the mixed image (Locatello et al. 2020, Section 3.1), or the matched loss of sets."
+        """Mean squared error of the mixed image (Locatello et al. 2020, Section 3.1), or the matched loss of sets.
+        """
         image, module = to_model(scenes["image"]), self.model.slot_attention
-        slots = None if noise is None else module.slots_mu + module.slots_log_sigma.exp() * noise  # Algorithm 1, line 1
+        # Algorithm 1, line 1
+        slots = None if noise is None else module.slots_mu + module.slots_log_sigma.exp() * noise
         some = {key: scenes[key] for key in ("pixels",) if key in scenes}  # what `draw_pixels` gave
         output = self.model(image, slots=slots, num_iterations=num_iterations, **some)
         if some:
-            image = image.flatten(2).take_along_dim(some["pixels"][:, None], dim=2).unsqueeze(2)  # [B, 3, H, W] -> [B, 3, 1, P]
-        with torch.autocast(image.device.type, enabled=False):  # a loss adds up many small numbers: never in half precision
-            output = type(output)(*(part.float() if isinstance(part, Tensor) else part for part in output))
+            # [B, 3, H, W] -> [B, 3, 1, P]
+            image = image.flatten(2).take_along_dim(some["pixels"][:, None], dim=2).unsqueeze(2)
+        # a loss adds up many small numbers: never in half precision
+        with torch.autocast(image.device.type, enabled=False):
+            output = type(output)(
+                *(part.float() if isinstance(part, Tensor) else part for part in output)
+            )
             if isinstance(self.model, SetPredictor):
                 return properties_loss(self.model, output, scenes)
             loss = F.mse_loss(output.reconstruction, image)
@@ -88,7 +98,9 @@ class Shortcuts:
     "Settings that make a step cheaper and change what is learned: ours, not the paper's."
 
     pixels: int = 0  # Pixels of each image that a step paints and scores; 0 for all of them
-    gradient: str = "all"  # "all": through every iteration; "last": through the last one, and from there straight to the initial slots
+    # "all": through every iteration; "last": through the last one, and from there straight to the
+    # initial slots
+    gradient: str = "all"
     first_iterations: int = 0  # T of the first step; 0 for no fewer than later
     iteration_steps: int = 0  # Steps in which T rises from there to what it is later
 
@@ -109,14 +121,20 @@ def draw_pixels(
     seed: int,  # The run's seed
     step: int,  # Number of the update
     rows: slice = slice(None),  # This process's share of the batch
-) -> dict[str, Tensor]:  # pixels, [rows, P], numbered row by row, no number twice in an image; empty for all of them
+    # pixels, [rows, P], numbered row by row, no number twice in an image; empty for all of them
+) -> dict[str, Tensor]:
     "Which pixels a step paints and scores, by seed and step alone."
     if not pixels:
         return {}
     if not getattr(model, "paints_pixels", False):
-        raise InputError(f"pixels: expected 0, since {type(model).__name__} paints whole images; model=paper_mlp paints some")
-    size, device = model.resolution[0] * model.resolution[1], model.slot_attention.slots_mu.device
-    chance = torch.rand(batch_size, size, generator=generator(seed, "pixels", step, device=device), device=device)
+        raise InputError(
+            f"pixels: expected 0, since {type(model).__name__} paints whole images; model=paper_mlp paints some"
+        )
+    size = model.resolution[0] * model.resolution[1]
+    device = model.slot_attention.slots_mu.device
+    chance = torch.rand(
+        batch_size, size, generator=generator(seed, "pixels", step, device=device), device=device
+    )
     return {"pixels": chance.topk(check_int("pixels", pixels, maximum=size)).indices[rows]}
 
 # %% ../../nbs/library/06_tasks.ipynb #18389acf
@@ -126,23 +144,42 @@ def evaluate(
     scenes: dict[str, Tensor],  # Scenes with image and label, or with image and properties
     batch_size: int = 64,  # Images at a time
     seed: int = 0,  # Draws the initial slots
-    labelled: bool = True,  # Whether to compare with the label; False measures the reconstruction alone
-) -> dict[str, float | int]:  # fg_ari, ari, miou, mbo, mse: means over the images; or what `evaluate_properties` says; n: how many
-    "Measure segmentation and reconstruction, without images for which a score is undefined (NaN); of a set predictor, its sets."
+    # Whether to compare with the label; False measures the reconstruction alone
+    labelled: bool = True,
+    # fg_ari, ari, miou, mbo, mse: means over the images; or what `evaluate_properties` says; n: how
+    # many
+) -> dict[str, float | int]:
+    """Measure segmentation and reconstruction, without images for which a score is undefined (NaN).
+
+    Of a set predictor, its sets.
+    """
     if isinstance(model, SetPredictor):
         return evaluate_properties(model, scenes, batch_size, seed)
     for key in ("image", "label") if labelled else ("image",):
         if key not in scenes:
             raise InputError(f"scenes: there is no {key}; there are: {', '.join(scenes)}")
-    n, device = check_int("scenes", len(scenes["image"])), next(model.parameters()).device
+    n = check_int("scenes", len(scenes["image"]))
+    device = next(model.parameters()).device
     random, scores = generator(seed, "evaluate"), []
     for start in range(0, n, check_int("batch_size", batch_size)):
-        some = {key: value[start : start + batch_size].to(device) for key, value in scenes.items() if key in ("image", "label")}
+        some = {
+            key: value[start : start + batch_size].to(device)
+            for key, value in scenes.items()
+            if key in ("image", "label")
+        }
         image = to_model(some["image"])
         output = model(image, generator=random)
         error = (output.reconstruction - image).square().mean((1, 2, 3))
-        scores.append({**(segmentation_metrics(some["label"], output.masks) if labelled else {}), "mse": error})
-    means = {key: torch.cat([score[key] for score in scores]).double().nanmean().item() for key in scores[0]}
+        scores.append(
+            {
+                **(segmentation_metrics(some["label"], output.masks) if labelled else {}),
+                "mse": error,
+            }
+        )
+    means = {
+        key: torch.cat([score[key] for score in scores]).double().nanmean().item()
+        for key in scores[0]
+    }
     return {**means, "n": n}
 
 
@@ -152,7 +189,9 @@ def glance(
     seed: int = 0,  # Draws the initial slots
 ) -> dict[str, float]:  # ap_inf of a set predictor, else fg_ari; mse if there are no labels
     "The one figure that a run's curve shows."
-    known = "ap_inf" if isinstance(model, SetPredictor) else "fg_ari" if "label" in scenes else "mse"
+    known = (
+        "ap_inf" if isinstance(model, SetPredictor) else "fg_ari" if "label" in scenes else "mse"
+    )
     return {known: evaluate(model, scenes, seed=seed, labelled=known == "fg_ari")[known]}
 
 # %% ../../nbs/library/06_tasks.ipynb #d9c1e20e
@@ -163,21 +202,39 @@ def show_slots(
     seed: int = 0,  # Draws the initial slots
     most: int = 32,  # How many images to measure on
     shown: int = 4,  # How many to show
-) -> tuple[dict[str, float], Tensor]:  # slot_entropy in [0, 1] and dead_slots in [0, K], means over the images; a sheet, uint8 [3, rows, columns]
+    # slot_entropy in [0, 1] and dead_slots in [0, K], means over the images; a sheet, uint8 [3,
+    # rows, columns]
+) -> tuple[dict[str, float], Tensor]:
     "Two numbers and a picture that say what the slots are doing."
     image = to_model(scenes["image"][: check_int("most", most)].to(next(model.parameters()).device))
     output = model(image, generator=generator(seed, "evaluate"), return_attention=True)
     if isinstance(model, SetPredictor):
-        maps = output.attention[:, -1].mT.unflatten(-1, grid_size(output.attention.shape[2], image.shape[-2:]))  # [B, K, h, w]
-        masks, painted, whole = F.interpolate(maps, image.shape[-2:]), image[:, None], []
+        # [B, K, h, w]
+        maps = output.attention[:, -1].mT.unflatten(
+            -1, grid_size(output.attention.shape[2], image.shape[-2:])
+        )
+        masks = F.interpolate(maps, image.shape[-2:])
+        painted = image[:, None]
+        whole = []
     else:
-        masks, painted, whole = output.masks, output.slot_reconstructions, [output.reconstruction]
+        masks = output.masks
+        painted = output.slot_reconstructions
+        whole = [output.reconstruction]
     statistics = slot_statistics(masks)
-    slots = (1 - masks[:shown, :, None] * (1 - painted[:shown].clamp(-1, 1))).unbind(1)  # white where the mask is zero
-    owner = color_labels(masks[:shown].argmax(1)).permute(0, 3, 1, 2).to(image) / 127.5 - 1  # [B, H, W, 3] -> [B, 3, H, W]
-    panels = torch.stack([image[:shown], *(part[:shown] for part in whole), owner, *slots]).clamp(-1, 1)  # [columns, B, 3, H, W]
-    sheet = F.pad(panels, (1, 1, 1, 1), value=1.0).permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)  # [3, B * (H + 2), columns * (W + 2)]
-    figures = {"slot_entropy": statistics["entropy"].mean().item(), "dead_slots": statistics["dead"].double().mean().item()}
+    # white where the mask is zero
+    slots = (1 - masks[:shown, :, None] * (1 - painted[:shown].clamp(-1, 1))).unbind(1)
+    # [B, H, W, 3] -> [B, 3, H, W]
+    owner = color_labels(masks[:shown].argmax(1)).permute(0, 3, 1, 2).to(image) / 127.5 - 1
+    # [columns, B, 3, H, W]
+    panels = torch.stack([image[:shown], *(part[:shown] for part in whole), owner, *slots]).clamp(
+        -1, 1
+    )
+    # [3, B * (H + 2), columns * (W + 2)]
+    sheet = F.pad(panels, (1, 1, 1, 1), value=1.0).permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
+    figures = {
+        "slot_entropy": statistics["entropy"].mean().item(),
+        "dead_slots": statistics["dead"].double().mean().item(),
+    }
     return figures, sheet.add(1).mul(127.5).round().to(torch.uint8).cpu()
 
 # %% ../../nbs/library/06_tasks.ipynb #42cbcfdc
@@ -191,13 +248,19 @@ def backward(
     whole: int,  # Images in the whole batch, over all processes
     num_iterations: int | None = None,  # As for `Objective`
 ) -> Tensor:  # The loss: its mean over the processes is that of the whole batch
-    "Add up the gradients of a batch, piece by piece; those of all processes are averaged in the last one."
-    accelerator.gradient_accumulation_steps = pieces  # all accelerators of a process share this number
+    """Add up the gradients of a batch, piece by piece.
+
+    Those of all processes are averaged in the last one.
+    """
+    # all accelerators of a process share this number
+    accelerator.gradient_accumulation_steps = pieces
     n, losses = len(scenes["image"]), []
     for rows in (share(n, i, pieces) for i in range(pieces)):
         piece = {key: value[rows] for key, value in scenes.items()}
         with accelerator.accumulate(objective):
-            loss = objective(piece, noise if noise is None else noise[rows], variance_weight, num_iterations)
+            loss = objective(
+                piece, noise if noise is None else noise[rows], variance_weight, num_iterations
+            )
             loss = loss * (len(piece["image"]) * pieces * accelerator.num_processes / whole)
             accelerator.backward(loss)
         losses.append(loss.detach())
@@ -209,24 +272,32 @@ def place(
     device: torch.device,  # Where the run computes
 ) -> nn.Module:  # The same model there, on CUDA with its channels last
     "Bring a model to its device, in the layout that is fast there."
-    return model.to(device, memory_format=torch.channels_last) if device.type == "cuda" else model.to(device)
+    return (
+        model.to(device, memory_format=torch.channels_last)
+        if device.type == "cuda"
+        else model.to(device)
+    )
 
 
 def pick_precision(
     name: str,  # "auto", "fp32", "bf16" or "fp16"
     device: torch.device,  # Where the run computes
 ) -> str:  # "fp32", "bf16" or "fp16"
-    "What \"auto\" means here: bf16 on a CUDA card that computes in it, else fp32."
+    'What "auto" means here: bf16 on a CUDA card that computes in it, else fp32.'
     if name != "auto":
         return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return (
+        "bf16"
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        else "fp32"
+    )
 
 
 def pick_switch(
     name: str,  # "auto", "on" or "off"
     pays: bool,  # Whether it pays here
 ) -> bool:  # On or off
-    "What \"auto\" means: on where it pays."
+    'What "auto" means: on where it pays.'
     return {"on": True, "off": False}.get(name, pays)
 
 
@@ -240,7 +311,9 @@ def speed_up(
         for name in ("encoder", "slot_attention", "decoder"):
             part = getattr(model, name, None)
             if part is not None:
-                part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
+                part.forward = partial(
+                    checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False
+                )
     if compiled:
         model.compile(fullgraph=True)
     return model

@@ -21,13 +21,50 @@ from ..core import FileError, InputError, TrainingError, generator, pick_device
 from ..data.sources import Batches
 from ..data.sprites import to_model
 from ..data.tfrecord_dataset import share
-from .tasks import Objective, backward, draw_noise, draw_pixels, evaluate, glance, pick_precision, pick_switch, place, show_slots, speed_up
-from .distributed import Interrupted, agree, catch_signals, open_accelerator
+from slot_attention_nbdev.train.tasks import (
+    Objective,
+    backward,
+    draw_noise,
+    draw_pixels,
+    evaluate,
+    glance,
+    pick_precision,
+    pick_switch,
+    place,
+    show_slots,
+    speed_up,
+)
+from slot_attention_nbdev.train.distributed import (
+    Interrupted,
+    agree,
+    catch_signals,
+    open_accelerator,
+)
 from ..models.seeded_sets import check_scenes, plot_answer
-from .recipes import Recipe, build_data, build_model, identity, load_model, to_dict
-from .checkpoints import open_run, plot_curve, run_facts, save_record, save_weights
+from slot_attention_nbdev.train.recipes import (
+    Recipe,
+    build_data,
+    build_model,
+    identity,
+    load_model,
+    to_dict,
+)
+from slot_attention_nbdev.train.checkpoints import (
+    open_run,
+    plot_curve,
+    run_facts,
+    save_record,
+    save_weights,
+)
 from .schedule import cosine_rate, learning_rate, parse_budget, ramp
-from .survival import NotFinite, keep_checkpoint, load_last, merit, note_state, watch
+from slot_attention_nbdev.train.survival import (
+    NotFinite,
+    keep_checkpoint,
+    load_last,
+    merit,
+    note_state,
+    watch,
+)
 from ..viz import save_figure
 
 # %% ../../nbs/library/09_trainer.ipynb #d8a20b6d
@@ -40,26 +77,50 @@ class Run:
         seed: int = 0,  # Where all its random numbers come from
         device: str | torch.device = "cpu",  # Where it computes
         budget: float | None = None,  # Seconds it may take; None for as many as its steps need
-        resolution: tuple[int, int] | None = None,  # Height and width of the images; None asks the data
+        # Height and width of the images; None asks the data
+        resolution: tuple[int, int] | None = None,
     ):
         precision = pick_precision(recipe.precision, pick_device(str(device)))
-        self.recipe, self.seed, self.budget, self.accelerator = recipe, seed, budget, open_accelerator(device, precision)
+        self.recipe = recipe
+        self.seed = seed
+        self.budget = budget
+        self.accelerator = open_accelerator(device, precision)
         device, self.world = self.accelerator.device, self.accelerator.num_processes
         if recipe.batch_size < self.world * recipe.accumulate:
-            raise InputError(f"accumulate: expected an integer ≤ {recipe.batch_size // self.world}, the images of each process, got {recipe.accumulate}")
+            raise InputError(
+                f"accumulate: expected an integer ≤ {recipe.batch_size // self.world}, the images of each process, got {recipe.accumulate}"
+            )
         self.model = place(build_model(recipe, resolution, seed), device)
         self.average = deepcopy(self.model) if recipe.average_decay else self.model
-        speed_up(self.model, pick_switch(recipe.compile, device.type == "cuda" and recipe.steps >= 5_000), recipe.checkpoint_activations == "on")
-        optimizer = torch.optim.Adam(self.model.parameters(), eps=1e-8, fused=pick_switch(recipe.fused, device.type in ("cuda", "cpu")) or None)
+        speed_up(
+            self.model,
+            pick_switch(recipe.compile, device.type == "cuda" and recipe.steps >= 5_000),
+            recipe.checkpoint_activations == "on",
+        )
+        optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            eps=1e-8,
+            fused=pick_switch(recipe.fused, device.type in ("cuda", "cpu")) or None,
+        )
         self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
-        self.step, self.seconds, self.best, self.curve, self.window, self.latest = 0, 0.0, -math.inf, [], [], {}
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -math.inf
+        self.curve = []
+        self.window = []
+        self.latest = {}
         self.facts = run_facts(device) | {"processes": self.world, "precision": precision}
         self.remember()
 
     @property
     def position(self) -> float:  # In [0, recipe.steps]; at the upper end the run is over
-        "Where the run stands on its schedule: the steps done or, if it has a budget, the share of it that is spent."
-        return min(self.recipe.steps * self.seconds / self.budget if self.budget else self.step, self.recipe.steps)
+        """Where the run stands on its schedule: the steps done or, if it has a budget, the share of
+        it that is spent.
+        """
+        return min(
+            self.recipe.steps * self.seconds / self.budget if self.budget else self.step,
+            self.recipe.steps,
+        )
 
     @property
     def rate(self) -> float:  # The learning rate of the next update
@@ -67,37 +128,64 @@ class Run:
         r = self.recipe
         if r.schedule == "cosine":
             return cosine_rate(self.position, r.learning_rate, r.warmup_steps, r.steps)
-        return learning_rate(self.position, r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps)
+        return learning_rate(
+            self.position, r.learning_rate, r.warmup_steps, r.decay_rate, r.decay_steps
+        )
 
     def update(
         self,
-        scenes: dict[str, Tensor],  # This process's share of a batch; an autoencoder looks at its images alone
+        # This process's share of a batch; an autoencoder looks at its images alone
+        scenes: dict[str, Tensor],
     ) -> None:
         "Update the weights once."
-        r, whole = self.recipe, len(scenes["image"]) if self.world == 1 else self.recipe.batch_size
-        drawn = whole, self.seed, self.step, share(whole, self.accelerator.process_index, self.world)
-        noise, scenes = draw_noise(self.model, *drawn), scenes | draw_pixels(self.model, r.pixels, *drawn)
+        r = self.recipe
+        whole = len(scenes["image"]) if self.world == 1 else self.recipe.batch_size
+        drawn = (
+            whole,
+            self.seed,
+            self.step,
+            share(whole, self.accelerator.process_index, self.world),
+        )
+        noise = draw_noise(self.model, *drawn)
+        scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
         weight = r.variance_weight and r.variance_weight * ramp(self.position, r.variance_steps)
         self.optimizer.zero_grad()
-        loss = backward(self.accelerator, self.objective, scenes, noise, weight, r.accumulate, whole, r.iterations_at(self.position, r.num_iterations))
+        loss = backward(
+            self.accelerator,
+            self.objective,
+            scenes,
+            noise,
+            weight,
+            r.accumulate,
+            whole,
+            r.iterations_at(self.position, r.num_iterations),
+        )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), r.clip_norm or math.inf)
         self.optimizer.param_groups[0]["lr"] = self.rate
         self.optimizer.step()
-        if self.optimizer.step_was_skipped and self.accelerator.scaler.get_scale() >= 1:  # fp16 overflowed, and its scale was halved
+        # fp16 overflowed, and its scale was halved
+        if self.optimizer.step_was_skipped and self.accelerator.scaler.get_scale() >= 1:
             norm = torch.zeros_like(norm)
         if self.average is not self.model:
             self.follow()
-        self.window.append(torch.stack([loss, norm]))  # not read here: on a GPU, reading means waiting
+        # not read here: on a GPU, reading means waiting
+        self.window.append(torch.stack([loss, norm]))
         self.step += 1
 
     @torch.no_grad()
     def follow(self) -> None:
-        "Move the average a little towards the weights (Polyak and Juditsky 1992, doi:10.1137/0330046)."
+        """Move the average a little towards the weights.
+
+        Polyak and Juditsky 1992, doi:10.1137/0330046.
+        """
         for mean, weight in zip(self.average.parameters(), self.model.parameters()):
             mean.lerp_(weight, 1 - self.recipe.average_decay)
 
     def measure(self) -> dict[str, float]:  # Means of loss and grad_norm
-        "Look back at the updates since the last point of the curve, over all processes; `NotFinite` if one was not finite."
+        """Look back at the updates since the last point of the curve, over all processes.
+
+        `NotFinite` if one was not finite.
+        """
         if not self.window:
             return {}
         self.window = list(self.accelerator.reduce(torch.stack(self.window), "mean"))
@@ -119,30 +207,58 @@ class Run:
             board.add_scalar(name, value, self.step)
         if board and picture is not None:
             board.add_image("slots", picture, self.step)
-        self.latest |= {name: f"{values[name]:.4f}" for name in ("loss", "fg_ari", "ap_inf") if name in values}
+        self.latest |= {
+            name: f"{values[name]:.4f}" for name in ("loss", "fg_ari", "ap_inf") if name in values
+        }
 
     def info(self) -> dict:  # recipe, resolution, seed, step, version
         "What is said about the weights, wherever they go."
         version = self.facts["versions"]["slot_attention_nbdev"]
-        return {"recipe": to_dict(self.recipe), "resolution": list(self.model.resolution), "seed": self.seed, "step": self.step, "version": version}
+        return {
+            "recipe": to_dict(self.recipe),
+            "resolution": list(self.model.resolution),
+            "seed": self.seed,
+            "step": self.step,
+            "version": version,
+        }
 
-    def parts(self) -> dict:  # model, average, optimizer, scaler (of fp16, else empty), step, seconds, best
+    # model, average, optimizer, scaler (of fp16, else empty), step, seconds, best
+    def parts(self) -> dict:
         "What the next update depends on."
-        kept = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        kept = {
+            name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")
+        }
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-        return {**kept, "scaler": scaler, "step": self.step, "seconds": self.seconds, "best": self.best}
+        return {
+            **kept,
+            "scaler": scaler,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
 
     def save(
         self,
         out: Path,  # The run's folder
         final: dict | None = None,  # Figures on held-out images, when the run is over
     ) -> dict:  # The record
-        "Write the checkpoint and the record; a run that has gone wrong raises `NotFinite` and writes nothing."
+        """Write the checkpoint and the record.
+
+        A run that has gone wrong raises `NotFinite` and writes nothing.
+        """
         self.measure()
         story = self.info() | {"seconds": self.seconds, "budget": self.budget, "curve": self.curve}
         record = {**story, **self.facts, "finished": final is not None, "final": final}
         if self.accelerator.is_main_process:
-            keep_checkpoint(out / "checkpoint.pt", {**story, **self.parts(), "window": self.window, "identity": identity(self.recipe, self.seed)})
+            keep_checkpoint(
+                out / "checkpoint.pt",
+                {
+                    **story,
+                    **self.parts(),
+                    "window": self.window,
+                    "identity": identity(self.recipe, self.seed),
+                },
+            )
             save_record(out / "record.json", record)
         return record
 
@@ -155,21 +271,29 @@ class Run:
         if merit(figures) > self.best:
             self.best = merit(figures)
             if self.accelerator.is_main_process:
-                save_weights(out / "best.safetensors", self.average.state_dict(), self.info() | figures)
+                save_weights(
+                    out / "best.safetensors", self.average.state_dict(), self.info() | figures
+                )
 
     def restore(
         self,
         state: dict,  # What `save` wrote
     ) -> None:
-        "Go back to where a checkpoint was made: the next update is the one that would have followed."
+        """Go back to where a checkpoint was made: the next update is the one that would have
+        followed.
+        """
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         optimizer = deepcopy(state["optimizer"])  # else it would update the very tensors of `state`
-        optimizer["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]  # how it is computed may change
+        # how it is computed may change
+        optimizer["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
         self.optimizer.load_state_dict(optimizer)
         if self.accelerator.scaler and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.curve, self.best = state["step"], state["seconds"], list(state["curve"]), state.get("best", -math.inf)
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.curve = list(state["curve"])
+        self.best = state.get("best", -math.inf)
         self.window = [pair.to(self.facts["device"]) for pair in state["window"]]
         self.budget = self.budget or state["budget"]
 
@@ -188,11 +312,16 @@ class Run:
         self.restore({**self.good, "curve": self.curve, "window": [], "budget": self.budget})
         while self.step < step:
             self.update(stream.batch(self.step))
-        eager = getattr(torch.compiler, "set_stance", nullcontext)  # what is compiled cannot be watched
+        # what is compiled cannot be watched
+        eager = getattr(torch.compiler, "set_stance", nullcontext)
         with eager("force_eager"), watch(self.accelerator.unwrap_model(self.objective)) as found:
             self.update(stream.batch(self.step))
         found = gather_object(found[:1])  # of all processes
-        return f"it began in {found[0].replace('model.', '')}" if found else "it did not come again when the step was repeated"
+        return (
+            f"it began in {found[0].replace('model.', '')}"
+            if found
+            else "it did not come again when the step was repeated"
+        )
 
 # %% ../../nbs/library/09_trainer.ipynb #6e17d611
 def train(
@@ -201,7 +330,8 @@ def train(
     seed: int = 0,  # Where all random numbers come from
     device: str = "auto",  # "auto", "cpu", "cuda", ...
     resume: bool = False,  # Go on from the checkpoint in the folder
-    budget: float | None = None,  # Seconds the training may take; None for all steps (or, resumed, for what it had)
+    # Seconds the training may take; None for all steps (or, resumed, for what it had)
+    budget: float | None = None,
     progress: bool = True,  # Whether to show a bar
 ) -> dict:  # The run's record
     "Train a recipe's model into a folder."
@@ -209,35 +339,59 @@ def train(
     state = open_run(out, identity(recipe, seed), resume, load_last)
     here = open_accelerator(device)
     with catch_signals(patient=here.num_processes > 1) as signals:
-        stream, held_out = build_data(recipe, seed, here.device, here.process_index, here.num_processes)
-        run = Run(recipe, seed, device, budget or (None if state else recipe.budget or None), tuple(held_out["image"].shape[1:3]))
+        stream, held_out = build_data(
+            recipe, seed, here.device, here.process_index, here.num_processes
+        )
+        run = Run(
+            recipe,
+            seed,
+            device,
+            budget or (None if state else recipe.budget or None),
+            tuple(held_out["image"].shape[1:3]),
+        )
         check_scenes(run.model, held_out)
         if state:
             run.restore(state)
-        run.accelerator.wait_for_everyone()  # nobody writes into the folder before everybody has looked at it
+        # nobody writes into the folder before everybody has looked at it
+        run.accelerator.wait_for_everyone()
         run.save(out)  # so that a run killed in its first step can go on, too
         try:
             stopped = _loop(run, stream, held_out, out, progress, signals)
             run.save(out)
         except NotFinite as error:
-            raise TrainingError(f"{error}; {run.blame(stream, error.step)}; the checkpoint in {out} is from before it") from None
+            raise TrainingError(
+                f"{error}; {run.blame(stream, error.step)}; the checkpoint in {out} is from before it"
+            ) from None
         except OSError as error:
             raise FileError(f"{out}: cannot be written: {error.strerror or error}") from error
         if stopped:
-            raise Interrupted(f"stopped after step {run.step}, nothing is lost; go on with --resume (resume=True) and the same settings and folder, {out}", stopped)
+            raise Interrupted(
+                f"stopped after step {run.step}, nothing is lost; go on with --resume (resume=True) and the same settings and folder, {out}",
+                stopped,
+            )
         return _finish(run, held_out, out)
 
 
 def _loop(run, stream, held_out, out, progress, signals):
-    "Update, look, save, until the schedule ends or a signal comes; says which one came, 0 for none."
-    recipe, started, main, stopped = run.recipe, time.perf_counter() - run.seconds, run.accelerator.is_main_process, 0
+    """Update, look, save, until the schedule ends or a signal comes.
+
+    Says which one came, 0 for none.
+    """
+    recipe = run.recipe
+    started = time.perf_counter() - run.seconds
+    main = run.accelerator.is_main_process
+    stopped = 0
     board = SummaryWriter(out / "tensorboard", purge_step=run.step) if main else nullcontext()
-    bar = tqdm(total=recipe.steps, initial=int(run.position), disable=not (progress and main), unit="step")
+    bar = tqdm(
+        total=recipe.steps, initial=int(run.position), disable=not (progress and main), unit="step"
+    )
     run.remember()
     with board as board, bar, note_state(out, main):
         while run.position < recipe.steps and not stopped:
             run.update(stream.batch(run.step))
-            stopped, run.seconds = agree(run.accelerator, signals[0] if signals else 0, time.perf_counter() - started)
+            stopped, run.seconds = agree(
+                run.accelerator, signals[0] if signals else 0, time.perf_counter() - started
+            )
             over = run.position >= recipe.steps
             if over or run.step % recipe.log_every == 0:
                 run.log(board, **run.measure(), learning_rate=run.rate)
@@ -245,7 +399,8 @@ def _loop(run, stream, held_out, out, progress, signals):
                 run.remember()
             if over or run.step % recipe.eval_every == 0:
                 run.measure()
-                figures, (slots, picture) = glance(run.average, held_out, run.seed), show_slots(run.average, held_out, run.seed)
+                figures = glance(run.average, held_out, run.seed)
+                (slots, picture) = show_slots(run.average, held_out, run.seed)
                 run.log(board, picture, **figures, **slots)
                 run.keep_best(out, figures)
             if run.step % recipe.checkpoint_every == 0:
@@ -262,5 +417,12 @@ def _finish(run, held_out, out):
         save_weights(out / "model.safetensors", run.average.state_dict(), run.info())
         save_figure(plot_curve(run.curve), out / "curve.png")
         image, random = to_model(held_out["image"][:4]), generator(run.seed, "evaluate")
-        save_figure(plot_answer(run.average, image, held_out["label"][:4] if "label" in held_out else None, random), out / "slots.png")
-    return run.save(out, final=evaluate(run.average, held_out, seed=run.seed, labelled="label" in held_out))
+        save_figure(
+            plot_answer(
+                run.average, image, held_out["label"][:4] if "label" in held_out else None, random
+            ),
+            out / "slots.png",
+        )
+    return run.save(
+        out, final=evaluate(run.average, held_out, seed=run.seed, labelled="label" in held_out)
+    )
