@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import multi_dsprites, tetrominoes, to_model
-from slot_attention_nbdev.nn.encoder import HueEncoder, hues
 from slot_attention_nbdev.models.seeded import (
     FastAutoEncoder,
+    HueEncoder,
     ShapeReadout,
     SolidsAutoEncoder,
     StampDecoder,
@@ -20,6 +20,7 @@ from slot_attention_nbdev.models.seeded import (
     farthest_first,
     fast_autoencoder,
     gaussian_logits,
+    hues,
     seeded_autoencoder,
     token_grid,
 )

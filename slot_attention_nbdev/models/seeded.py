@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['token_grid', 'farthest_first', 'choose_seeds', 'ShapeReadout', 'StampDecoder', 'FastAutoEncoder', 'fast_autoencoder',
-           'gaussian_logits', 'EnlargingDecoder', 'SeededAutoEncoder', 'seeded_autoencoder', 'SolidsAutoEncoder']
+           'norm_relu', 'TwoScaleEncoder', 'hues', 'HueEncoder', 'gaussian_logits', 'EnlargingDecoder',
+           'SeededAutoEncoder', 'seeded_autoencoder', 'SolidsAutoEncoder']
 
 # %% ../../nbs/library/15_seeded.ipynb #586bed98
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import check_int, check_shape
 from ..nn.decoder import CoarseDecoder, SameConvTranspose2d, mix_slots
-from ..nn.encoder import HueEncoder, PatchEncoder, TwoScaleEncoder
+from ..nn.encoder import ImageEncoder, PatchEncoder, same_pad
 from .autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
 from ..nn.slot_attention import SlotAttention
 
@@ -342,6 +343,148 @@ def fast_autoencoder(
 ) -> FastAutoEncoder:  # Our small model
     "Our own small model for CPUs; not the paper's."
     return FastAutoEncoder(resolution, num_slots, num_iterations)
+
+# %% ../../nbs/library/15_seeded.ipynb #aea03266
+def norm_relu(
+    channels: int,  # A multiple of 8
+) -> nn.Sequential:  # Two layers that keep the shape
+    """Normalise groups of eight channels (Wu and He 2018, arXiv:1803.08494), then cut off below
+    zero.
+    """
+    return nn.Sequential(nn.GroupNorm(channels // 8, channels), nn.ReLU())
+
+
+class TwoScaleEncoder(ImageEncoder):
+    """Our encoder for small objects, not the paper's: a token every two pixels that knows its
+    surroundings, its place and its pixel's colour.
+    """
+
+    def __init__(
+        self,
+        output_dim: int = 64,  # Width of each vector of the set
+        hidden_dim: int = 64,  # Channels of the feature map, a multiple of 16
+        # How much larger than by PyTorch's rule the first weights of the place are
+        place_gain: float = 3.0,
+        color_gain: float = 6.0,  # The same for the colour
+        in_channels: int = 3,  # Channels of the image
+    ):
+        super().__init__(in_channels, hidden_dim, output_dim)
+        half = hidden_dim // 2
+        self.fine = nn.Sequential(nn.Conv2d(in_channels, half, 5, 2), norm_relu(half))
+        self.detail = nn.Conv2d(half, hidden_dim, 3, padding=1)
+        layers = [nn.Conv2d(half, hidden_dim, 3, 2, padding=1), norm_relu(hidden_dim)]
+        for _ in range(2):
+            layers += [nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), norm_relu(hidden_dim)]
+        self.surroundings = nn.Sequential(*layers, nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1))
+        self.together = norm_relu(hidden_dim)
+        self.color = nn.Linear(in_channels, hidden_dim, bias=False)
+        with torch.no_grad():
+            self.position.project.weight.mul_(place_gain)
+            self.position.project.bias.zero_()
+            self.color.weight.mul_(color_gain)
+
+    def features(
+        self,
+        image: Tensor,  # [B, in_channels, H, W]
+    ) -> Tensor:  # Feature map, [B, hidden_dim, H / 2, W / 2], rounded up
+        "Detail and surroundings in one map."
+        fine = self.fine(same_pad(image, 5, 2))
+        detail = self.detail(fine)
+        return self.together(detail + F.interpolate(self.surroundings(fine), detail.shape[-2:]))
+
+    def pixels(
+        self,
+        image: Tensor,  # [B, in_channels, H, W]
+    ) -> Tensor:  # [B, N, in_channels]
+        "The pixel in the middle of each token's patch."
+        # SAME padding puts the odd row at the end
+        top, left = (1 - size % 2 for size in image.shape[-2:])
+        return image[:, :, top::2, left::2].flatten(2).mT  # [B, C, h, w] -> [B, N, C]
+
+    def tokens(
+        self,
+        image: Tensor,  # [B, in_channels, H, W]
+        features: Tensor,  # What `features` made of it
+    ) -> Tensor:  # [B, N, output_dim]
+        "Tell each cell its place and its pixel's colour, and make it a token."
+        # [B, C, h, w] -> [B, N, C]
+        placed = self.position(features / 2).flatten(2).mT + self.color(self.pixels(image))
+        return self.mlp(self.norm(placed))
+
+    def forward(
+        self,
+        image: Tensor,  # [B, in_channels, H, W]
+    ) -> Tensor:  # Set of vectors, [B, N, output_dim]
+        "Encode an image as a set of vectors."
+        check_shape("image", image, "B C H W", C=self.in_channels)
+        image = image.to(memory_format=torch.channels_last)
+        return self.tokens(image, self.features(image))
+
+# %% ../../nbs/library/15_seeded.ipynb #bcdf2b6e
+def hues(
+    colors: Tensor,  # Colours in [-1, 1], [B, N, 3]
+    brightness: float = 0.25,  # Weight of the logarithm of the brightness
+    pale: float = 0.05,  # Length that counts as half a hue
+    # [B, N, 4]; the ground, which is the median over the N, lies near zero, everything else near
+    # length one
+) -> Tensor:
+    "In which direction each colour departs from the ground's: much the same in light and in shade."
+    light = colors / 2 + 0.5
+    mean = light.mean(-1, keepdim=True)
+    # [B, N, 4]; the constants keep noise in the dark small
+    v = torch.cat([(light - mean) / (mean + 0.1), brightness * (mean + 0.02).log()], dim=-1)
+    v = v - v.median(dim=1, keepdim=True).values
+    return v / (v.norm(dim=-1, keepdim=True) + pale)
+
+
+class HueEncoder(TwoScaleEncoder):
+    """Our encoder for lit solids, not the paper's: one half of a token is its hue and its place,
+    the other what else is to be seen there, which is learned.
+    """
+
+    def __init__(
+        self,
+        output_dim: int = 64,  # Width of each vector of the set
+        hidden_dim: int = 32,  # Channels of the feature map, a multiple of 16
+        nearby: float = 40.0,  # Pixels that tell two tokens apart as much as ground and hue
+    ):
+        super().__init__(output_dim, hidden_dim)
+        # stays as it is born
+        self.nearby = nearby
+        self.color = nn.Linear(7, output_dim - output_dim // 2, bias=False).requires_grad_(False)
+        self.color.weight.mul_(12.0)
+
+    def pixels(
+        self,
+        image: Tensor,  # [B, 3, H, W]
+    ) -> Tensor:  # Hue (4), place (2) as far as there is a hue, and a constant, [B, N, 7]
+        """What tells tokens apart before anything is learned.
+
+        Noise is smoothed away over five pixels.
+        """
+        hue = hues(super().pixels(F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)))
+        rows, columns = (
+            torch.arange(1 - n % 2, n, 2, device=image.device) - (n - 1) / 2
+            for n in image.shape[-2:]
+        )
+        # [B, N, 2]
+        place = torch.cartesian_prod(rows, columns).expand(len(hue), -1, -1) / self.nearby
+        # the ground has no place
+        return torch.cat(
+            [hue, hue.norm(dim=-1, keepdim=True) * place, torch.full_like(place[..., :1], 0.8)],
+            dim=-1,
+        )
+
+    def tokens(
+        self,
+        image: Tensor,  # [B, 3, H, W]
+        features: Tensor,  # What `features` made of it
+    ) -> Tensor:  # [B, N, output_dim]
+        "What is known beside what is learned, which stays small."
+        # [B, N, D / 2], [B, N, D]
+        known = self.color(self.pixels(image))
+        learned = self.mlp(self.norm(self.position(features / 2).flatten(2).mT))
+        return torch.cat([known, learned[..., known.shape[-1] :].tanh()], dim=-1)
 
 # %% ../../nbs/library/15_seeded.ipynb #a9242ed1
 def gaussian_logits(

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ..core import InputError, atomic_write, check_int, generator
 from ..data.files import read_image
 from ..data.sprites import to_model, to_uint8
-from ..nn.encoder import TwoScaleEncoder
 from slot_attention_nbdev.models.seeded import (
     FastAutoEncoder,
     ShapeReadout,
+    TwoScaleEncoder,
     farthest_first,
     token_grid,
 )
