@@ -247,7 +247,7 @@ def test_last_step_computes_the_same_and_keeps_less():
 
 def test_last_step_of_other_models(tmp_path):
     "Seeded slots stay seeded; whatever is not Slot Attention is refused."
-    fast = build_model(get_recipe("tiny", gradient="last"), (35, 35))
+    fast = build_model(get_recipe("tiny", gradient="implicit"), (35, 35))
     assert draw_noise(fast, 2, 0, 0) is None
     scenes = sprite_scenes("tetrominoes", 2)
     Objective(fast)(scenes, None).backward()
@@ -298,7 +298,7 @@ def test_the_defaults_change_nothing():
     )
     for setting in (
         dict(model="paper_mlp", pixels=5),
-        dict(gradient="last"),
+        dict(gradient="implicit"),
         dict(first_iterations=1),
     ):
         assert identity(get_recipe("tetrominoes_paper", **setting), 0).items() >= setting.items()
@@ -362,7 +362,7 @@ def test_compiles_without_graph_breaks():
                 **settings,
                 model="paper_mlp",
                 pixels=recipe.pixels,
-                gradient="last",
+                gradient="implicit",
                 compile=kind,
             ),
             resolution=(9, 9),

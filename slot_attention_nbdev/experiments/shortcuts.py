@@ -149,8 +149,8 @@ def variants(
         "paper": {},
         "pixels alone": alone,
         "some pixels": some,
-        "last step": dict(gradient="last"),
+        "last step": dict(gradient="implicit"),
         "few at first": few,
     }
-    changes["all four"] = some | few | dict(gradient="last")
+    changes["all four"] = some | few | dict(gradient="implicit")
     return {name: replace(recipe, **change) for name, change in changes.items()}

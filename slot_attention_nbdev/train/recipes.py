@@ -110,7 +110,7 @@ MODELS = {
 CHOICES = {
     "model": tuple(MODELS),
     "schedule": ("paper", "cosine"),
-    "gradient": ("all", "last"),
+    "gradient": ("all", "implicit"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "checkpoint_activations": ("on", "off"),
     **dict.fromkeys(("compile", "fused"), ("auto", "on", "off")),

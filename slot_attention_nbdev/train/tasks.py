@@ -98,8 +98,8 @@ class Shortcuts:
     "Settings that make a step cheaper and change what is learned: ours, not the paper's."
 
     pixels: int = 0  # Pixels of each image that a step paints and scores; 0 for all of them
-    # "all": through every iteration; "last": through the last one, and from there straight to the
-    # initial slots
+    # "all": through every iteration; "implicit": through the last one, and from there
+    # straight to the initial slots (Chang et al. 2022, arXiv:2207.00787)
     gradient: str = "all"
     first_iterations: int = 0  # T of the first step; 0 for no fewer than later
     iteration_steps: int = 0  # Steps in which T rises from there to what it is later
