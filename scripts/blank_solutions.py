@@ -4,8 +4,9 @@
     python scripts/blank_solutions.py                 # into _teaching/; what `make teaching` runs
     python scripts/blank_solutions.py --out FOLDER
 
-A worksheet has the exercises' words from the notebook that sets them, the set-up and the checks from the solutions, and `answer = None` where the
-solution was. It runs as it is and says of each exercise that it is not answered yet. Needs the standard library alone.
+A worksheet has the exercises' words from the notebook that sets them, the set-up and the checks
+from the solutions, and `answer = None` where the solution was. It runs as it is and says of each
+exercise that it is not answered yet. Needs the standard library alone.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-LABEL = re.compile(r"(\d\d?\.\d)\s*★")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from project import ROOT, all_solutions, exercises_of
+
+LABEL = re.compile(r"\*\*Exercise (\d+)\s*★")
 
 
 def source(cell: dict) -> str:
@@ -77,39 +80,31 @@ def questions(notebook: Path) -> dict[str, str]:
     "The words of each exercise, by its label."
     found = {}
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        text = source(cell)
-        if cell["cell_type"] == "markdown" and LABEL.search(text):
-            found[LABEL.search(text)[1]] = re.sub(
-                r"^## Exercises\n+", "", text[text.find("**" + LABEL.search(text)[1]) :]
-            )
+        label = LABEL.search(source(cell))
+        if cell["cell_type"] == "markdown" and label:
+            found[label[1]] = source(cell)[label.start() :]
     return found
+
+
+def text_cell(name: str, text: str) -> dict:
+    "A cell of text."
+    return {"cell_type": "markdown", "metadata": {}, "id": name, "source": text}
 
 
 def worksheet(solutions: Path) -> dict:
     "A solutions notebook without its solutions."
     notebook = json.loads(solutions.read_text(encoding="utf-8"))
-    course = solutions.parent.parent / solutions.name.replace("_solutions", "")
-    words = questions(course)
-    cells = []
-    started = False
-    lost = set()
-    title = (
-        source(json.loads(course.read_text(encoding="utf-8"))["cells"][0])
-        .split("\n")[0]
-        .removeprefix("# ")
-    )
-    cells.append(
-        {
-            "cell_type": "markdown",
-            "metadata": {},
-            "id": "worksheet",
-            "source": f"# Worksheet: {title}\n\n> Set `answer` in each cell and run it; the check says when you are done",
-        }
-    )
+    lesson = exercises_of(solutions)
+    words = questions(lesson)
+    started, lost = False, set()
+    first = source(json.loads(lesson.read_text(encoding="utf-8"))["cells"][0])
+    title = first.split("\n")[0].removeprefix("# ")
+    how = "> Set `answer` in each cell and run it; the check says when you are done"
+    cells = [text_cell("worksheet", f"# Worksheet: {title}\n\n{how}")]
     for cell in notebook["cells"]:
         text = source(cell)
         if cell["cell_type"] == "markdown":
-            started = started or bool(LABEL.search(text))
+            started = started or "★" in text
             continue
         cell = {**cell, "outputs": [], "execution_count": None}
         tree = ast.parse(re.sub(r"^[%!].*$", "pass", text, flags=re.M))  # IPython's own commands
@@ -118,14 +113,7 @@ def worksheet(solutions: Path) -> dict:
                 next(check_call(n) for n in tree.body if check_call(n)).args[0]
             )
             lost |= {name for node in tree.body for name in made(node)}
-            cells.append(
-                {
-                    "cell_type": "markdown",
-                    "metadata": {},
-                    "id": f"question-{label.replace('.', '-')}",
-                    "source": words[label],
-                }
-            )
+            cells.append(text_cell(f"question-{label}", words[label]))
             cells.append({**cell, "source": blank(text)})
         elif not started or not (used(tree) & lost):
             cells.append({**cell, "source": text})
@@ -136,10 +124,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "_teaching")
     out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    paths = sorted((ROOT / "nbs" / "solutions").glob("*_solutions.ipynb"))
+    paths = all_solutions()
     for path in paths:
-        target = out / path.name.replace("_solutions", "_worksheet")
+        target = out / path.parent.name / path.name.replace("_solutions", "_worksheet")
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
             json.dumps(worksheet(path), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Hold every exercise to its word: its check refuses what has not been solved and accepts the solution.
+"""Hold every exercise to its check: it refuses what is not solved and accepts the solution.
 
     python scripts/check_exercises.py                      # every notebook
     python scripts/check_exercises.py nbs/course/01_attention.ipynb
 
-Runs the solutions and keeps their answers; then runs what the notebook's checks need of it, and gives each of them what an unsolved notebook holds (nothing,
-a function that returns nothing, one that returns what it was given), which must be refused, and the solution's answer, which must be accepted.
+Runs the solutions and keeps their answers; then runs what the notebook's checks need of it, and
+gives each of them what an unsolved notebook holds (nothing, a function that returns nothing, one
+that returns what it was given), which must be refused, and the solution's answer, which must be
+accepted.
 """
 
 import argparse
 import ast
 import contextlib
-import importlib
 import io
 import json
 import linecache
@@ -20,7 +21,9 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from project import lessons, solutions_of
+
 UNSOLVED = {
     "None": None,
     "any object": object(),
@@ -84,7 +87,10 @@ def run(notebook: Path, check, whole: bool = True) -> None:
     core.check_exercise = check
     names = {"__name__": "__main__", "display": display}
     exported = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
-    module = importlib.import_module(f"slot_attention_nbdev.{exported[1]}") if exported else None
+    module = None
+    if exported:
+        exec(f"import slot_attention_nbdev.{exported[1]}")
+        module = sys.modules[f"slot_attention_nbdev.{exported[1]}"]
     cells = code_cells(notebook)
     home = Path.cwd()
     os.chdir(notebook.parent)
@@ -132,7 +138,7 @@ def faults_of(notebook: Path) -> list[str]:
 
     def hold(label, answer, test):
         # not an exercise, but the notebook that shows how checking works
-        if answer is not None or label.endswith(".0"):
+        if answer is not None or label == "0":
             return answer is None or test(answer)
         seen.append(label)
         faults.extend(
@@ -146,24 +152,25 @@ def faults_of(notebook: Path) -> list[str]:
         try:
             test(answers[label])
         except Exception as error:
-            faults.append(
-                f"{notebook.name}: exercise {label} refuses its solution: {type(error).__name__}: {str(error)[:300]}"
-            )
+            why = f"{type(error).__name__}: {str(error)[:300]}"
+            faults.append(f"{notebook.name}: exercise {label} refuses its solution: {why}")
 
     with contextlib.redirect_stdout(io.StringIO()):
-        run(notebook.parent / "solutions" / f"{notebook.stem}_solutions.ipynb", keep)
+        run(solutions_of(notebook), keep)
         run(notebook, hold, whole=False)
-    if len(seen) < 3:
-        faults.append(f"{notebook.name}: {len(seen)} exercises")
-    return faults
+    unasked = sorted(answers.keys() - set(seen))
+    return faults + [f"{notebook.name}: a solution to {n}, which it does not ask" for n in unasked]
+
+
+def with_exercises() -> list[Path]:
+    "The notebooks that ask anything."
+    return [p for p in lessons() if "answer = None" in p.read_text(encoding="utf-8")]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
-    paths = [p.resolve() for p in parser.parse_args().notebooks] or sorted(
-        (ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb")
-    )
+    paths = [p.resolve() for p in parser.parse_args().notebooks] or with_exercises()
     faults = []
     for path in paths:
         found = faults_of(path)

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Check a built site: every link and anchor leads somewhere, no page asks another host for anything, every picture has a text, no page is too large.
+"""Check a built site.
+
+Every link and anchor leads somewhere, no page asks another host for anything, every picture has a
+text, no page is too large.
 
     python scripts/check_site.py          # _docs/
     python scripts/check_site.py FOLDER

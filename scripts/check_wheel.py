@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Run notebooks as a stranger would: from the built wheel, in a fresh environment, away from this repository.
+"""Run notebooks from the built wheel, in a fresh environment, away from this repository.
 
-    python scripts/check_wheel.py                       # notebooks 10, 11 and 60
-    python scripts/check_wheel.py nbs/course/03_symmetry.ipynb # others
+    python scripts/check_wheel.py                               # three notebooks of the course
+    python scripts/check_wheel.py nbs/course/03_symmetry.ipynb  # others
 
-Builds the wheel and makes a virtual environment that holds Jupyter alone. The first notebook, in the form that Colab gets, installs the package by its own
-first cell, which finds the wheel. Then every notebook is copied there and executed unchanged.
+Builds the wheel and makes a virtual environment that holds Jupyter alone. The first notebook, in
+the form that Colab gets, installs the package by its own first cell, which finds the wheel. Then
+every notebook is copied there and executed unchanged.
 """
 
 import argparse
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import install_cells
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT = ("attention", "slot_attention", "train_on_cpu")
+DEFAULT = ("01_attention", "02_slot_attention", "09_train_on_cpu")
 
 
 def run(command: list, venv: Path, folder: Path) -> str:
@@ -60,7 +61,8 @@ def run(command: list, venv: Path, folder: Path) -> str:
 
 EXECUTE = """
 import sys, nbclient, nbformat
-nbclient.NotebookClient(nbformat.read(sys.argv[1], as_version=4), timeout=900, kernel_name="python3").execute()
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
 """
 
 
@@ -70,7 +72,7 @@ def main() -> int:
         "notebooks",
         nargs="*",
         type=Path,
-        default=[ROOT / "nbs" / f"{name}.ipynb" for name in DEFAULT],
+        default=[ROOT / "nbs" / "course" / f"{name}.ipynb" for name in DEFAULT],
     )
     notebooks = [path.resolve() for path in parser.parse_args().notebooks]
     with tempfile.TemporaryDirectory() as name:
@@ -120,10 +122,8 @@ def main() -> int:
         (away / "in_colab.ipynb").write_text(
             json.dumps(install_cells.ready(first)), encoding="utf-8"
         )
-        print(
-            f"{first.name}: installs the wheel by its own cell and runs, {execute('in_colab.ipynb'):.0f} s",
-            flush=True,
-        )
+        seconds = execute("in_colab.ipynb")
+        print(f"{first.name}: installs the wheel by its own cell, {seconds:.0f} s", flush=True)
         where = run(
             [python, "-c", "import slot_attention_nbdev as p; print(p.__file__)"], venv, away
         ).strip()

@@ -3,10 +3,11 @@
 
     python scripts/execute_notebooks.py                      # all, as `make notebooks` does
     python scripts/execute_notebooks.py nbs/course/01_attention.ipynb
-    python scripts/execute_notebooks.py --slow nbs/70_*.ipynb  # cells marked `#| slow` too
+    python scripts/execute_notebooks.py --slow nbs/speed/*.ipynb  # cells marked `#| slow` too
 
-Cells marked slow, gpu or notest keep the outputs they have. A notebook that fails is left as it was.
-Live figures are saved as the picture that stands in for them: a saved notebook has no kernel that could move them.
+Cells marked slow, gpu or notest keep the outputs they have. A notebook that fails is left as it
+was. Live figures are saved as the picture that stands in for them: a saved notebook has no kernel
+that could move them.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from nbclient.exceptions import CellExecutionError
 
 from slot_attention_nbdev.core import atomic_write
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from project import all_notebooks
 
 
 def skipped(source: str, flags: set[str]) -> bool:
@@ -67,9 +69,7 @@ def main() -> int:
         *(["slow"] if not arguments.slow else []),
         *(["gpu"] if not arguments.gpu else []),
     }
-    paths = arguments.notebooks or sorted(
-        p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
-    )
+    paths = arguments.notebooks or all_notebooks()
     failed = 0
     for path in paths:
         try:

@@ -4,7 +4,8 @@
     python scripts/npm_package.py katex      # what the pages need to typeset maths, into nbs/katex/
     python scripts/npm_package.py axe-core   # the accessibility checker that the tests use
 
-Packages lie under build/npm/ and are fetched once. `npm` only downloads: nothing of a package is run.
+Packages lie under build/npm/ and are fetched once. `npm` only downloads: nothing of a package is
+run.
 """
 
 import base64
@@ -40,7 +41,8 @@ def fetch(name: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit(
-            f"npm is needed once, to fetch {name} {version}: install it (on Debian: apt-get install npm) and run this again"
+            f"npm is needed once, to fetch {name} {version}:"
+            " install it (on Debian: apt-get install npm) and run this again"
         )
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store) as work:  # two processes may fetch at the same time

@@ -1,10 +1,49 @@
-"""Where the project lives: read from settings.ini, which alone says so. Needs the standard library alone."""
+"""Where things are: the notebooks in the order of the sidebar, and the project's address.
 
+The address stands in settings.ini alone. Needs the standard library alone.
+"""
+
+import re
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+SKIPPED = {"runs", ".ipynb_checkpoints"}
+
+
+def all_notebooks() -> list[Path]:
+    "Every notebook of the project, solutions too."
+    return [p for p in sorted(NBS.rglob("*.ipynb")) if not SKIPPED & set(p.parts)]
+
+
+def lessons() -> list[Path]:
+    "The numbered notebooks, which may have exercises."
+    return [p for p in all_notebooks() if p.name[0].isdigit() and "solutions" not in p.parts]
+
+
+def all_solutions() -> list[Path]:
+    "The notebooks with solutions."
+    return [p for p in all_notebooks() if "solutions" in p.parts]
+
+
+def solutions_of(notebook: Path) -> Path:
+    "The notebook with the solutions to another's exercises."
+    folder = notebook.parent.parent / "solutions" / notebook.parent.name
+    return folder / f"{notebook.stem}_solutions.ipynb"
+
+
+def exercises_of(solutions: Path) -> Path:
+    "The notebook whose exercises another one solves."
+    folder = solutions.parent.parent.parent / solutions.parent.name
+    return folder / f"{solutions.stem.removesuffix('_solutions')}.ipynb"
+
+
+def reading_order(quarto: str | None = None) -> list[str]:
+    "The numbered notebooks in the sidebar's order, such as `course/01_attention.ipynb`."
+    quarto = quarto or (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    return re.findall(r"^ *- (\w+/\d\d_\w+\.ipynb)", quarto[quarto.index("sidebar:") :], re.M)
 
 
 @cache
