@@ -19,7 +19,7 @@ import torch
 
 from slot_attention_nbdev.train.recipes import build_data, get_recipe, to_dict
 from slot_attention_nbdev.train.checkpoints import run_facts, save_record
-from slot_attention_nbdev.train.trainer import Run, train
+from slot_attention_nbdev.train.trainer import Trainer, train
 
 OURS, PAPER = "tetrominoes_fast", "tetrominoes_paper"
 
@@ -41,9 +41,9 @@ def measure_step(name: str, seconds: float) -> dict:
     share of both.
     """
     recipe = get_recipe(name)
-    run, (stream, _) = Run(recipe), build_data(recipe)
+    run, (stream, _) = Trainer(recipe), build_data(recipe)
     batch = stream.batch(0)
-    update = median_seconds(lambda step: run.update(batch), seconds)
+    update = median_seconds(lambda step: run.training_step(batch), seconds)
     data = median_seconds(stream.batch, min(seconds, 5.0))
     per_image = {
         key: 1_000 * value / recipe.batch_size

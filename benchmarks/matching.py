@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from slot_attention_nbdev.core import generator, pick_device
+from slot_attention_nbdev.core import generator, resolve_device
 from slot_attention_nbdev.metrics.matching import (
     auction,
     chamfer,
@@ -71,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write a record")
     arguments = parser.parse_args()
-    device = pick_device(arguments.device)
+    device = resolve_device(arguments.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     images = arguments.images or (16 if device.type == "cpu" else SETS)

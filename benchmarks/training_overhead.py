@@ -41,31 +41,31 @@ START = """
 import os, time
 from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.cli import main
-update = training.Run.update
+update = training.Trainer.training_step
 def first(self, scenes):
     update(self, scenes)
     print(time.time(), flush=True)
     os._exit(0)
-training.Run.update = first
+training.Trainer.training_step = first
 main(["train", "tetrominoes_fast", "--device", "cpu", "--out", os.environ["OUT"]])
 """
 TOGETHER = """
 import os, time, torch
 torch.set_num_threads(1)
-from slot_attention_nbdev.train.distributed import agree, leave, open_accelerator
+from slot_attention_nbdev.train.distributed import all_reduce_stop, exit_process, open_accelerator
 from slot_attention_nbdev.train.recipes import build_data, get_recipe
-from slot_attention_nbdev.train.trainer import Run
+from slot_attention_nbdev.train.trainer import Trainer
 here, recipe, steps = open_accelerator("cpu"), get_recipe(os.environ["RECIPE"], batch_size=int(os.environ["BATCH"])), int(os.environ["STEPS"])
 stream, _ = build_data(recipe, 0, "cpu", here.process_index, here.num_processes)
-run = Run(recipe)
+run = Trainer(recipe)
 for step in range(2 + steps):
     if step == 2:
         started = time.perf_counter()
-    run.update(stream.batch(step))
-    agree(here, 0, 0.0)
+    run.training_step(stream.batch(step))
+    all_reduce_stop(here, 0, 0.0)
 if here.is_main_process:
     print(recipe.batch_size * steps / (time.perf_counter() - started), flush=True)
-leave()
+exit_process()
 """
 
 
@@ -87,10 +87,10 @@ def bare(recipe, stream) -> float:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
         optimizer.step()
-        if recipe.average_decay:
+        if recipe.ema_decay:
             with torch.no_grad():
                 for mean, weight in zip(average.parameters(), model.parameters()):
-                    mean.lerp_(weight, 1 - recipe.average_decay)
+                    mean.lerp_(weight, 1 - recipe.ema_decay)
     return (time.perf_counter() - started) / recipe.steps
 
 
@@ -99,7 +99,7 @@ def ours(recipe, stream, held_out) -> float:
 
     A look at held-out images is no overhead, so there is one of two images.
     """
-    run = training.Run(recipe)
+    run = training.Trainer(recipe)
     with tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
         training._loop(run, stream, held_out, Path(out), False, [])
@@ -115,8 +115,8 @@ def in_turn(recipe, rounds: int) -> list[tuple[float, float]]:
 
 
 def save_seconds(recipe) -> float:
-    run = training.Run(recipe)
-    run.update(build_data(recipe)[0].batch(0))
+    run = training.Trainer(recipe)
+    run.training_step(build_data(recipe)[0].batch(0))
     spans = []
     with tempfile.TemporaryDirectory() as out:
         for _ in range(5):

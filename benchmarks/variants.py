@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from slot_attention_nbdev.core import derive_seed, pick_device
+from slot_attention_nbdev.core import derive_seed, resolve_device
 from slot_attention_nbdev.nn.encoder import PatchEncoder
 from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels, evaluate, place
 from slot_attention_nbdev.train.recipes import (
@@ -71,7 +71,7 @@ class Racer:
         self.curve = []
         self.failed = None
 
-    def update(self, scenes: dict[str, torch.Tensor]) -> None:
+    def training_step(self, scenes: dict[str, torch.Tensor]) -> None:
         "One step of the plainest loop."
         r = self.recipe
         position = min(1.0, self.seconds / self.budget) * self.recipe.steps
@@ -98,7 +98,7 @@ class Racer:
         while self.seconds < until and not self.failed:
             began, wall = clock(), time.perf_counter()
             for _ in range(10 if self.device.type == "cuda" else 1):
-                self.update(stream.batch(self.step))
+                self.training_step(stream.batch(self.step))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds = self.seconds + clock() - began
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="write results/benchmarks/variants.json, or variants_paper.json",
     )
     options = parser.parse_args(arguments)
-    device = pick_device(options.device)
+    device = resolve_device(options.device)
     recipe = get_recipe("tetrominoes_paper", **COMMON, **SIZES[options.size])
     about = {
         "size": options.size,

@@ -26,7 +26,7 @@ from slot_attention_nbdev.experiments.generalization import (
 from slot_attention_nbdev.models.seeded_sets import evaluate_properties
 from slot_attention_nbdev.train.recipes import get_recipe, load_model
 from slot_attention_nbdev.train.checkpoints import run_facts, save_record
-from slot_attention_nbdev.train.trainer import Run
+from slot_attention_nbdev.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalisation"
 
@@ -75,22 +75,22 @@ def crowds(model, n: int) -> list[dict]:
 
 def trained(steps: int, seed: int, normalisation: str = "mean", allowed=None):
     "The small model after some steps, with another line 8 or on chosen pairs; the seconds it took."
-    run = Run(get_recipe("tetrominoes_fast", steps=steps), seed)
+    run = Trainer(get_recipe("tetrominoes_fast", steps=steps), seed)
     start = time.process_time()
     if normalisation != "mean":
-        for model in (run.model, run.average):
+        for model in (run.model, run.ema):
             normalise_by(model, normalisation)
     stream = SpriteStream("tetrominoes", 32, seed)
     for step in range(steps):
-        run.update(
+        run.training_step(
             stream.batch(step)
             if allowed is None
             else draw_pieces(32, 3, generator(seed, "pairs", step), allowed)
         )
         if step % 100 == 99:
-            print(f"{normalisation} step {step + 1} {run.measure()}", flush=True)
+            print(f"{normalisation} step {step + 1} {run.flush_metrics()}", flush=True)
             run.window.clear()
-    return run.average.eval(), time.process_time() - start
+    return run.ema.eval(), time.process_time() - start
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -87,7 +87,7 @@ def step_of(out: Path) -> int:
 
 def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Random) -> dict:
     "Let the run get some steps further, then let something happen to it."
-    from slot_attention_nbdev.train.survival import load_last
+    from slot_attention_nbdev.train.survival import load_latest
 
     before = step_of(out)
     process = runs.start(out.name, resume)
@@ -108,7 +108,7 @@ def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Rand
     if kind == "truncated":
         newest = out / "checkpoint.pt"
         os.truncate(newest, chance.randrange(newest.stat().st_size))
-    found = load_last(out / "checkpoint.pt")["step"]
+    found = load_latest(out / "checkpoint.pt")["step"]
     lost = max(0, known - found)
     told = {"SIGTERM": "Interrupted", "full disk": "FileError"}.get(kind, "")
     good = (

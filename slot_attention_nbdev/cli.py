@@ -21,12 +21,18 @@ def recipes_command(
     arguments: argparse.Namespace,  # `name`, or None for all
 ) -> tuple[dict, str]:  # For a program, for a reader
     "List the recipes, or one recipe's settings."
-    from slot_attention_nbdev.train.recipes import RECIPES, get_recipe, recipe_head, table, to_dict
+    from slot_attention_nbdev.train.recipes import (
+        RECIPES,
+        get_recipe,
+        describe_recipe,
+        table,
+        to_dict,
+    )
 
     if arguments.name:
         recipe = get_recipe(arguments.name)
         settings = to_dict(recipe)
-        return settings, recipe_head(recipe) + "\n\n" + table(
+        return settings, describe_recipe(recipe) + "\n\n" + table(
             [item for item in settings.items() if item[0] not in ("name", "about")]
         )
     head = ("recipe", "data", "model", "num_slots", "steps", "about")
@@ -186,12 +192,12 @@ def bench_command(
     grows.
     """
     from slot_attention_nbdev.experiments.bench import bench_tables, plot_growth, run_bench
-    from slot_attention_nbdev.core import pick_device
+    from slot_attention_nbdev.core import resolve_device
     from slot_attention_nbdev.train.recipes import table
     from slot_attention_nbdev.train.checkpoints import run_facts, save_record
     from slot_attention_nbdev.viz import save_figure
 
-    device, out = pick_device(arguments.device), arguments.out
+    device, out = resolve_device(arguments.device), arguments.out
     result = run_bench(device, arguments.peers, arguments.quick) | run_facts(device)
     if out:
         save_record(out / "bench.json", result)
@@ -458,7 +464,9 @@ def console() -> None:
         # or Python tries once more when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    sys.exit(code) if "RANK" not in os.environ else os._exit(code)  # see `leave` in distributed
+    sys.exit(code) if "RANK" not in os.environ else os._exit(
+        code
+    )  # see `exit_process` in distributed
 
 
 # python -m slot_attention_nbdev.cli, which is what launchers call

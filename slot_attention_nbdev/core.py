@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'check_finite',
-           'suggest', 'derive_seed', 'generator', 'pick_device', 'atomic_write', 'by_layout', 'table', 'check_exercise']
+           'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice', 'atomic_write', 'by_layout', 'table',
+           'check_exercise']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
@@ -113,7 +114,7 @@ def generator(
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *words))
 
 # %% ../nbs/library/01_core.ipynb #d8ee9584
-def pick_device(
+def resolve_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> torch.device:  # A device that exists
     'Turn a name into a device; "auto" takes CUDA, then Apple\'s GPU, then the CPU.'
@@ -132,6 +133,22 @@ def pick_device(
     if not there.get(device.type, False):
         raise InputError(f"device: {name!r} is not available on this machine; use auto or cpu")
     return device
+
+# %% ../nbs/library/01_core.ipynb #fbe3fe55
+def rank_slice(
+    n: int,  # Rows of the whole batch
+    rank: int = 0,  # Number of this process
+    world: int = 1,  # How many processes share the batch
+) -> slice:  # The rows that this process takes
+    """Rows of a batch that belong to one of several processes: neighboring rows, as equal in number
+    as possible.
+    """
+    check_int("rank", rank, 0, check_int("world", world) - 1)
+    if n < world:
+        raise InputError(
+            f"batch_size: expected at least {world}, one scene for each process, got {n}"
+        )
+    return slice(rank * n // world, (rank + 1) * n // world)
 
 # %% ../nbs/library/01_core.ipynb #3c8f4eea
 @contextmanager

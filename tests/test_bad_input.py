@@ -24,7 +24,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.cli import main
-from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator, pick_device
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    TrainingError,
+    generator,
+    resolve_device,
+)
 from slot_attention_nbdev.data.files import load_pack, save_pack
 from slot_attention_nbdev.data.sprites import (
     SpriteStream,
@@ -274,13 +280,13 @@ CALLS = [
     ("a negative seed", lambda place: generator(-1), InputError, "seed: expected an integer ≥ 0"),
     (
         "no such device",
-        lambda place: pick_device("gpu"),
+        lambda place: resolve_device("gpu"),
         InputError,
         "device: expected auto, cpu, cuda",
     ),
     (
         "a device this machine lacks",
-        lambda place: pick_device("cuda:99"),
+        lambda place: resolve_device("cuda:99"),
         InputError,
         "not available",
     ),

@@ -10,12 +10,12 @@ from slot_attention_nbdev.train.tasks import (
     Objective,
     draw_noise,
     evaluate,
-    pick_precision,
+    resolve_precision,
     show_slots,
 )
-from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, identity
+from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, run_fingerprint
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
-from slot_attention_nbdev.train.trainer import Run, train
+from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
     eval_images=4, log_every=4, eval_every=8, checkpoint_every=4, batch_size=4, warmup_steps=2
@@ -29,11 +29,11 @@ MODELS = {
 
 def losses(name, steps=4, **settings):
     recipe = get_recipe(name, steps=steps, **SHORT | settings)
-    run, (stream, _) = Run(recipe), build_data(recipe)
+    run, (stream, _) = Trainer(recipe), build_data(recipe)
     found = []
     for step in range(steps):
-        run.update(stream.batch(step))
-        found.append(run.measure()["loss"])
+        run.training_step(stream.batch(step))
+        found.append(run.flush_metrics()["loss"])
         run.window.clear()
     return torch.tensor(found), run
 
@@ -55,7 +55,8 @@ def test_weights_and_loss_stay_in_full_precision():
         if p.grad is not None
     )
     assert (
-        run.facts["precision"] == "bf16" and pick_precision("auto", torch.device("cpu")) == "fp32"
+        run.facts["precision"] == "bf16"
+        and resolve_precision("auto", torch.device("cpu")) == "fp32"
     )
 
 
@@ -77,20 +78,20 @@ def test_switches_change_rounding_alone(settings):
 def test_resume_across_switches(tmp_path):
     recipe = get_recipe("tiny", steps=8, **SHORT)
     whole = train(recipe, tmp_path / "whole", device="cpu", progress=False)
-    Run(recipe).save(tmp_path / "half")
-    run, (stream, _) = Run(recipe), build_data(recipe)
+    Trainer(recipe).save(tmp_path / "half")
+    run, (stream, _) = Trainer(recipe), build_data(recipe)
     while run.step < 4:
-        run.update(stream.batch(run.step))
+        run.training_step(stream.batch(run.step))
         if run.step % 4 == 0:
             run.curve.append(
-                {"step": 4, "seconds": 0.0, **run.measure(), "learning_rate": run.rate}
+                {"step": 4, "seconds": 0.0, **run.flush_metrics(), "learning_rate": run.lr}
             )
             run.window.clear()
     run.save(tmp_path / "half")
     other = get_recipe(
         "tiny", steps=8, **SHORT, fused="on", accumulate=2, checkpoint_activations="on"
     )
-    assert identity(other, 0) == identity(recipe, 0)
+    assert run_fingerprint(other, 0) == run_fingerprint(recipe, 0)
     ended = train(other, tmp_path / "half", device="cpu", resume=True, progress=False)
     for a, b in zip(whole["curve"], ended["curve"], strict=True):
         assert {**b, "seconds": 0} == pytest.approx({**a, "seconds": 0}, rel=1e-3, abs=1e-2)
@@ -132,16 +133,16 @@ def test_compiles_without_graph_breaks(kind, recompute):
         warmup_steps=0,
     )
     run, plain = (
-        Run(get_recipe(name, **{**settings, **extra}), resolution=resolution)
+        Trainer(get_recipe(name, **{**settings, **extra}), resolution=resolution)
         for extra in ({}, {"compile": "off"})
     )
     scenes = sprite_scenes(
         "tetrominoes" if resolution[0] == 35 else "multi_dsprites_colored_on_grayscale", 2
     )
     for _ in range(3):
-        run.update(scenes)
-        plain.update(scenes)
-        assert run.measure() == pytest.approx(plain.measure(), rel=1e-3)
+        run.training_step(scenes)
+        plain.training_step(scenes)
+        assert run.flush_metrics() == pytest.approx(plain.flush_metrics(), rel=1e-3)
 
 
 def test_objective_looks_at_images_alone():

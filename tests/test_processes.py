@@ -11,11 +11,11 @@ import torch
 from slot_attention_nbdev.core import InputError
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sprites import sprite_scenes
-from slot_attention_nbdev.data.tfrecord_dataset import share
+from slot_attention_nbdev.core import rank_slice
 from slot_attention_nbdev.train.distributed import open_accelerator
 from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
-from slot_attention_nbdev.train.trainer import Run, train
+from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
     eval_images=4, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=2, clip_norm=0.1
@@ -44,7 +44,7 @@ for name, make in RECIPES.items():
     record = train(make(place), place / "two" / name, device="cpu", progress=False)
     rank = record["processes"] == 2 and int(__import__("os").environ["RANK"])
     torch.save(found, place / f"{name}-{rank}.pt")
-leave()
+exit_process()
 """
 
 
@@ -82,9 +82,11 @@ def finish(processes, code=0):
 def gradients(recipe):
     "Loss and gradients of the first update, clipping aside."
     place = open_accelerator("cpu")
-    run = Run(recipe)
-    run.update(build_data(recipe, 0, "cpu", place.process_index, place.num_processes)[0].batch(0))
-    figures = run.measure()
+    run = Trainer(recipe)
+    run.training_step(
+        build_data(recipe, 0, "cpu", place.process_index, place.num_processes)[0].batch(0)
+    )
+    figures = run.flush_metrics()
     scale = max(1.0, figures["grad_norm"] / recipe.clip_norm)
     return figures, [p.grad * scale for p in run.model.parameters() if p.grad is not None]
 
@@ -112,7 +114,7 @@ def test_two_processes_are_one(place, name):
     one, two = (load_checkpoint(place / each / name / "checkpoint.pt") for each in ("one", "two"))
     assert one["step"] == two["step"] == recipe.steps
     # Adam makes steps of full length of gradients that are nothing but rounding
-    for part in ("model", "average"):
+    for part in ("model", "ema"):
         gap = max((one[part][key] - two[part][key]).abs().max().item() for key in one[part])
         assert gap < 0.1 * recipe.learning_rate * recipe.steps, gap
     for a, b in zip(one["curve"], two["curve"], strict=True):
@@ -218,7 +220,7 @@ def test_launchers(tmp_path, launcher):
 
 @pytest.mark.parametrize(("n", "world"), [(1, 1), (7, 3), (64, 8), (65, 64)])
 def test_shares(n, world):
-    rows = [range(n)[share(n, rank, world)] for rank in range(world)]
+    rows = [range(n)[rank_slice(n, rank, world)] for rank in range(world)]
     assert [i for part in rows for i in part] == list(range(n))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
 
@@ -227,10 +229,10 @@ def test_too_many_pieces():
     with pytest.raises(
         InputError, match="accumulate: expected an integer ≤ 4, the images of each process, got 5"
     ):
-        Run(get_recipe("tiny", accumulate=5))
+        Trainer(get_recipe("tiny", accumulate=5))
     with pytest.raises(
         InputError, match="batch_size: expected at least 8, one scene for each process, got 4"
     ):
         build_data(get_recipe("tiny"), rank=0, world=8)
     with pytest.raises(InputError, match="precision: fp16 needs a GPU"):
-        Run(get_recipe("tiny", precision="fp16"))
+        Trainer(get_recipe("tiny", precision="fp16"))

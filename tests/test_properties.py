@@ -59,14 +59,14 @@ def test_the_papers_recipe():
         150_000,
         1_000,
     )
-    assert (
-        r.learning_rate,
-        r.decay_rate,
-        r.decay_steps,
-        r.schedule,
-        r.clip_norm,
-        r.average_decay,
-    ) == (4e-4, 0.5, 50_000, "paper", 0, 0)
+    assert (r.learning_rate, r.decay_rate, r.decay_steps, r.schedule, r.clip_norm, r.ema_decay) == (
+        4e-4,
+        0.5,
+        50_000,
+        "paper",
+        0,
+        0,
+    )
     model = build_model(r)
     assert (
         type(model) is SetPredictor
@@ -110,10 +110,10 @@ def test_resumed_run_ends_with_the_same_weights(run, tmp_path, monkeypatch):
     class Cut(Exception):
         pass
 
-    update = training.Run.update
+    update = training.Trainer.training_step
     monkeypatch.setattr(
-        training.Run,
-        "update",
+        training.Trainer,
+        "training_step",
         lambda self, scenes: (_ for _ in ()).throw(Cut) if self.step == 4 else update(self, scenes),
     )
     recipe = get_recipe("sprites_properties", **SHORT)

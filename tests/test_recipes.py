@@ -16,9 +16,9 @@ from slot_attention_nbdev.train.recipes import (
     build_model,
     from_dict,
     get_recipe,
-    identity,
+    run_fingerprint,
     parse_overrides,
-    recipe_head,
+    describe_recipe,
     to_dict,
 )
 
@@ -47,7 +47,7 @@ def test_paper_settings(name, data, slots):
         100_000,
         500_000,
     )
-    assert (r.schedule, r.clip_norm, r.variance_weight, r.average_decay) == ("paper", 0, 0, 0)
+    assert (r.schedule, r.clip_norm, r.variance_weight, r.ema_decay) == ("paper", 0, 0, 0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -61,7 +61,7 @@ def test_every_recipe_builds_and_runs(recipe):
     )
     assert model.resolution == size == stream.batch(0)["image"].shape[1:3]
     assert len(held_out["image"]) == 2
-    assert f"slot-attention train {recipe.name}" in recipe_head(recipe)
+    assert f"slot-attention train {recipe.name}" in describe_recipe(recipe)
     assert from_dict(to_dict(recipe)) == recipe
 
 
@@ -123,11 +123,11 @@ def test_bad_settings_in_python(settings):
 
 def test_identity():
     tiny = RECIPES["tiny"]
-    assert identity(tiny, 0) == identity(replace(tiny, about="other words"), 0)
-    assert identity(tiny, 0) != identity(tiny, 1)
-    assert identity(tiny, 0) != identity(replace(tiny, clip_norm=2.0), 0)
+    assert run_fingerprint(tiny, 0) == run_fingerprint(replace(tiny, about="other words"), 0)
+    assert run_fingerprint(tiny, 0) != run_fingerprint(tiny, 1)
+    assert run_fingerprint(tiny, 0) != run_fingerprint(replace(tiny, clip_norm=2.0), 0)
     with pytest.raises(InputError, match="seed"):
-        identity(tiny, -1)
+        run_fingerprint(tiny, -1)
 
 
 def test_model_depends_on_the_seed_alone():
@@ -151,8 +151,8 @@ def test_model_depends_on_the_seed_alone():
 def test_settings_that_came_later_have_their_defaults():
     tiny = RECIPES["tiny"]
     old = {key: value for key, value in to_dict(tiny).items() if key != "resolution"}
-    assert from_dict(old) == tiny and "resolution" not in identity(tiny, 0)
-    assert identity(get_recipe("tiny", resolution=64), 0)["resolution"] == 64
+    assert from_dict(old) == tiny and "resolution" not in run_fingerprint(tiny, 0)
+    assert run_fingerprint(get_recipe("tiny", resolution=64), 0)["resolution"] == 64
     for wrong in (
         {**old, "dropout": 0.1},
         {key: value for key, value in old.items() if key != "name"},
@@ -245,7 +245,7 @@ def test_head_tells_every_seed(tmp_path, monkeypatch):
     from slot_attention_nbdev.train.checkpoints import save_record
 
     monkeypatch.setattr(recipes, "records_folder", lambda: tmp_path)
-    assert recipe_head(RECIPES["tiny"]).count("not run yet") == 3
+    assert describe_recipe(RECIPES["tiny"]).count("not run yet") == 3
     record = {
         "recipe": to_dict(RECIPES["tiny"]),
         "hardware": {"cpu": "a CPU"},
@@ -254,22 +254,22 @@ def test_head_tells_every_seed(tmp_path, monkeypatch):
     }
     for seed, final in enumerate([{"fg_ari": 0.5, "n": 16}, None, {"fg_ari": 0.25, "n": 16}]):
         save_record(tmp_path / "tiny" / f"seed{seed}.json", record | {"seed": seed, "final": final})
-    head = recipe_head(RECIPES["tiny"])
+    head = describe_recipe(RECIPES["tiny"])
     assert (
         "FG-ARI 0.500, failed, 0.250 on 16 held-out images (seeds 0, 1, 2)" in head
         and "a CPU, 2 CPU threads" in head
         and "about 10 s" in head
     )
-    assert "0.500" in recipe_head(replace(RECIPES["tiny"], about="other words"))
-    assert "not run yet" in recipe_head(replace(RECIPES["tiny"], steps=41))
+    assert "0.500" in describe_recipe(replace(RECIPES["tiny"], about="other words"))
+    assert "not run yet" in describe_recipe(replace(RECIPES["tiny"], steps=41))
 
 
 def test_scenes_and_budget_are_settings():
     recipe = get_recipe("tiny", **parse_overrides(["scenes=6", "budget=30"]))
     assert (recipe.scenes, recipe.budget) == (6, 30.0)
     assert (
-        identity(RECIPES["tiny"], 0).keys().isdisjoint({"scenes", "budget"})
-        and identity(recipe, 0)["scenes"] == 6
+        run_fingerprint(RECIPES["tiny"], 0).keys().isdisjoint({"scenes", "budget"})
+        and run_fingerprint(recipe, 0)["scenes"] == 6
     )
     stream, _ = build_data(recipe)
     seen = {image.numpy().tobytes() for step in range(6) for image in stream.batch(step)["image"]}

@@ -17,7 +17,7 @@ from slot_attention_nbdev.core import TrainingError
 from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.apps.report import EXAMPLES, html_page
 from slot_attention_nbdev.train.checkpoints import load_record, save_record
-from slot_attention_nbdev.train.survival import read_state
+from slot_attention_nbdev.train.survival import read_run_state
 from slot_attention_nbdev.train.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def fail(out: Path):
     "A run that meets a number which is none."
     from slot_attention_nbdev.train import trainer as training
 
-    measure, calls = training.Run.measure, []
+    measure, calls = training.Trainer.flush_metrics, []
 
     def poisoned(self):
         calls.append(1)
@@ -56,11 +56,11 @@ def fail(out: Path):
             self.window[-1] = self.window[-1] * float("nan")
         return measure(self)
 
-    training.Run.measure = poisoned
+    training.Trainer.flush_metrics = poisoned
     try:
         train(get_recipe("tiny", **SHORT), out, 2, device="cpu", progress=False)
     finally:
-        training.Run.measure = measure
+        training.Trainer.flush_metrics = measure
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +95,17 @@ def test_states(runs):
 
 
 def test_a_run_is_running_while_its_process_lives(tmp_path):
-    code = "import sys, time; from slot_attention_nbdev.train.survival import note_state\nwith note_state(sys.argv[1]): print('on', flush=True); time.sleep(60)"
+    code = "import sys, time; from slot_attention_nbdev.train.survival import write_run_state\nwith write_run_state(sys.argv[1]): print('on', flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout.readline() == "on\n"
-        assert read_state(tmp_path, {"finished": False}) == ("running", "")
+        assert read_run_state(tmp_path, {"finished": False}) == ("running", "")
     finally:
         process.kill()
         process.wait()
-    assert read_state(tmp_path, {"finished": False}) == ("stopped", "")
+    assert read_run_state(tmp_path, {"finished": False}) == ("stopped", "")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_run_is_running_while_its_process_lives(tmp_path):
 )
 def test_a_note_that_is_none_is_not_believed(note, tmp_path):
     (tmp_path / "state.json").write_text(note)
-    assert read_state(tmp_path, {"finished": False}) == ("stopped", "")
+    assert read_run_state(tmp_path, {"finished": False}) == ("stopped", "")
 
 
 def test_the_list(runs, capsys):

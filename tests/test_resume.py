@@ -68,7 +68,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
 
     ours, theirs = (load_checkpoint(out / "checkpoint.pt") for out in (whole, broken))
     assert ours["step"] == theirs["step"] == 24
-    for part in ("model", "average"):
+    for part in ("model", "ema"):
         for key, value in ours[part].items():
             assert torch.equal(value, theirs[part][key]), key
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()

@@ -145,7 +145,7 @@ def test_a_folder_has_128_pixels_by_default(place, tmp_path, capsys):
 def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(
     place, tmp_path, source, monkeypatch, capsys
 ):
-    from slot_attention_nbdev.train.trainer import Run
+    from slot_attention_nbdev.train.trainer import Trainer
 
     words = [
         "train",
@@ -159,7 +159,7 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(
         "cpu",
     ]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    update = Run.update
+    update = Trainer.training_step
 
     def breaks(run, scenes):  # in the second epoch: 20 scenes in batches of 4
         if run.step == 8:
@@ -167,7 +167,7 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_left_alone(
         update(run, scenes)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "update", breaks)
+        patched.setattr(Trainer, "training_step", breaks)
         assert main([*words, "--out", str(tmp_path / "broken")]) == 1
     assert load_record(tmp_path / "broken" / "record.json")["step"] == 6
     assert main([*words, "--out", str(tmp_path / "broken"), "--resume"]) == 0

@@ -13,8 +13,13 @@ import torch
 from slot_attention_nbdev.core import FileError, TrainingError
 from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_weights
-from slot_attention_nbdev.train.survival import keep_checkpoint, load_last, merit, watch
-from slot_attention_nbdev.train.trainer import Run, load_model, train
+from slot_attention_nbdev.train.survival import (
+    rotate_checkpoint,
+    load_latest,
+    nan_watch,
+    selection_metric,
+)
+from slot_attention_nbdev.train.trainer import Trainer, load_model, train
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +79,7 @@ def test_two_are_kept(tmp_path, monkeypatch, links):
             os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted"))
         )
     for step in (1, 2, 3):
-        keep_checkpoint(tmp_path / "checkpoint.pt", {"step": step})
+        rotate_checkpoint(tmp_path / "checkpoint.pt", {"step": step})
     assert {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()} == {
         "checkpoint.pt": 3,
         "previous.pt": 2,
@@ -85,24 +90,24 @@ def test_two_are_kept(tmp_path, monkeypatch, links):
 def test_a_damaged_one_is_put_aside(tmp_path, caplog, spoil):
     path = tmp_path / "checkpoint.pt"
     for step in (1, 2):
-        keep_checkpoint(path, {"step": step})
+        rotate_checkpoint(path, {"step": step})
     if spoil is None:
         path.unlink()
     else:
         path.write_bytes(spoil)
-    assert load_last(path)["step"] == 1
+    assert load_latest(path)["step"] == 1
     assert (
         "checkpoint.pt" in caplog.text
         and "going on from" in caplog.text
         and "(step 1)" in caplog.text
     )
-    assert load_last(path)["step"] == 1  # again, as the other processes do
-    keep_checkpoint(path, {"step": 5})
+    assert load_latest(path)["step"] == 1  # again, as the other processes do
+    rotate_checkpoint(path, {"step": 5})
     assert [
         load_checkpoint(tmp_path / name)["step"] for name in ("checkpoint.pt", "previous.pt")
     ] == [5, 1]
     with pytest.raises(FileError, match="No such file"):
-        load_last(tmp_path / "nowhere" / "checkpoint.pt")
+        load_latest(tmp_path / "nowhere" / "checkpoint.pt")
 
 
 def test_a_run_goes_on_from_the_one_before(tmp_path, caplog):
@@ -125,7 +130,7 @@ def test_a_run_goes_on_from_the_one_before(tmp_path, caplog):
 def test_the_best_is_kept(tmp_path, monkeypatch):
     scores = iter([0.3, 0.9, 0.5])
     monkeypatch.setattr(
-        "slot_attention_nbdev.train.trainer.glance", lambda *_: {"fg_ari": next(scores)}
+        "slot_attention_nbdev.train.trainer.validation_metric", lambda *_: {"fg_ari": next(scores)}
     )
     train(get_recipe("tiny", **TINY), tmp_path, device="cpu", progress=False)
     model, info = load_model(tmp_path / "best.safetensors")
@@ -144,7 +149,7 @@ def test_the_best_is_kept(tmp_path, monkeypatch):
     ],
 )
 def test_merit(figures, value):
-    assert merit(figures) == value
+    assert selection_metric(figures) == value
 
 
 class Twice(nn.Module):
@@ -157,7 +162,7 @@ def test_watch_looks_into_containers():
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.zero_()
-    with watch(model) as found:
+    with nan_watch(model) as found:
         model(torch.ones(1, 2))
     assert found[0] == "the output of 1"
 
@@ -165,7 +170,7 @@ def test_watch_looks_into_containers():
 @pytest.mark.parametrize("where", ["forward", "gradient", "average"])
 def test_the_layer_is_named(tmp_path, monkeypatch, where):
     "From step 6 on a layer of the model breaks, as if the weights had come to such a place."
-    update = Run.update
+    update = Trainer.training_step
 
     def broken(self, scenes):
         layer = self.model.decoder.carve[3]
@@ -183,7 +188,7 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
         if hook:
             hook.remove()
 
-    monkeypatch.setattr(Run, "update", broken)
+    monkeypatch.setattr(Trainer, "training_step", broken)
     if where == "average":  # nothing breaks
         assert train(get_recipe("tiny", **TINY), tmp_path, device="cpu", progress=False)["finished"]
         return
@@ -203,14 +208,14 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
 def test_full_disk_leaves_both(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for step in (1, 2):
-        keep_checkpoint(path, {"step": step})
+        rotate_checkpoint(path, {"step": step})
     with (
         patch.object(
             Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28)))
         ),
         pytest.raises(FileError, match="No space left"),
     ):
-        keep_checkpoint(path, {"step": 3})
+        rotate_checkpoint(path, {"step": 3})
     assert {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()} == {
         "checkpoint.pt": 2,
         "previous.pt": 1,

@@ -22,7 +22,7 @@ from slot_attention_nbdev.train.recipes import build_model, get_recipe
 from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
 from slot_attention_nbdev.train.trainer import (
     Interrupted,
-    Run,
+    Trainer,
     cosine_rate,
     evaluate,
     learning_rate,
@@ -167,24 +167,24 @@ def test_same_seed_same_weights(run, tmp_path):
 
 
 def test_first_update_of_a_warmup_changes_nothing():
-    run = Run(tiny())
+    run = Trainer(tiny())
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     scenes = sprite_scenes("tetrominoes", 2)
-    run.update(scenes)
+    run.training_step(scenes)
     assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
-    run.update(scenes)
+    run.training_step(scenes)
     assert any(not torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
 
 
 def test_a_checkpoint_can_be_restored_twice(tmp_path):
-    run = Run(tiny())
+    run = Trainer(tiny())
     for step in range(4):
-        run.update(sprite_scenes("tetrominoes", 2, start=2 * step))
+        run.training_step(sprite_scenes("tetrominoes", 2, start=2 * step))
     run.save(tmp_path)
     state, ends = load_checkpoint(tmp_path / "checkpoint.pt"), []
     for _ in range(2):
         run.restore(state)
-        run.update(sprite_scenes("tetrominoes", 2))
+        run.training_step(sprite_scenes("tetrominoes", 2))
         ends.append([p.clone() for p in run.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -196,42 +196,40 @@ def test_variance_weight_rises():
         {"variance_weight": 1.0},
         {"variance_weight": 1.0, "variance_steps": 10},
     ):
-        run = Run(tiny(**settings))
-        run.update(scenes)
-        losses.append(run.measure()["loss"])
+        run = Trainer(tiny(**settings))
+        run.training_step(scenes)
+        losses.append(run.flush_metrics()["loss"])
     assert losses[0] == losses[2] < losses[1]  # in step 0 the rising weight is still zero
 
 
 def test_average():
-    run = Run(tiny(average_decay=0.75, warmup_steps=0))
+    run = Trainer(tiny(ema_decay=0.75, warmup_steps=0))
     start = [p.clone() for p in run.model.parameters()]
-    run.update(sprite_scenes("tetrominoes", 2))
-    for mean, first, now in zip(
-        run.average.parameters(), start, run.model.parameters(), strict=True
-    ):
+    run.training_step(sprite_scenes("tetrominoes", 2))
+    for mean, first, now in zip(run.ema.parameters(), start, run.model.parameters(), strict=True):
         torch.testing.assert_close(mean, 0.75 * first + 0.25 * now)
-    plain = Run(tiny(average_decay=0.0))
-    assert plain.average is plain.model
+    plain = Trainer(tiny(ema_decay=0.0))
+    assert plain.ema is plain.model
 
 
 def test_clipping():
     scenes = sprite_scenes("tetrominoes", 2)
     for clip in (0.0, 1e-3):
-        run = Run(tiny(clip_norm=clip))
-        run.update(scenes)
+        run = Trainer(tiny(clip_norm=clip))
+        run.training_step(scenes)
         norm = (
             torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None])
             .norm()
             .item()
         )
-        assert norm == pytest.approx(clip or run.measure()["grad_norm"], rel=1e-3)
+        assert norm == pytest.approx(clip or run.flush_metrics()["grad_norm"], rel=1e-3)
 
 
 def test_labels_have_no_say():
-    a, b = (Run(tiny(warmup_steps=0)) for _ in range(2))
+    a, b = (Trainer(tiny(warmup_steps=0)) for _ in range(2))
     scenes = sprite_scenes("tetrominoes", 2)
-    a.update(scenes)
-    b.update({"image": scenes["image"]})
+    a.training_step(scenes)
+    b.training_step({"image": scenes["image"]})
     assert all(
         torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True)
     )
@@ -260,14 +258,14 @@ def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):
 
 
 def test_budget_counts_over_resumes():
-    run = Run(tiny(steps=100), budget=10.0)
+    run = Trainer(tiny(steps=100), budget=10.0)
     run.seconds = 5.0
-    assert run.position == 50
+    assert run.progress == 50
     run.step = 70
     # the clock alone decides: a budget stretches a schedule as well as squeezing it
-    assert run.position == 50
+    assert run.progress == 50
     run.seconds = 60.0
-    assert run.position == 100 and run.rate == 0
+    assert run.progress == 100 and run.lr == 0
 
 
 @pytest.mark.parametrize("by", ["loss", "gradient"])
@@ -295,14 +293,14 @@ def test_nan_is_an_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, by
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
-    update = Run.update
+    update = Trainer.training_step
 
     def interrupted(self, scenes):
         if self.step == 6:
             signal.raise_signal(number)  # in mid-step
         update(self, scenes)
 
-    monkeypatch.setattr(Run, "update", interrupted)
+    monkeypatch.setattr(Trainer, "training_step", interrupted)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="stopped after step 7.*--resume") as stopped:
         go(tmp_path)
@@ -310,7 +308,7 @@ def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
     assert signal.getsignal(number) == before
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
     assert load_record(tmp_path / "record.json")["finished"] is False
-    monkeypatch.setattr(Run, "update", update)
+    monkeypatch.setattr(Trainer, "training_step", update)
     record = go(tmp_path, resume=True)
     assert record["finished"] and [p["step"] for p in record["curve"] if "loss" in p] == [4, 8, 12]
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (run, tmp_path))
@@ -363,7 +361,7 @@ def test_tensorboard_cannot_be_written(tmp_path):
 
 
 def test_no_space(tmp_path, monkeypatch):
-    save = training.keep_checkpoint
+    save = training.rotate_checkpoint
 
     def full(path, state):
         if state["step"] < 10:
@@ -374,7 +372,7 @@ def test_no_space(tmp_path, monkeypatch):
         )
         save(path, state)
 
-    monkeypatch.setattr(training, "keep_checkpoint", full)
+    monkeypatch.setattr(training, "rotate_checkpoint", full)
     with pytest.raises(FileError, match="No space left on device"):
         go(tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
@@ -471,8 +469,7 @@ def spoil(run, tmp_path, how):
         checkpoint.write_text("weights")
     elif how == "another model":
         torch.save(
-            {**load_checkpoint(run / "checkpoint.pt"), "average": {"weight": torch.ones(3)}},
-            checkpoint,
+            {**load_checkpoint(run / "checkpoint.pt"), "ema": {"weight": torch.ones(3)}}, checkpoint
         )
     elif how == "another recipe":
         torch.save(

@@ -13,11 +13,11 @@ from slot_attention_nbdev.train.recipes import (
     build_data,
     build_model,
     get_recipe,
-    identity,
+    run_fingerprint,
     load_model,
 )
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
-from slot_attention_nbdev.train.trainer import Run, train
+from slot_attention_nbdev.train.trainer import Trainer, train
 from slot_attention_nbdev.experiments.shortcuts import (
     PixelDecoder,
     learn_from_last_step,
@@ -151,14 +151,14 @@ def test_pixels_need_a_decoder_that_paints_them():
     with pytest.raises(
         InputError, match="pixels: expected 0, since SlotAttentionAutoEncoder paints whole images"
     ):
-        Run(get_recipe("tetrominoes_paper", pixels=10, batch_size=2), resolution=(35, 35)).update(
-            scenes
-        )
+        Trainer(
+            get_recipe("tetrominoes_paper", pixels=10, batch_size=2), resolution=(35, 35)
+        ).training_step(scenes)
     with pytest.raises(InputError, match="pixels: expected an integer ≥ 1 and ≤ 1225"):
-        Run(
+        Trainer(
             get_recipe("tetrominoes_paper", model="paper_mlp", pixels=1226, batch_size=2),
             resolution=(35, 35),
-        ).update(scenes)
+        ).training_step(scenes)
     with pytest.raises(InputError, match="pixels: expected shape"):
         PixelDecoder(4, (3, 3))(torch.zeros(2, 1, 4), torch.zeros(2, dtype=torch.long))
 
@@ -271,7 +271,7 @@ def test_the_schedule_of_iterations():
 
 def test_a_run_uses_its_schedule(monkeypatch):
     recipe = get_recipe("tetrominoes_paper", **SHORT, first_iterations=1, iteration_steps=4)
-    run = Run(recipe, resolution=(9, 9))
+    run = Trainer(recipe, resolution=(9, 9))
     (stream, held_out) = build_data(recipe)
     seen = []
     forward = run.model.slot_attention.forward
@@ -284,7 +284,7 @@ def test_a_run_uses_its_schedule(monkeypatch):
         )[1],
     )
     for step in range(6):
-        run.update(stream.batch(step))
+        run.training_step(stream.batch(step))
     assert seen == [1, 1, 2, 2, 3, 3]
     run.model(to_model(held_out["image"]))
     assert seen[-1] is None  # the model's own: looking is done with all of them
@@ -294,14 +294,17 @@ def test_the_defaults_change_nothing():
     before = get_recipe("tetrominoes_paper")
     assert (
         not {"pixels", "gradient", "first_iterations", "iteration_steps"}
-        & identity(before, 0).keys()
+        & run_fingerprint(before, 0).keys()
     )
     for setting in (
         dict(model="paper_mlp", pixels=5),
         dict(gradient="implicit"),
         dict(first_iterations=1),
     ):
-        assert identity(get_recipe("tetrominoes_paper", **setting), 0).items() >= setting.items()
+        assert (
+            run_fingerprint(get_recipe("tetrominoes_paper", **setting), 0).items()
+            >= setting.items()
+        )
     for bad in (dict(pixels=-1), dict(gradient="some"), dict(first_iterations=1.0)):
         with pytest.raises(InputError, match=next(iter(bad))):
             get_recipe("tetrominoes_paper", **bad)
@@ -320,9 +323,9 @@ def test_all_four_train_and_resume(tmp_path):
     recipe = variants(get_recipe("tetrominoes_paper", **SHORT))["all four"]
     whole = train(recipe, tmp_path / "whole", device="cpu", progress=False)
     assert whole["finished"] and 0 <= whole["final"]["mse"] < 4 and whole["recipe"]["pixels"] == 27
-    run, (stream, _) = Run(recipe, resolution=(9, 9)), build_data(recipe)
+    run, (stream, _) = Trainer(recipe, resolution=(9, 9)), build_data(recipe)
     for step in range(3):
-        run.update(stream.batch(step))
+        run.training_step(stream.batch(step))
     run.save(tmp_path / "half")
     train(recipe, tmp_path / "half", device="cpu", resume=True, progress=False)
     ends = [load_model(tmp_path / name / "model.safetensors")[0] for name in ("whole", "half")]
@@ -336,7 +339,7 @@ def test_pieces_of_a_batch_take_their_own_pixels(pieces):
     recipe = variants(get_recipe("tetrominoes_paper", **SHORT | dict(batch_size=6)))["some pixels"]
     stream, grads = build_data(recipe)[0], []
     for accumulate in (1, pieces):
-        run = Run(
+        run = Trainer(
             get_recipe(
                 "tetrominoes_paper",
                 **SHORT | dict(batch_size=6),
@@ -346,7 +349,7 @@ def test_pieces_of_a_batch_take_their_own_pixels(pieces):
             ),
             resolution=(9, 9),
         )
-        run.update(stream.batch(0))
+        run.training_step(stream.batch(0))
         grads.append([weight.grad for weight in run.model.parameters()])
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-6)
 
@@ -356,7 +359,7 @@ def test_compiles_without_graph_breaks():
     settings = SHORT | dict(warmup_steps=0)
     recipe = variants(get_recipe("tetrominoes_paper", **settings))["all four"]
     run, plain = (
-        Run(
+        Trainer(
             get_recipe(
                 "tetrominoes_paper",
                 **settings,
@@ -371,6 +374,6 @@ def test_compiles_without_graph_breaks():
     )
     stream = build_data(recipe)[0]
     for step in range(3):
-        run.update(stream.batch(step))
-        plain.update(stream.batch(step))
-        assert run.measure() == pytest.approx(plain.measure(), rel=1e-3)
+        run.training_step(stream.batch(step))
+        plain.training_step(stream.batch(step))
+        assert run.flush_metrics() == pytest.approx(plain.flush_metrics(), rel=1e-3)

@@ -65,7 +65,7 @@ def read_story(
     "Read one run."
     from slot_attention_nbdev.core import FileError
     from slot_attention_nbdev.train.checkpoints import load_record
-    from slot_attention_nbdev.train.survival import read_state
+    from slot_attention_nbdev.train.survival import read_run_state
 
     inside = file.name == "record.json"
     name = file.parent.name if inside else f"{file.parent.name}/{file.stem}"
@@ -93,7 +93,7 @@ def read_story(
     return Story(
         name,
         record,
-        *read_state(file.parent if inside else None, record),
+        *read_run_state(file.parent if inside else None, record),
         picture if picture.is_file() else None,
     )
 
@@ -212,11 +212,11 @@ def settings_of(
 ) -> dict[str, str | int | float]:
     "What makes runs seeds of one experiment; a setting that came after a run has its default."
     from slot_attention_nbdev.core import InputError
-    from slot_attention_nbdev.train.recipes import from_dict, identity
+    from slot_attention_nbdev.train.recipes import from_dict, run_fingerprint
 
     recipe = story.record["recipe"]
     try:
-        settings = identity(from_dict(recipe), 0)
+        settings = run_fingerprint(from_dict(recipe), 0)
     except (InputError, TypeError):  # not one of our recipes, or one of a later version
         settings = recipe
     return {key: value for key, value in settings.items() if key not in ("about", "seed")}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
-from ..core import FileError, InputError, check_int, suggest
+from ..core import FileError, InputError, check_int, rank_slice, suggest
 from ..core import generator as seeded
 from .clevr_scenes import CLEVR
 from .clevr_v1 import ClevrFiles, crop_scene
@@ -27,7 +27,7 @@ from .files import open_pack
 from .image_folder import ImageFolder, resize_scenes
 from .sprites import BLOCK, SPRITES, SpriteSet
 from .sprites import SPLITS as SIZES
-from .tfrecord_dataset import SPLITS, TFRecordScenes, share
+from .tfrecord_dataset import SPLITS, TFRecordScenes
 from .tfrecords import read_tfrecords
 
 # %% ../../nbs/library/03_sources.ipynb #4077a58b
@@ -239,7 +239,7 @@ class Batches:
         self.n = n
         self.batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, minimum=0)
-        self.rows = share(batch_size, rank, world)
+        self.rows = rank_slice(batch_size, rank, world)
         self.orders = {}
         self.next = None
         self.walk = iter(())

@@ -26,7 +26,7 @@ from slot_attention_nbdev.core import (
     atomic_write,
     check_int,
     generator,
-    pick_device,
+    resolve_device,
     suggest,
 )
 from slot_attention_nbdev.models.autoencoder import (
@@ -354,7 +354,7 @@ def load_pretrained(
         "record": record,
         "digest": weights_digest(tensors, {}),
     }
-    return model.to(pick_device(device)).eval()
+    return model.to(resolve_device(device)).eval()
 
 # %% ../../nbs/library/11_hub.ipynb #d85bd4b0
 def push_to_hub(

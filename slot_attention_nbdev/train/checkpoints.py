@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'RUN_FILES', 'save_checkpoint', 'load_checkpoint', 'weights_digest', 'save_weights',
            'load_weights', 'save_record', 'load_record', 'source_commit', 'run_facts', 'open_run', 'shipped_weights',
-           'find_weights', 'records_folder', 'tell_runs', 'plot_curve']
+           'find_weights', 'records_folder', 'summarize_records', 'plot_curve']
 
 # %% ../../nbs/library/08_checkpoints.ipynb #79f38b3a
 import hashlib
@@ -31,7 +31,7 @@ from torch import Tensor
 from ..core import FileError, InputError, atomic_write, suggest
 
 # %% ../../nbs/library/08_checkpoints.ipynb #63838cca
-CHECKPOINT_FORMAT = "slot_attention_nbdev checkpoint 1"
+CHECKPOINT_FORMAT = "slot_attention_nbdev checkpoint 2"
 
 
 def save_checkpoint(
@@ -214,7 +214,7 @@ RUN_FILES = ("checkpoint.pt", "previous.pt", "model.safetensors", "record.json")
 
 def open_run(
     out: str | Path,  # The run's folder
-    identity: dict,  # Settings and seed: what makes it this run and no other
+    fingerprint: dict,  # Settings and seed: what makes it this run and no other
     resume: bool,  # Go on from the checkpoint in it
     # Reads it; another one may know what to do if it is damaged
     load: Callable[[Path], dict] = load_checkpoint,
@@ -235,11 +235,11 @@ def open_run(
             f"resume: there is no checkpoint in {out}; start a run there without resume"
         )
     state = load(out / "checkpoint.pt")
-    before = state.get("identity", {})
-    changed = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
+    before = state.get("fingerprint", {})
+    changed = [key for key in {**before, **fingerprint} if before.get(key) != fingerprint.get(key)]
     if changed:
         text = ", ".join(
-            f"{key} was {before.get(key)!r} and is now {identity.get(key)!r}" for key in changed
+            f"{key} was {before.get(key)!r} and is now {fingerprint.get(key)!r}" for key in changed
         )
         raise InputError(f"resume: {out} holds another run: {text}")
     # what a process killed while it was saving left behind
@@ -289,7 +289,7 @@ def records_folder() -> Path:
     return packed if packed.exists() else packed.parent.parent / "results"
 
 # %% ../../nbs/library/08_checkpoints.ipynb #670b3d74
-def tell_runs(
+def summarize_records(
     records: list[dict],  # Of one recipe, one for each seed; at least one
 ) -> dict[str, str]:  # hardware, time, result
     "What the records of some seeds say, in three lines."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'CHOICES', 'LIMITS', 'LATER', 'HOW', 'TYPES', 'CPU', 'FAST', 'SMALL', 'SHORT', 'SPRITES', 'CLEVR6',
            'CLEVR10', 'PAPER10', 'RECIPES', 'Recipe', 'check_setting', 'get_recipe', 'parse_overrides', 'to_dict',
-           'from_dict', 'identity', 'resolution_of', 'build_model', 'load_model', 'build_data', 'recipe_head']
+           'from_dict', 'run_fingerprint', 'resolution_of', 'build_model', 'load_model', 'build_data',
+           'describe_recipe']
 
 # %% ../../nbs/library/05_recipes.ipynb #de6f18c5
 import math
@@ -22,7 +23,7 @@ from slot_attention_nbdev.core import (
     InputError,
     check_int,
     derive_seed,
-    pick_device,
+    resolve_device,
     suggest,
     table,
 )
@@ -36,7 +37,7 @@ from slot_attention_nbdev.train.checkpoints import (
     load_record,
     load_weights,
     records_folder,
-    tell_runs,
+    summarize_records,
 )
 from ..models.set_predictor import SetPredictor
 
@@ -68,7 +69,7 @@ class Recipe(Shortcuts):
     variance_weight: float = 0.0
     variance_steps: int = 0  # Steps in which that weight rises from zero
     # Evaluate a moving average of the weights that keeps this share of itself in a step; 0 for none
-    average_decay: float = 0.0
+    ema_decay: float = 0.0
     clip_norm: float = 0.0  # Longest gradient allowed; 0 leaves it as it is
     log_every: int = 100  # Steps between two points of the curve
     eval_every: int = 5_000  # Steps between two looks at held-out images
@@ -171,7 +172,7 @@ CPU = dict(
     schedule="cosine",
     batch_size=32,
     num_iterations=2,
-    average_decay=0.99,
+    ema_decay=0.99,
     log_every=50,
     eval_every=500,
     checkpoint_every=500,
@@ -191,7 +192,7 @@ SHORT = dict(
     learning_rate=8e-4,
     warmup_steps=2_000,
     clip_norm=1.0,
-    average_decay=0.999,
+    ema_decay=0.999,
     eval_every=2_000,
     budget=600.0,
 )
@@ -296,7 +297,7 @@ RECIPES = {
             | dict(
                 batch_size=4,
                 warmup_steps=10,
-                average_decay=0.9,
+                ema_decay=0.9,
                 log_every=5,
                 eval_every=10,
                 checkpoint_every=10,
@@ -367,7 +368,7 @@ def from_dict(
     return Recipe(**settings)
 
 
-def identity(
+def run_fingerprint(
     recipe: Recipe,  # A recipe
     seed: int,  # The run's seed
 ) -> dict[str, str | int | float]:  # Every setting but the description, and the seed
@@ -419,7 +420,7 @@ def load_model(
     path = find_weights(checkpoint)
     if path.suffix == ".pt":
         info = load_checkpoint(path)
-        tensors = info.get("average")
+        tensors = info.get("ema")
     else:
         tensors, info = load_weights(path)
     try:
@@ -428,7 +429,7 @@ def load_model(
         model.load_state_dict(tensors)
     except (InputError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise FileError(f"{path}: does not fit this version of the library: {error}") from error
-    return model.to(pick_device(device)).eval(), info
+    return model.to(resolve_device(device)).eval(), info
 
 # %% ../../nbs/library/05_recipes.ipynb #22ddbf3b
 def build_data(
@@ -448,7 +449,7 @@ def build_data(
     }
 
 # %% ../../nbs/library/05_recipes.ipynb #cf281a5b
-def recipe_head(
+def describe_recipe(
     recipe: Recipe,  # A recipe
 ) -> str:  # Six lines
     "Say what a recipe is for, its command, and what its runs on record took and gave."
@@ -456,11 +457,11 @@ def recipe_head(
     records = [
         record
         for record in records
-        if identity(from_dict(record["recipe"]), 0) == identity(recipe, 0)
+        if run_fingerprint(from_dict(record["recipe"]), 0) == run_fingerprint(recipe, 0)
     ]
     lines = {"about": recipe.about, "command": f"slot-attention train {recipe.name}"}
     lines |= (
-        tell_runs(records)
+        summarize_records(records)
         if records
         else dict.fromkeys(("hardware", "time", "result"), "not run yet with these settings")
     )
