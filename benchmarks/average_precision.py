@@ -16,7 +16,7 @@ import torch
 from slot_attention_nbdev.core import generator
 from slot_attention_nbdev.train.checkpoints import run_facts, save_record
 from slot_attention_nbdev.metrics.sets import THRESHOLDS, average_precision
-from slot_attention_nbdev.models.set_predictor import CLEVR
+from slot_attention_nbdev.data.objects import CLEVR
 
 IMAGES, OBJECTS, REPEATS = 15_000, 10, 5
 GROUPS = [(3, 5), (5, 7), (7, 10), (10, 18)]

@@ -71,7 +71,7 @@ def test_the_papers_recipe():
     assert (
         type(model) is SetPredictor
         and model.resolution == (128, 128)
-        and model.description.name == "CLEVR"
+        and model.schema.name == "CLEVR"
     )
     assert {layer.eps for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm)} == {
         1e-3

@@ -17,7 +17,7 @@ from slot_attention_nbdev.metrics.sets import (
     precision_recall,
     property_scores,
 )
-from slot_attention_nbdev.models.set_predictor import CLEVR, MULTI_DSPRITES, Categorical
+from slot_attention_nbdev.data.objects import CLEVR, MULTI_DSPRITES, Categorical
 
 CASES = [
     "random",
@@ -34,17 +34,11 @@ CASES = [
 ]
 
 
-def loop_ap(predictions, targets, threshold, description=CLEVR):
+def loop_ap(predictions, targets, threshold, schema=CLEVR):
     "The rules, statement by statement; equal confidences are read as one step."
-    groups = [
-        description.slices[p.name] for p in description.properties if isinstance(p, Categorical)
-    ]
-    scale = {
-        p.name: p.high - p.low for p in description.properties if p.name in description.position
-    }
-    place = lambda row: [
-        row[description.slices[name].start] * scale[name] for name in description.position
-    ]
+    groups = [schema.slices[p.name] for p in schema.properties if isinstance(p, Categorical)]
+    scale = {p.name: p.high - p.low for p in schema.properties if p.name in schema.position}
+    place = lambda row: [row[schema.slices[name].start] * scale[name] for name in schema.position]
     kinds = lambda row: [max(range(s.start, s.stop), key=lambda i: row[i]) for s in groups]
     scenes = [[row for row in rows if row[-1] > 0.5] for rows in targets.double().tolist()]
     objects = sum(map(len, scenes))
@@ -278,8 +272,8 @@ BAD = [
         "targets: expected shape [B, K, width=19]",
     ),
     (
-        "another description",
-        lambda: average_precision(p, t, description=MULTI_DSPRITES),
+        "another schema",
+        lambda: average_precision(p, t, schema=MULTI_DSPRITES),
         "predictions: expected shape [B, K, width=12]",
     ),
     (

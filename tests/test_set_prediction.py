@@ -17,16 +17,15 @@ from slot_attention_nbdev.models.original import (
     original_layers,
     original_set_predictor,
 )
-from slot_attention_nbdev.models.set_predictor import (
+from slot_attention_nbdev.data.objects import (
     CLEVR,
     MULTI_DSPRITES,
     Angle,
     Categorical,
     Continuous,
-    ObjectDescription,
-    paper_set_predictor,
-    small_set_predictor,
+    ObjectSchema,
 )
+from slot_attention_nbdev.models.set_predictor import paper_set_predictor, small_set_predictor
 
 ORDERS = {  # the vector's and the scenes' orders, written down once more
     "size": (["small", "large"], ["small", "large"]),
@@ -338,12 +337,12 @@ BAD = [
     ),
     (
         "one name twice",
-        lambda: ObjectDescription("d", (Angle("a"), Angle("a")), ()),
+        lambda: ObjectSchema("d", (Angle("a"), Angle("a")), ()),
         "properties: expected different names",
     ),
     (
         "no such position",
-        lambda: ObjectDescription("d", (Angle("a"),), ("x",)),
+        lambda: ObjectSchema("d", (Angle("a"),), ("x",)),
         "position: expected names of continuous properties, got 'x'",
     ),
     (

@@ -14,25 +14,21 @@ from torch import Tensor
 
 from ..core import InputError, check_shape
 from .matching import huber_cost, hungarian
-from ..models.set_predictor import CLEVR, Angle, Categorical, ObjectDescription
+from ..data.objects import CLEVR, Angle, Categorical, ObjectSchema
 
 # %% ../../nbs/library/13_set_metrics.ipynb #0f840c20
 THRESHOLDS = (math.inf, 1.0, 0.5, 0.25, 0.125)  # the paper's, in CLEVR's scene units
 
 
-def _nearest(
-    predictions: Tensor, targets: Tensor, description: ObjectDescription
-) -> tuple[Tensor, Tensor]:
+def _nearest(predictions: Tensor, targets: Tensor, schema: ObjectSchema) -> tuple[Tensor, Tensor]:
     """Distance to the nearest real object whose categories all agree, float64 [B, N] (inf if there
     is none), and its number [B, N].
     """
     places, categories = [], []
     for vectors in (predictions, targets):
-        found = description.decode(vectors)
-        places.append(torch.stack([found[name].double() for name in description.position], -1))
-        categories.append(
-            [found[p.name] for p in description.properties if isinstance(p, Categorical)]
-        )
+        found = schema.decode(vectors)
+        places.append(torch.stack([found[name].double() for name in schema.position], -1))
+        categories.append([found[p.name] for p in schema.properties if isinstance(p, Categorical)])
     allowed = (targets[..., -1] > 0.5)[:, None].expand(-1, predictions.shape[1], -1)  # [B, N, M]
     for said, true in zip(*categories):
         allowed = allowed & (said[:, :, None] == true[:, None])
@@ -43,9 +39,9 @@ def _nearest(
     return distance.gather(2, nearest[..., None])[..., 0], nearest
 
 
-def _check(predictions: Tensor, targets: Tensor, description: ObjectDescription) -> None:
+def _check(predictions: Tensor, targets: Tensor, schema: ObjectSchema) -> None:
     for name, vectors in (("predictions", predictions), ("targets", targets)):
-        description.check(name, vectors)
+        schema.check(name, vectors)
         if vectors.numel() == 0:
             raise InputError(
                 f"{name}: expected at least one image with at least one row, got shape {list(vectors.shape)}"
@@ -58,12 +54,11 @@ def precision_recall(
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
     # A hit lies nearer than this, in the unit of the positions
     thresholds: Sequence[float] = THRESHOLDS,
-    description: ObjectDescription = CLEVR,  # What the numbers mean
+    schema: ObjectSchema = CLEVR,  # What the numbers mean
     # Precision and recall, float64 [thresholds, steps], from the most confident step on
 ) -> tuple[Tensor, Tensor]:
-    """Precision and recall after each confidence, over all images (rules of Locatello et al. 2020, supplement).
-    """
-    _check(predictions, targets, description)
+    """Precision and recall after each confidence, over all images (rules of Locatello et al. 2020, supplement)."""
+    _check(predictions, targets, schema)
     limits = torch.as_tensor(list(thresholds), dtype=torch.float64)
     if limits.numel() == 0 or not (limits > 0).all():
         raise InputError(
@@ -71,7 +66,7 @@ def precision_recall(
         )
     # once for all; some GPUs have no float64
     predictions, targets = predictions.detach().cpu(), targets.detach().cpu()
-    distance, nearest = _nearest(predictions, targets, description)
+    distance, nearest = _nearest(predictions, targets, schema)
     B, M = targets.shape[:2]
     confidence, order = predictions[..., -1].flatten().sort(descending=True, stable=True)
     # [thresholds, B * N]
@@ -105,33 +100,30 @@ def average_precision(
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
     # A hit lies nearer than this, in the unit of the positions
     thresholds: Sequence[float] = THRESHOLDS,
-    description: ObjectDescription = CLEVR,  # What the numbers mean
+    schema: ObjectSchema = CLEVR,  # What the numbers mean
 ) -> Tensor:  # One number for each threshold, float64, 0…1; NaN if no image has an object
-    """Average precision of predicted sets, all categories right and near enough (Locatello et al. 2020, Section 4.2).
-    """
-    return area_under_curve(*precision_recall(predictions, targets, thresholds, description))
+    """Average precision of predicted sets, all categories right and near enough (Locatello et al. 2020, Section 4.2)."""
+    return area_under_curve(*precision_recall(predictions, targets, thresholds, schema))
 
 # %% ../../nbs/library/13_set_metrics.ipynb #e0eca47a
 def property_scores(
     predictions: Tensor,  # [B, N, width]
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
-    description: ObjectDescription = CLEVR,  # What the numbers mean
+    schema: ObjectSchema = CLEVR,  # What the numbers mean
     cost: Callable[[Tensor, Tensor], Tensor] = huber_cost,  # What matches them
     # A category: share of right values; a number: mean absolute error in its unit; found, count
 ) -> dict[str, float]:
     "What matched objects get right, property by property; NaN if no real object is matched."
-    _check(predictions, targets, description)
+    _check(predictions, targets, schema)
     predictions, targets = predictions.detach().cpu(), targets.detach().cpu()
     pairs = hungarian(cost(predictions, targets))
     # [B, L, width]
-    pick = lambda vectors, rows: vectors.gather(
-        1, rows[..., None].expand(-1, -1, description.width)
-    )
+    pick = lambda vectors, rows: vectors.gather(1, rows[..., None].expand(-1, -1, schema.width))
     said, true = pick(predictions, pairs[:, 1]), pick(targets, pairs[:, 0])
     real = true[..., -1] > 0.5
-    said_scene, true_scene = description.decode(said), description.decode(true)
+    said_scene, true_scene = schema.decode(said), schema.decode(true)
     scores = {}
-    for p in description.properties:
+    for p in schema.properties:
         a, b = said_scene[p.name][real], true_scene[p.name][real]
         if isinstance(p, Categorical):
             scores[p.name] = (a == b).double().mean().item()

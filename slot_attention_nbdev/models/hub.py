@@ -44,12 +44,8 @@ from slot_attention_nbdev.train.checkpoints import (
     shipped_weights,
     weights_digest,
 )
-from slot_attention_nbdev.models.set_predictor import (
-    CLEVR,
-    MULTI_DSPRITES,
-    paper_set_predictor,
-    small_set_predictor,
-)
+from ..data.objects import CLEVR, MULTI_DSPRITES
+from .set_predictor import paper_set_predictor, small_set_predictor
 
 # %% ../../nbs/library/11_hub.ipynb #64f47a1f
 LARGEST = 1024  # pixels; a description may not ask for more

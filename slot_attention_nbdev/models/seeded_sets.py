@@ -38,19 +38,13 @@ from slot_attention_nbdev.metrics.matching import (
 )
 from .original import original_set_predictor
 from ..metrics.sets import average_precision, property_scores
-from slot_attention_nbdev.models.set_predictor import (
-    Categorical,
-    Continuous,
-    DetectedObject,
-    ObjectDescription,
-    SetPredictor,
-    SetPredictorOutput,
-)
+from ..data.objects import Categorical, Continuous, DetectedObject, ObjectSchema
+from .set_predictor import SetPredictor, SetPredictorOutput
 from ..nn.slot_attention import SlotAttention
 from ..viz import grid_size, plot_decomposition, save_figure
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #24d1a052
-SPRITES = ObjectDescription(
+SPRITES = ObjectSchema(
     "sprites",
     (
         Continuous("x", 16, 48),
@@ -61,7 +55,7 @@ SPRITES = ObjectDescription(
     ),
     position=("x", "y"),
 )
-# by name of the description
+# by name of the schema
 THRESHOLDS = {"CLEVR": (math.inf, 1.0, 0.5, 0.25, 0.125), "sprites": (math.inf, 8.0, 4.0, 2.0, 1.0)}
 
 
@@ -191,7 +185,7 @@ class SeededSetPredictor(SetPredictor):
         "What each pair costs; an object that is not there has no properties to get wrong."
         *parts, presence = [
             part._replace(kind=KINDS_OF_COST.get(part.name, "huber"), weight=WEIGHTS[part.name])
-            for part in self.description.parts()
+            for part in self.schema.parts()
         ]
         parts = [
             part if names or part.kind == "huber" else part._replace(weight=0.0) for part in parts
@@ -222,7 +216,7 @@ def check_scenes(
 ) -> None:
     "Refuse scenes that lack a property, or hold more objects than there are slots."
     if isinstance(model, SetPredictor):
-        model.description.encode(scenes, model.slot_attention.num_slots)
+        model.schema.encode(scenes, model.slot_attention.num_slots)
 
 
 def properties_loss(
@@ -231,7 +225,7 @@ def properties_loss(
     scenes: dict[str, Tensor],  # The truth
 ) -> Tensor:  # A scalar
     "Matched Huber loss (Locatello et al. 2020, supplement); a model may have a loss of its own."
-    target = model.description.encode(scenes, output.predictions.shape[1])
+    target = model.schema.encode(scenes, output.predictions.shape[1])
     return (
         model.loss(output.predictions, target)
         if isinstance(model, SeededSetPredictor)
@@ -256,7 +250,7 @@ def evaluate_properties(
     n = check_int("scenes", len(scenes["image"]))
     device = next(model.parameters()).device
     random = generator(seed, "evaluate")
-    target = model.description.encode(scenes, num_slots or model.slot_attention.num_slots)
+    target = model.schema.encode(scenes, num_slots or model.slot_attention.num_slots)
     images = scenes["image"].split(check_int("batch_size", batch_size))
     said = torch.cat(
         [
@@ -266,12 +260,12 @@ def evaluate_properties(
             for some in images
         ]
     )
-    limits = THRESHOLDS[model.description.name]
+    limits = THRESHOLDS[model.schema.name]
     ranked = torch.cat([said[..., :-1], model.confidence(said)[..., None]], -1)
-    precision = average_precision(ranked, target.cpu(), limits, model.description).tolist()
+    precision = average_precision(ranked, target.cpu(), limits, model.schema).tolist()
     return {
         **{f"ap_{limit:g}": value for limit, value in zip(limits, precision)},
-        **property_scores(said, target.cpu(), model.description),
+        **property_scores(said, target.cpu(), model.schema),
         "n": n,
     }
 
@@ -286,10 +280,10 @@ def find_objects(
 ) -> tuple[list[list[DetectedObject]], list[Tensor]]:
     "Name the objects of images, and say where they are to be drawn."
     output = model(image, generator=generator, return_attention=True)
-    description = model.description
+    schema = model.schema
     (height, width) = model.resolution
-    if set(description.position) == {"x", "y"}:
-        scene = description.decode(output.predictions)
+    if set(schema.position) == {"x", "y"}:
+        scene = schema.decode(output.predictions)
         places = torch.stack([scene["x"], scene["y"]], -1)  # [B, K, 2]
     else:
         weights = output.attention[:, -1].mT  # [B, K, N]
@@ -301,7 +295,7 @@ def find_objects(
         # [B, K, N] @ [N, 2]; squared: the faint glow of far tokens counts little
         places = weights.square() @ centres / weights.square().sum(-1, keepdim=True)
     order = output.predictions[..., -1].argsort(dim=1, descending=True, stable=True)
-    objects = description.objects(output.predictions, threshold)
+    objects = schema.objects(output.predictions, threshold)
     return objects, [
         place[rows[: len(found)]].cpu() for place, rows, found in zip(places, order, objects)
     ]
@@ -309,7 +303,7 @@ def find_objects(
 
 def object_rows(
     objects: list[DetectedObject],  # Of one image
-    description: ObjectDescription,  # What they say
+    schema: ObjectSchema,  # What they say
 ) -> list[list[str]]:  # The names of the columns, then a row for each object
     "The objects of an image, for a table."
     text = lambda value: (
@@ -317,7 +311,7 @@ def object_rows(
         if isinstance(value, str)
         else " ".join(f"{v:.2f}" for v in (value if isinstance(value, list) else [value]))
     )
-    names = [p.name for p in description.properties]
+    names = [p.name for p in schema.properties]
     return [["object", "confidence", *names]] + [
         [str(i), f"{o.confidence:.2f}", *(text(o.properties[name]) for name in names)]
         for i, o in enumerate(objects, 1)
@@ -448,7 +442,7 @@ def predict_files(
         answers.append(
             (
                 {"image": str(path), "picture": picture, "objects": said},
-                object_rows(objects[0], model.description),
+                object_rows(objects[0], model.schema),
             )
         )
     return answers
