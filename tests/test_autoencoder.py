@@ -14,13 +14,18 @@ from slot_attention_nbdev.nn.decoder import (
     SameConvTranspose2d,
     mix_slots,
 )
-from slot_attention_nbdev.nn.encoder import ConvEncoder, PatchEncoder, same_pad
+from slot_attention_nbdev.nn.encoder import (
+    ConvEncoder,
+    PatchEncoder,
+    SoftPositionEmbed,
+    position_grid,
+    same_pad,
+)
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
     small_autoencoder,
     paper_autoencoder,
 )
-from slot_attention_nbdev.nn.position import SoftPositionEmbed, position_grid
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 BUILDERS = {"paper": lambda: paper_autoencoder((35, 35), 4), "fast": small_autoencoder}

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape
 from ..nn.decoder import mix_slots
-from ..nn.encoder import ConvEncoder
 from ..models.autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
-from ..nn.position import position_grid
+from ..nn.encoder import ConvEncoder, position_grid
 from ..train.recipes import Recipe, resolution_of
 from ..nn.slot_attention import SlotAttention
 from .what_goes_wrong import Implicit

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape
-from .position import SoftPositionEmbed
+from .encoder import SoftPositionEmbed
 
 # %% ../../nbs/course/06_decoder.ipynb #a64f453f
 def mix_slots(
