@@ -32,7 +32,7 @@ from slot_attention_nbdev.train.recipes import (
     to_dict,
 )
 from slot_attention_nbdev.train.checkpoints import run_facts, save_record
-from slot_attention_nbdev.train.schedule import cosine_rate
+from slot_attention_nbdev.train.recipes import cosine_rate
 from slot_attention_nbdev.experiments.shortcuts import variants
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
@@ -81,7 +81,7 @@ class Racer:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self.objective(
-                scenes, noise, num_iterations=r.iterations_at(position, r.num_iterations)
+                scenes, noise, num_iterations=r.iterations_at(position)
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), r.clip_norm)

@@ -174,7 +174,7 @@ def test_data_without_properties_is_refused_before_the_folder_is_made(tmp_path):
             progress=False,
         )
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="paints no masks"):
+    with pytest.raises(InputError, match="has no masks"):
         get_recipe("sprites_properties", variance_weight=0.5)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import GENERATED
@@ -14,11 +15,11 @@ from slot_attention_nbdev.train.recipes import (
     Recipe,
     build_data,
     build_model,
+    describe_recipe,
     from_dict,
     get_recipe,
-    run_fingerprint,
     parse_overrides,
-    describe_recipe,
+    run_fingerprint,
     to_dict,
 )
 
@@ -121,7 +122,7 @@ def test_bad_settings_in_python(settings):
         Recipe(**{"name": "x", "about": "y", **settings})
 
 
-def test_identity():
+def test_fingerprint():
     tiny = RECIPES["tiny"]
     assert run_fingerprint(tiny, 0) == run_fingerprint(replace(tiny, about="other words"), 0)
     assert run_fingerprint(tiny, 0) != run_fingerprint(tiny, 1)
@@ -148,10 +149,10 @@ def test_model_depends_on_the_seed_alone():
     )
 
 
-def test_settings_that_came_later_have_their_defaults():
+def test_settings_that_are_not_named_have_their_defaults():
     tiny = RECIPES["tiny"]
     old = {key: value for key, value in to_dict(tiny).items() if key != "resolution"}
-    assert from_dict(old) == tiny and "resolution" not in run_fingerprint(tiny, 0)
+    assert from_dict(old) == tiny
     assert run_fingerprint(get_recipe("tiny", resolution=64), 0)["resolution"] == 64
     for wrong in (
         {**old, "dropout": 0.1},
@@ -220,7 +221,6 @@ def test_set_prediction_of_the_paper():
         r.schedule,
         r.clip_norm,
     ) == (4e-4, 1_000, 0.5, 50_000, "paper", 0)
-    assert get_recipe("clevr10_properties") == r  # what it was called before
 
 
 @pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites", "clevr6", "clevr10_properties"])
@@ -267,10 +267,7 @@ def test_head_tells_every_seed(tmp_path, monkeypatch):
 def test_scenes_and_budget_are_settings():
     recipe = get_recipe("tiny", **parse_overrides(["scenes=6", "budget=30"]))
     assert (recipe.scenes, recipe.budget) == (6, 30.0)
-    assert (
-        run_fingerprint(RECIPES["tiny"], 0).keys().isdisjoint({"scenes", "budget"})
-        and run_fingerprint(recipe, 0)["scenes"] == 6
-    )
+    assert run_fingerprint(recipe, 0)["scenes"] == 6
     stream, _ = build_data(recipe)
     seen = {image.numpy().tobytes() for step in range(6) for image in stream.batch(step)["image"]}
     assert len(seen) == 6

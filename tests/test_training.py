@@ -12,14 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from slot_attention_nbdev.train import tasks as objective
-from slot_attention_nbdev.train import trainer as training
+
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
-from slot_attention_nbdev.train.recipes import build_model, get_recipe
+from slot_attention_nbdev.train import tasks as objective
+from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.train.recipes import build_model, get_recipe
 from slot_attention_nbdev.train.trainer import (
     Interrupted,
     Trainer,

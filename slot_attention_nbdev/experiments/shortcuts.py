@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape
-from ..nn.decoder import mix_slots
-from ..models.autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
-from ..nn.encoder import ConvEncoder, position_grid
-from ..train.recipes import Recipe, resolution_of
-from ..nn.slot_attention import SlotAttention
 from .what_goes_wrong import Implicit
+from ..models.autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
+from ..nn.decoder import mix_slots
+from ..nn.encoder import ConvEncoder, position_grid
+from ..nn.slot_attention import SlotAttention
+from ..train.recipes import Recipe, resolution_of
 
 # %% ../../nbs/speed/04_shortcuts.ipynb #92327d56
 class PixelDecoder(nn.Module):

@@ -22,39 +22,12 @@ from slot_attention_nbdev.core import (
     InputError,
     TrainingError,
     generator,
+    rank_slice,
     resolve_device,
 )
 from ..data.sources import Batches
 from ..data.sprites import to_model
-from ..core import rank_slice
-from slot_attention_nbdev.train.tasks import (
-    Objective,
-    backward,
-    draw_noise,
-    draw_pixels,
-    evaluate,
-    validation_metric,
-    resolve_precision,
-    resolve_switch,
-    place,
-    show_slots,
-    speed_up,
-)
-from slot_attention_nbdev.train.distributed import (
-    Interrupted,
-    all_reduce_stop,
-    catch_signals,
-    open_accelerator,
-)
 from ..models.seeded_sets import check_scenes, plot_answer
-from slot_attention_nbdev.train.recipes import (
-    Recipe,
-    build_data,
-    build_model,
-    run_fingerprint,
-    load_model,
-    to_dict,
-)
 from slot_attention_nbdev.train.checkpoints import (
     open_run,
     plot_curve,
@@ -62,14 +35,44 @@ from slot_attention_nbdev.train.checkpoints import (
     save_record,
     save_weights,
 )
-from .schedule import cosine_rate, learning_rate, parse_budget, ramp
+from slot_attention_nbdev.train.distributed import (
+    Interrupted,
+    all_reduce_stop,
+    catch_signals,
+    open_accelerator,
+)
+from slot_attention_nbdev.train.recipes import (
+    Recipe,
+    build_data,
+    build_model,
+    cosine_rate,
+    learning_rate,
+    load_model,
+    parse_budget,
+    ramp,
+    run_fingerprint,
+    to_dict,
+)
 from slot_attention_nbdev.train.survival import (
     NotFinite,
-    rotate_checkpoint,
     load_latest,
+    nan_watch,
+    rotate_checkpoint,
     selection_metric,
     write_run_state,
-    nan_watch,
+)
+from slot_attention_nbdev.train.tasks import (
+    Objective,
+    backward,
+    draw_noise,
+    draw_pixels,
+    evaluate,
+    place,
+    resolve_precision,
+    resolve_switch,
+    show_slots,
+    speed_up,
+    validation_metric,
 )
 from ..viz import save_figure
 
@@ -164,7 +167,7 @@ class Trainer:
             weight,
             r.accumulate,
             whole,
-            r.iterations_at(self.progress, r.num_iterations),
+            r.iterations_at(self.progress),
         )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), r.clip_norm or math.inf)
         self.optimizer.param_groups[0]["lr"] = self.lr
