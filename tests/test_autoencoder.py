@@ -203,7 +203,7 @@ def test_mixture():
 
 
 def test_decoder_refuses():
-    with pytest.raises(InputError, match=r"paint \(128, 128\), not \(100, 100\)"):
+    with pytest.raises(InputError, match=r"give \(128, 128\), not \(100, 100\)"):
         BroadcastDecoder(8, (100, 100))
     with pytest.raises(InputError, match=r"slots: expected shape \[B, K, D=8\], got \[2, 3, 9\]"):
         CoarseDecoder(8, (35, 35))(torch.zeros(2, 3, 9))
