@@ -10,17 +10,18 @@ SEED   ?= 0
 help:            ## Show the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
 
-# One thread: the model is small, and a second one is held up by whatever else the machine does. It also makes the run repeatable to the bit.
+# One thread: the model is small, and a second one waits for whatever else the machine does.
+# It also makes the run repeatable to the bit.
 demo: $(VENV)/.demo  ## Train the default recipe on the CPU, evaluate it on held-out images, show where the picture is
 	OMP_NUM_THREADS=1 $(BIN)/slot-attention train tetrominoes_fast --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
 	$(BIN)/slot-attention evaluate $(OUT) --data tetrominoes --n 320 --device cpu
 	@echo "The picture: $(OUT)/slots.png"
 
-test: $(VENV)/.dev   ## Check the notebooks' form, run them, then the tests
+test: $(VENV)/.dev   ## Check style, layers and the notebooks' form, run the notebooks, then the tests
 	bash scripts/test.sh
 
 lab: $(VENV)/.dev    ## Open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab --LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root) $(LABFLAGS) nbs/index.ipynb
 
 notebooks: $(VENV)/.dev  ## Execute every notebook and save its outputs
 	$(BIN)/python scripts/execute_notebooks.py

@@ -4,9 +4,11 @@
     python scripts/make_docs.py              # into _docs/; what `make docs` runs
     python scripts/make_docs.py --out FOLDER
 
-nbdev's processors read the notebooks, smalldocs turns them into HTML by `_quarto.yml`, and this script adds what both leave out: pages under the
-names that links use, the source beside every exported name, a reference of all modules, local KaTeX, a search that works from a folder, and the look
-(`scripts/site/`). No page asks another host for anything. Any warning of smalldocs, such as a link to a page that is not there, fails the build.
+nbdev's processors read the notebooks, smalldocs turns them into HTML by `_quarto.yml`, and this
+script adds what both leave out: pages under the names that links use, the source beside every
+exported name, a reference of all modules, local KaTeX, a search that works from a folder, and the
+look (`scripts/site/`). No page asks another host for anything. Any warning of smalldocs, such as a
+link to a page that is not there, fails the build.
 """
 
 import argparse
@@ -43,10 +45,18 @@ import project
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = ROOT / "scripts" / "site"
 PACKAGE = "slot_attention_nbdev"
-TEX = {  # what a formula in a heading or a search result is shown as, where none can be typeset
-    r"\varepsilon": "ε", r"\epsilon": "ε", r"\mu": "μ", r"\sigma": "σ", r"\alpha": "α", r"\tau": "τ", r"\pi": "π", r"\log": "log", r"\sqrt": "√",
-    r"\times": "×", r"\cdot": "·", r"\to": "→", r"\ge": "≥", r"\le": "≤", r"\in": "∈", r"\sum": "Σ", r"\top": "ᵀ", r"\infty": "∞",
-}  # fmt: skip
+# what a formula in a heading or a search result is shown as, where none can be typeset
+TEX = {r"\varepsilon": "ε", r"\epsilon": "ε", r"\mu": "μ", r"\sigma": "σ", r"\alpha": "α"}
+TEX |= {r"\tau": "τ", r"\pi": "π", r"\log": "log", r"\sqrt": "√", r"\times": "×", r"\cdot": "·"}
+TEX |= {
+    r"\to": "→",
+    r"\ge": "≥",
+    r"\le": "≤",
+    r"\in": "∈",
+    r"\sum": "Σ",
+    r"\top": "ᵀ",
+    r"\infty": "∞",
+}
 
 
 # ---------------------------------------------------------------- notebooks to pages
@@ -115,7 +125,8 @@ def prepare_notebook(path: Path, target: Path) -> None:
         if module and {"export", "exports"} & directives.keys() and exported_names(cell.source):
             cells.append(mk_cell(export_bar(module, cell.source), "markdown"))
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("](../CONTRIBUTING.md", "](/CONTRIBUTING.md")
+            top = r"\]\((?:\.\./)+CONTRIBUTING\.md"
+            cell.source = re.sub(top, "](/CONTRIBUTING.md", cell.source)
         cells.append(cell)
     processor.nb.cells = cells
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +147,7 @@ def settings(pages: Path) -> dict:
         }
     }
     given["website"].pop("reader-mode", None)
+    given["website"]["sidebar"].pop("collapse-level", None)
     given["website"] |= {"llms-txt": True, "page-navigation": True}
     given["website"]["navbar"]["left"].append({"text": "Reference", "href": "api/index.md"})
     given["smalldocs"] = {"api": {"packages": [PACKAGE], "out": "api", "root": str(ROOT)}}
@@ -160,22 +172,25 @@ def source_page(path: Path) -> str:
         else ""
     )
     listing = "".join(f"{line}\n</span>" for line in body)
-    return f"---\ntitle: {json.dumps('Source of ' + name)}\ndescription: 'Written from its notebook'\ntoc: false\nsearch: false\n---\n\n{address}```{{=html}}\n<pre class=\"listing\"><code>{listing}</code></pre>\n```\n"
+    return (
+        f"---\ntitle: {json.dumps('Source of ' + name)}\ndescription: 'Written from its notebook'\n"
+        f"toc: false\nsearch: false\n---\n\n{address}```{{=html}}\n"
+        f'<pre class="listing"><code>{listing}</code></pre>\n```\n'
+    )
 
 
 def api_index(inventory: list[api.Symbol], notebooks: dict[str, Path]) -> str:
     "The page that lists every module and name with its one line."
     parts = [
-        "---\ntitle: Reference\ndescription: Every module and name of the library, in a line each\ntoc-depth: 2\n---\n"
+        "---\ntitle: Reference\ndescription: Every module and name of the library, in a line each\n"
+        "toc-depth: 2\n---\n"
     ]
-    modules = sorted(
-        {s.module for s in inventory} & notebooks.keys(), key=lambda m: notebooks[m].name
-    )
-    for module in modules:
-        short, notebook = module.rpartition(".")[2], notebooks[module]
+    for module in sorted({s.module for s in inventory} & notebooks.keys()):
+        short = module.rpartition(".")[2]
         summary = next((s.summary for s in inventory if s.module == module and not s.name), "")
         parts.append(
-            f"## {module.removeprefix(PACKAGE + '.')}\n\n[`{module}`]({short}.qmd): {summary}. Taught in [{notebook.stem}](/{notebook.name}).\n"
+            f"## {module.removeprefix(PACKAGE + '.')}\n\n"
+            f"[`{module}`]({short}.qmd): {summary}. Taught in {link_to(notebooks[module])}.\n"
         )
         rows = [
             f"| [`{s.name}`]({short}.qmd#{s.name}) | {s.summary.replace('|', chr(92) + '|')} |"
@@ -184,6 +199,13 @@ def api_index(inventory: list[api.Symbol], notebooks: dict[str, Path]) -> str:
         ]
         parts.append("\n".join(["| name | what it does |", "|---|---|", *rows]) + "\n")
     return "\n".join(parts)
+
+
+def link_to(notebook: Path) -> str:
+    "A link to a notebook from anywhere, in the words of its title."
+    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    title = "".join(first).split("\n")[0].removeprefix("# ")
+    return f"[{title}](/{notebook.relative_to(project.NBS)})"
 
 
 def unfold(line: str) -> str:
@@ -210,29 +232,29 @@ def reference_page(text: str, notebook: Path) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)  # a default that is a class
     text = "\n".join(map(unfold, text.split("\n")))
     head, front, body = text.split("---\n", 2)
-    return f"---\n{front}---\n\n`{name}`, taught in [{notebook.stem}](/{notebook.name}).\n{body}"
+    return f"---\n{front}---\n\n`{name}`, taught in {link_to(notebook)}.\n{body}"
 
 
 def prepare(pages: Path) -> None:
     "Fill a folder with everything smalldocs needs."
     notebooks = {}
-    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts or "runs" in path.parts:
-            continue
-        prepare_notebook(path, pages / path.relative_to(ROOT / "nbs"))
+    for path in project.all_notebooks():
+        prepare_notebook(path, pages / path.relative_to(project.NBS))
         if module_of(path):
             notebooks[f"{PACKAGE}.{module_of(path)}"] = path
     shutil.copytree(ROOT / "nbs" / "images", pages / "images")
     title, _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")
     (pages / "CONTRIBUTING.md").write_text(
-        f"---\ntitle: {title.removeprefix('# ')}\ndescription: How the house is built\n---\n{text}",
+        f"---\ntitle: {title.removeprefix('# ')}\ndescription: How to change it\n---\n{text}",
         encoding="utf-8",
     )
     (pages / "_quarto.yml").write_text(
         yaml.safe_dump(settings(pages), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     (pages / "404.md").write_text(
-        "---\ntitle: Nothing here\ndescription: This page does not exist, or no longer\ntoc: false\nsearch: false\n---\n\nTry the search above, or go to [the start](/index.ipynb) or [the map of the course](/00_notation.ipynb).\n",
+        "---\ntitle: Nothing here\ndescription: This page does not exist, or no longer\n"
+        "toc: false\nsearch: false\n---\n\n"
+        "Try the search above, or go to [the start](/index.ipynb).\n",
         encoding="utf-8",
     )
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
@@ -258,9 +280,7 @@ def prepare(pages: Path) -> None:
 
 
 class CourseSite(site.Site):
-    """A site whose pages bear the names that nbdev gives them: `attention.html`, not
-    `attention.html`.
-    """
+    "A site whose pages bear the names that nbdev gives them: `attention.html`, no number."
 
     def read(self, src: PurePosixPath) -> site.Page:
         page = super().read(src)
@@ -276,7 +296,7 @@ def number_of(page: site.Page) -> str:
 
 
 def sidebar(nav: layout.SiteNav, page: site.Page) -> str:
-    "The course in order; the section of this page and the course's own are open."
+    "The course, open; the other sections are folded, but for the one of this page."
 
     def entry(item: layout.Item) -> str:
         here = ' aria-current="page"' if item.page is page else ""
@@ -286,17 +306,21 @@ def sidebar(nav: layout.SiteNav, page: site.Page) -> str:
             if item.page and "solutions" in item.page.src.parts
             else item.text
         )
-        return f'<li><a href="{site.rel(item.href, page)}"{here}>{f"<small>{number}</small>" if number else ""}<span>{text}</span></a></li>'
+        number = f"<small>{number}</small>" if number else ""
+        link = f'<a href="{site.rel(item.href, page)}"{here}>{number}<span>{text}</span></a>'
+        return f"<li>{link}</li>"
 
+    items = nav.sidebars[0]["items"]
+    course = next(item for item in items if item.section)
     parts = []
-    for item in nav.sidebars[0]["items"]:
+    for item in items:
         if not item.section:
             parts.append(f"<ul>{entry(item)}</ul>")
             continue
-        is_open = " open" if item.text not in ("Solutions",) or item.contains(page) else ""
-        parts.append(
-            f"<details{is_open}><summary>{item.text}</summary><ul>{''.join(map(entry, item.children))}</ul></details>"
-        )
+        is_open = " open" if item is course or item.contains(page) else ""
+        entries = "".join(map(entry, item.children))
+        head = f"<details{is_open}><summary>{item.text}</summary>"
+        parts.append(f"{head}<ul>{entries}</ul></details>")
     return "".join(parts)
 
 
@@ -315,7 +339,10 @@ def contents(page: site.Page) -> str:
         f'<li class="level{level}"><a href="#{anchor}">{text}</a></li>'
         for level, anchor, text in rows
     )
-    return f'<nav class="contents" aria-labelledby="contents-title"><h2 id="contents-title">On this page</h2><ul>{items}</ul></nav>'
+    return (
+        '<nav class="contents" aria-labelledby="contents-title">'
+        f'<h2 id="contents-title">On this page</h2><ul>{items}</ul></nav>'
+    )
 
 
 def neighbours(nav: layout.SiteNav, page: site.Page) -> str:
@@ -328,9 +355,11 @@ def neighbours(nav: layout.SiteNav, page: site.Page) -> str:
     def link(index: int, side: str) -> str:
         if not 0 <= index < len(order):
             return "<span></span>"
-        return f'<a class="{side}" href="{site.rel(order[index].out, page)}"><small>{side.capitalize()}</small>{html.escape(order[index].title)}</a>'
+        title, there = html.escape(order[index].title), site.rel(order[index].out, page)
+        return f'<a class="{side}" href="{there}"><small>{side.capitalize()}</small>{title}</a>'
 
-    return f'<nav class="neighbours" aria-label="Previous and next page">{link(at - 1, "previous")}{link(at + 1, "next")}</nav>'
+    both = link(at - 1, "previous") + link(at + 1, "next")
+    return f'<nav class="neighbours" aria-label="Previous and next page">{both}</nav>'
 
 
 def body_of(page: site.Page) -> str:
@@ -343,12 +372,9 @@ def body_of(page: site.Page) -> str:
     # a picture's alt text is not its caption
     text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)
     text = text.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
-    return re.sub(
-        r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>',
-        r'<\1\2>\4<a class="anchor" href="#\3" aria-label="Link to this section">#</a></\1>',
-        text,
-        flags=re.S,
-    )
+    heading = r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>'
+    anchor = r'<a class="anchor" href="#\3" aria-label="Link to this section">#</a>'
+    return re.sub(heading, rf"<\1\2>\4{anchor}</\1>", text, flags=re.S)
 
 
 def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: str) -> str:
@@ -360,12 +386,14 @@ def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: 
         "Reference" if page.src.parts[0] in ("api", "source") else "",
     )
     number = number_of(page)
-    maths = (
-        f'<link rel="stylesheet" href="{base}katex/katex.min.css"><script defer src="{base}katex/katex.min.js"></script>'
-        if page.env.get("math")
-        else ""
-    )
+    maths = ""
+    if page.env.get("math"):
+        maths = (
+            f'<link rel="stylesheet" href="{base}katex/katex.min.css">'
+            f'<script defer src="{base}katex/katex.min.js"></script>'
+        )
     links = project.notebook_links(page.src) if page.src.suffix == ".ipynb" else {}
+    current = {True: " aria-current=page", False: ""}
     return template.substitute(
         base=base,
         base_tag=f'<base href="{project.base_url()}">'
@@ -377,7 +405,7 @@ def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: 
         crumb=" · ".join(filter(None, (crumb, number))),
         maths=maths,
         navbar="".join(
-            f'<a href="{site.rel(i.href, page)}"{" aria-current=page" if i.page is page else ""}>{i.text}</a>'
+            f'<a href="{site.rel(i.href, page)}"{current[i.page is page]}>{i.text}</a>'
             for i in nav.left
         ),
         sidebar=sidebar(nav, page),
@@ -559,9 +587,7 @@ def main() -> int:
     warnings = build(arguments.out.resolve())
     print("\n".join(warnings), file=sys.stderr, end="\n" if warnings else "")
     pages = len(list(arguments.out.rglob("*.html")))
-    print(
-        f"{pages} pages in {arguments.out} after {time.time() - start:.0f} s; open {arguments.out / 'index.html'}"
-    )
+    print(f"{pages} pages after {time.time() - start:.0f} s; open {arguments.out / 'index.html'}")
     return 1 if warnings else 0
 
 

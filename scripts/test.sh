@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# What `make test` runs: the notebooks' form, the modules against the notebooks, the notebooks themselves, then pytest.
+# What `make test` runs: code style, layers, the notebooks themselves, their form, then pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" MPLBACKEND=Agg
-# One thread a process: two processes that share two cores would otherwise wait for each other's threads.
+# One thread a process: two processes that share two cores would otherwise wait for each other.
 export OMP_NUM_THREADS=1
-workers=$(python -c 'import os; print(min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 8))')
+workers=$(python -c 'import os
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+print(min(cores, 8))')
 
+echo "== style"
+ruff check .
+ruff format --check --quiet .
+echo "== layers"
+lint-imports --no-logo --no-cache
+echo "== notebooks run"
 timings=$(mktemp)
 trap 'rm -f "$timings"' EXIT
-echo "== notebooks run"
 nbdev_test --n_workers "$workers" --timing | tee "$timings"
 grep -q Success "$timings"
 echo "== notebooks' form"

@@ -20,7 +20,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = [  # the first is a part of this repository; the others hold the files too large for it
+# the first is a part of this repository; the other one holds the files too large for it
+GOLDEN = [
     ROOT / "tests" / "assets" / "golden",
     Path(os.environ.get("SLOT_ATTENTION_SHARED", ROOT.parent / "shared")) / "golden",
 ]
@@ -43,7 +44,7 @@ def golden():
         arrays = read_arrays(name)
         if arrays is None:
             pytest.skip(
-                f"{name} is not here; set SLOT_ATTENTION_SHARED to the folder that has golden/{name}"
+                f"{name} is not here; set SLOT_ATTENTION_SHARED to the folder with golden/{name}"
             )
         return arrays
 
@@ -73,7 +74,9 @@ def skip_or_fail(reason: str):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    "The built documentation, made once for all workers."
+    "The built documentation, made once for all workers, or the one SLOT_ATTENTION_SITE names."
+    if os.environ.get("SLOT_ATTENTION_SITE"):
+        return Path(os.environ["SLOT_ATTENTION_SITE"])
     if shutil.which("npm") is None and not (ROOT / "build" / "npm").exists():
         skip_or_fail("npm, which fetches KaTeX, is not here")
     base = tmp_path_factory.getbasetemp()

@@ -1,6 +1,7 @@
 """The site and the notebooks in a real browser.
 
-`pytest tests/test_browser.py` looks at a page of each kind and runs the live notebooks; `--slow` looks at every page and runs every notebook in JupyterLab.
+`pytest tests/project/test_browser.py` looks at a page of each kind and runs the live notebooks;
+`--slow` looks at every page and runs every notebook in JupyterLab.
 """
 
 import contextlib
@@ -22,21 +23,20 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import npm_package
 from conftest import ROOT, skip_or_fail
+from project import NBS, all_notebooks
 
-sys.path.insert(0, str(ROOT / "scripts"))
-import npm_package  # noqa: E402
-
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = [p for p in all_notebooks() if "solutions" not in p.parts]
 KINDS = [
     "index.html",
-    "attention.html",
-    "train_on_cpu.html",
-    "notation.html",
+    "course/attention.html",
+    "course/train_on_cpu.html",
+    "course/notation.html",
     "api/index.html",
     "api/slot_attention.html",
     "source/attention.html",
-    "solutions/attention_solutions.html",
+    "solutions/course/attention_solutions.html",
     "CONTRIBUTING.html",
     "404.html",
 ]
@@ -80,15 +80,21 @@ def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "l
 def wide_parts(tab) -> list[str]:
     "What is wider than the screen, if the page scrolls sideways."
     return tab.evaluate("""() => document.documentElement.scrollWidth <= innerWidth ? [] :
-        [...document.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 3).map(e => e.outerHTML.slice(0, 120))""")
+        [...document.querySelectorAll("main *")]
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+            .slice(0, 3).map(e => e.outerHTML.slice(0, 120))""")
 
 
 def untypeset(tab) -> int:
     """Formulas that stand there as code, that KaTeX could not read, or whose roots and braces are
     squeezed flat.
     """
-    return tab.evaluate("""() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex")).length + document.querySelectorAll(".katex-error").length
-        + [...document.querySelectorAll(".katex svg")].filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 2).length""")
+    return tab.evaluate("""() => {
+        const all = selector => [...document.querySelectorAll(selector)];
+        return all(".math").filter(e => !e.querySelector(".katex")).length
+            + all(".katex-error").length + all(".katex svg").filter(e =>
+                e.checkVisibility() && e.getBoundingClientRect().height < 2).length;
+    }""")
 
 
 @cache
@@ -97,11 +103,16 @@ def axe() -> str:
     return (npm_package.fetch("axe-core") / "axe.min.js").read_text(encoding="utf-8")
 
 
-ALIKE_ONCE = """() => {  // thousands of coloured words and formulas: of those of one kind in one sort of place, one is enough
+# thousands of coloured words and formulas: of those of one kind in one sort of place, one is enough
+ALIKE_ONCE = """() => {
     const kinds = new Set(), once = (e, kind) => kinds.has(kind) || void kinds.add(kind);
-    const place = e => [e.className, e.parentElement.className, e.closest("figure, table, blockquote, li, details, h1, h2, h3, h4, p, div")?.className, e.closest("a")?.className];
-    for (const e of document.querySelectorAll("main pre span")) if (!e.children.length && once(e, "code " + place(e))) e.replaceWith(e.textContent);
-    for (const e of document.querySelectorAll("main .katex")) if (once(e, "maths " + [e.closest("figure, table, blockquote, li, details, h1, h2, h3, h4, p, a")?.tagName])) e.replaceWith("x");
+    const around = "figure, table, blockquote, li, details, h1, h2, h3, h4, p";
+    const place = e => [e.className, e.parentElement.className,
+        e.closest(around + ", div")?.className, e.closest("a")?.className];
+    for (const e of document.querySelectorAll("main pre span"))
+        if (!e.children.length && once(e, "code " + place(e))) e.replaceWith(e.textContent);
+    for (const e of document.querySelectorAll("main .katex"))
+        if (once(e, "maths " + [e.closest(around + ", a")?.tagName])) e.replaceWith("x");
 }"""
 
 
@@ -130,7 +141,8 @@ def look_at(browser, address: str, *pages: str, in_turn: bool = False) -> list[s
                 if number:
                     tab.goto(f"{address}/{page}", wait_until="load")
                 tab.evaluate(
-                    "() => document.fonts.ready.then(() => new Promise(requestIdleCallback)).then(() => true)"
+                    "() => document.fonts.ready.then(() => new Promise(requestIdleCallback))"
+                    ".then(() => true)"
                 )
                 wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)]
                 wrong += [f"{untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
@@ -155,9 +167,13 @@ def test_every_page(browser, site, site_address, part):
 
 
 def test_faults_are_seen(browser, site_address):
-    plant = """() => { const main = document.querySelector("main"); main.insertAdjacentHTML("afterbegin",
-        "<span class='katex'><svg height='1' style='height:1px'></svg></span><p style='color:#ccc;background:#fff'>pale</p><div style='width:3000px'>wide</div><span class='math inline'>E=mc^2</span><button></button>");
-        console.error("planted"); fetch("http://192.0.2.1/"); }"""
+    plant = """() => {
+        document.querySelector("main").insertAdjacentHTML("afterbegin",
+            "<span class='katex'><svg height='1' style='height:1px'></svg></span>"
+            + "<p style='color:#ccc;background:#fff'>pale</p><div style='width:3000px'>wide</div>"
+            + "<span class='math inline'>E=mc^2</span><button></button>");
+        console.error("planted"); fetch("http://192.0.2.1/");
+    }"""
     with opened(browser, site_address, "404.html", width=390) as (tab, faults):
         tab.evaluate(plant)
         tab.wait_for_timeout(100)
@@ -172,11 +188,12 @@ def test_faults_are_seen(browser, site_address):
 
 
 def test_maths_is_typeset(browser, site_address):
-    with opened(browser, site_address, "attention.html") as (tab, _):
+    with opened(browser, site_address, "course/attention.html") as (tab, _):
         assert tab.locator("main .katex").count() > 40
         assert tab.locator("main .katex-display .katex-tag").count() >= 2  # Eq. (1) and Eq. (2)
         assert tab.evaluate(
-            "() => document.fonts.ready.then(() => [...document.fonts].some(f => f.family.startsWith('KaTeX') && f.status == 'loaded'))"
+            "() => document.fonts.ready.then(() => [...document.fonts].some("
+            "f => f.family.startsWith('KaTeX') && f.status == 'loaded'))"
         )
 
 
@@ -189,7 +206,7 @@ def test_maths_is_typeset(browser, site_address):
     ],
 )
 def test_search_finds_and_leads_there(browser, site_address, query, page, text):
-    with opened(browser, site_address, "solutions/notation_solutions.html") as (tab, faults):
+    with opened(browser, site_address, "solutions/course/notation_solutions.html") as (tab, faults):
         tab.keyboard.press("/")
         tab.keyboard.type(query)
         tab.locator("#found a").first.wait_for()
@@ -221,7 +238,7 @@ def brightness(tab) -> float:
 
 
 def test_dark_colours_follow_the_system_and_the_reader(browser, site_address):
-    with opened(browser, site_address, "attention.html", scheme="dark") as (tab, _):
+    with opened(browser, site_address, "course/attention.html", scheme="dark") as (tab, _):
         assert brightness(tab) < 60
         tab.click(".scheme")
         assert brightness(tab) > 200
@@ -230,7 +247,7 @@ def test_dark_colours_follow_the_system_and_the_reader(browser, site_address):
 
 
 def test_the_course_opens_as_a_drawer_on_a_telephone(browser, site_address):
-    with opened(browser, site_address, "attention.html", width=390) as (tab, _):
+    with opened(browser, site_address, "course/attention.html", width=390) as (tab, _):
         assert not tab.locator("#course").is_visible()
         tab.click(".menu")
         tab.locator("#course a", has_text="The symmetry of Slot Attention").click()
@@ -260,7 +277,7 @@ def lab(tmp_path_factory):
     for name in ("results", "tests/assets", "settings.ini"):
         (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
-    for path in (folder / "nbs").glob("*.ipynb"):
+    for path in (folder / "nbs").rglob("*.ipynb"):
         notebook = json.loads(path.read_text())
         notebook["cells"] = [
             c
@@ -280,7 +297,7 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    token, log = secrets.token_hex(8), open(folder / "log", "w")
+    token = secrets.token_hex(8)
     command = [
         program,
         "--no-browser",
@@ -305,7 +322,8 @@ def lab(tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
     environment.pop("MPLBACKEND", None)
-    server = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env=environment)
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         with contextlib.suppress(OSError):
@@ -333,29 +351,41 @@ def live_figures(notebook: Path) -> int:
 
 
 OPEN_AND_RUN_ALL = """async ([path, seconds]) => {
-    let panel, late = new Promise(resolve => setTimeout(resolve, 1000 * seconds, "late"));
-    const cells = () => panel?.content.model.sharedModel.cells.filter(c => c.cell_type == "code") ?? [];
+    let panel;
+    const late = new Promise(resolve => setTimeout(resolve, 1000 * seconds, "late"));
+    const cells = () => (panel?.content.model.sharedModel.cells ?? []).filter(
+        c => c.cell_type == "code");
     const all = async () => {
-        panel = await jupyterapp.commands.execute("docmanager:open", {path, factory: "Notebook"});
+        const open = {path, factory: "Notebook"};
+        panel = await jupyterapp.commands.execute("docmanager:open", open);
         await panel.context.ready; await panel.sessionContext.ready;
         jupyterapp.shell.activateById(panel.id);
         await jupyterapp.commands.execute("notebook:run-all-cells");
     };
     if (await Promise.race([all(), late]) == "late") {
-        const kernel = panel?.sessionContext.session?.kernel, running = cells().filter(c => c.executionState == "running");
-        return {late: `the kernel is ${kernel?.status} and ${kernel?.connectionStatus}, running: ` + (running[0]?.source.slice(0, 300) ?? "nothing")};
+        const kernel = panel?.sessionContext.session?.kernel;
+        const running = cells().find(c => c.executionState == "running");
+        return {late: `the kernel is ${kernel?.status} and ${kernel?.connectionStatus}, running: `
+            + (running?.source.slice(0, 300) ?? "nothing")};
     }
-    return {run: cells().filter(c => c.execution_count).length, filled: cells().filter(c => c.source.trim()).length,
-        errors: cells().flatMap(c => c.outputs.filter(o => o.output_type == "error").map(o => `${o.ename}: ${o.evalue}`))};
+    const errors = c => c.outputs.filter(o => o.output_type == "error");
+    return {run: cells().filter(c => c.execution_count).length,
+        filled: cells().filter(c => c.source.trim()).length,
+        errors: cells().flatMap(c => errors(c).map(o => `${o.ename}: ${o.evalue}`))};
 }"""
 CLOSE = """async () => {  // nobody waits for the kernel to end
     const panel = jupyterapp.shell.currentWidget;
     panel.sessionContext.shutdown(); await panel.context.revert(); panel.dispose();
 }"""
-LIVE_CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.flatMap((cell, i) => cell.model.type == "code" &&
-    cell.model.sharedModel.outputs.some(o => o.data && "application/vnd.jupyter.widget-view+json" in o.data) ? [i] : [])"""
+LIVE_CELLS = """() => {
+    const live = o => o.data && "application/vnd.jupyter.widget-view+json" in o.data;
+    return jupyterapp.shell.currentWidget.content.widgets.flatMap((cell, i) =>
+        cell.model.type == "code" && cell.model.sharedModel.outputs.some(live) ? [i] : []);
+}"""
 SHOW_CELL = """async (i) => {
-    const notebook = jupyterapp.shell.currentWidget.content; await notebook.scrollToItem(i, "start"); return notebook.widgets[i].node;
+    const notebook = jupyterapp.shell.currentWidget.content;
+    await notebook.scrollToItem(i, "start");
+    return notebook.widgets[i].node;
 }"""
 SOURCE = "e => e.querySelector('.widget-html img, .widget-image')?.src"
 
@@ -428,20 +458,22 @@ def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
     "notebook",
     [
         pytest.param(
-            n, marks=[] if live_figures(n) or n.stem == "attention" else pytest.mark.slow, id=n.stem
+            n,
+            marks=[] if live_figures(n) or n.stem == "01_attention" else pytest.mark.slow,
+            id=n.stem,
         )
         for n in NOTEBOOKS
     ],
 )
 def test_run_all_in_jupyterlab(lab_tab, notebook):
     try:
-        done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])
+        done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.relative_to(NBS)}", 240])
         # the kernel lost a message: seen once in some hundred openings, with a notebook that never
         # hung elsewhere
         if "late" in done:
-            warnings.warn(f"{notebook.stem} was opened once more: {done['late']}")
+            warnings.warn(f"{notebook.stem} was opened once more: {done['late']}", stacklevel=2)
             lab_tab.evaluate(CLOSE)
-            done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.name}", 240])
+            done = lab_tab.evaluate(OPEN_AND_RUN_ALL, [f"nbs/{notebook.relative_to(NBS)}", 240])
         assert "late" not in done, done["late"]
         assert done["errors"] == [] and done["run"] == done["filled"] > 0
         if live_figures(notebook):

@@ -1,14 +1,11 @@
 "The reading-order script passes the course and finds planted faults."
 
 import json
-import sys
 from pathlib import Path
 
+import check_reading_order as checker
+import project
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-import check_reading_order as checker  # noqa: E402
 
 TABLES = """## The symbols
 
@@ -22,7 +19,7 @@ TABLES = """## The symbols
 | word | what it means here | taught in |
 |---|---|---|
 | slot | a vector | [11_later](11_later.ipynb) |"""
-NAMES = ["00_notation.ipynb", "10_first.ipynb", "11_later.ipynb"]
+NAMES = ["course/00_notation.ipynb", "library/10_first.ipynb", "course/11_later.ipynb"]
 
 
 def faults(
@@ -31,20 +28,21 @@ def faults(
     "The faults of a small course with this text in its first notebook."
     for name, text in zip(NAMES, (TABLES, first, later)):
         cells = [{"cell_type": "markdown", "source": part} for part in text.split("\n---\n")]
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps({"cells": cells}))
     return checker.check(folder, NAMES)
 
 
 def test_the_course_introduces_what_it_uses():
-    assert checker.check(ROOT / "nbs", checker.order((ROOT / "_quarto.yml").read_text())) == []
+    assert checker.check(project.NBS, project.reading_order()) == []
 
 
 @pytest.mark.parametrize(
     "first",
     [
         "Nothing special.",
-        "A slot, see [11_later](11_later.ipynb).",
-        "See [the words](00_notation.ipynb#the-words).\n---\nTwo slots, and $K$.",
+        "A slot, see [11_later](../course/11_later.ipynb).",
+        "See [the words](../course/00_notation.ipynb#the-words).\n---\nTwo slots, and $K$.",
         "`slot` in code, and slotted.",
         "$$x = 2y$$ where $y$ is a number.",
         "$$x = 2y$$\n---\nHere y is a number.",
@@ -58,7 +56,7 @@ def test_what_may_be_written(tmp_path, first):
     "first, complaint",
     [
         ("A slot is used.", "uses slot"),
-        ("Slots!\n---\nonly later [11_later](11_later.ipynb)", "uses slot"),
+        ("Slots!\n---\nonly later [11_later](../course/11_later.ipynb)", "uses slot"),
         ("There are $K$ of them.", "uses K"),
         ("$$\\frac{1}{\\varepsilon}$$", "uses $\\varepsilon$"),
         ("$$x = 2y$$", "a formula uses y"),

@@ -1,4 +1,4 @@
-"The project holds together: modules match notebooks, imports point upwards, the wheel needs torch alone."
+"The project holds together: modules match notebooks, layers, the wheel needs torch alone."
 
 import ast
 import filecmp
@@ -11,26 +11,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import grimp
 import pytest
+from project import ROOT, all_notebooks, lessons, reading_order, settings
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "slot_attention_nbdev"
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("[a-z]*/[0-9]*.ipynb"))
-
-
-def sources(notebook: Path) -> list[str]:
-    "The code cells of a notebook."
-    return [
-        "".join(c["source"])
-        for c in json.loads(notebook.read_text())["cells"]
-        if c["cell_type"] == "code"
-    ]
-
-
-def module_of(notebook: Path) -> str | None:
-    "The module a notebook exports."
-    found = re.search(r"#\|\s*default_exp\s+(\S+)", "\n".join(sources(notebook)))
-    return found[1] if found else None
 
 
 def python_files(folder: Path) -> dict[str, Path]:
@@ -69,28 +54,64 @@ def test_readme_is_what_the_index_makes():
 
 def test_the_citation_names_this_version():
     citation = (ROOT / "CITATION.cff").read_text()
-    version = re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]
-    assert f"\nversion: {version}\n" in citation and "2006.15055" in citation
+    assert f"\nversion: {settings()['version']}\n" in citation and "2006.15055" in citation
 
 
-def test_imports_point_upwards():
-    number = {module_of(n): int(n.name.split("_")[0]) for n in NOTEBOOKS if module_of(n)}
-    for notebook in NOTEBOOKS:
-        module = module_of(notebook)
-        exported = [s for s in sources(notebook) if re.search(r"^#\|\s*export", s, re.M)]
-        for node in (
-            n for s in exported for n in ast.walk(ast.parse(s)) if isinstance(n, ast.ImportFrom)
-        ):
-            if (node.module or "").startswith(PACKAGE + "."):
-                other = node.module.removeprefix(PACKAGE + ".")
-                assert number[other] < number[module], (
-                    f"{notebook.name} imports {other}, which comes later"
-                )
+def test_every_lesson_stands_in_the_sidebar_once():
+    assert sorted(reading_order()) == sorted(str(p.relative_to(ROOT / "nbs")) for p in lessons())
 
 
-def test_every_notebook_is_in_the_sidebar():
-    text = (ROOT / "_quarto.yml").read_text()
-    assert [n.name for n in (ROOT / "nbs").glob("*.ipynb") if n.name not in text] == []
+@pytest.mark.parametrize("layer, allowed", [("ops", {"torch", "triton"}), ("nn", {"torch"})])
+def test_modules_that_compute_import_torch_alone(layer, allowed):
+    graph = grimp.build_graph(PACKAGE, include_external_packages=True, cache_dir=None)
+    inside = graph.find_descendants(f"{PACKAGE}.{layer}")
+    imported = {i for module in inside for i in graph.find_modules_directly_imported_by(module)}
+    others = {name for name in imported if not name.startswith(PACKAGE)}
+    assert inside and others - sys.stdlib_module_names <= allowed
+
+
+def python_of(path: Path) -> str:
+    "The code of a Python file or of a notebook's code cells."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+BANNED = {
+    "an OpenMP runtime by its private names": r"GOMP",
+    "C by hand": r"\bctypes\b",
+    "another compiler": r"\bnumba\b",
+    "a mark on tensors": r"\bmade_here\b",
+    "the package's own parts by a string": r"import_module\(|resolve_name\(",
+    "an object that changes its class": r"\.__class__ =[^=]",
+}
+
+
+@pytest.mark.parametrize("what", BANNED)
+def test_what_is_banned_everywhere(what):
+    files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "scripts").rglob("*.py"), *all_notebooks()]
+    found = [p for p in files if re.search(BANNED[what], python_of(p))]
+    assert [str(p.relative_to(ROOT)) for p in found] == []
+
+
+def at_import(tree: ast.Module):
+    "The parts of a module that run when it is imported: all but the bodies of functions."
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+
+
+def test_importing_the_package_leaves_the_environment_alone():
+    changes = re.compile(r"os\.environ(\[|\.(setdefault|update|pop))|os\.putenv")
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        parts = at_import(ast.parse(path.read_text()))
+        run = [ast.unparse(node) for node in parts if isinstance(node, ast.Call | ast.Subscript)]
+        assert not any(map(changes.match, run)), path.name
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +147,15 @@ def wheel(tmp_path_factory):
 
 
 ALLOW_TORCH_ONLY = """
-import sys, importlib.abc
+import sys, importlib.abc, warnings
+refused = '''numpy scipy matplotlib PIL tqdm tensorboard safetensors fastcore nbdev IPython
+ipywidgets sklearn pandas accelerate huggingface_hub psutil'''.split()
 class Refuse(importlib.abc.MetaPathFinder):
-    refused = {"numpy", "scipy", "matplotlib", "PIL", "tqdm", "tensorboard", "safetensors", "fastcore", "nbdev", "IPython", "ipywidgets", "sklearn", "pandas", "accelerate", "huggingface_hub", "psutil"}
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.refused: raise ModuleNotFoundError(name + " is not there")
+        if name.split(".")[0] in refused:
+            raise ModuleNotFoundError(name + " is not there")
 sys.meta_path.insert(0, Refuse())
-import warnings; warnings.simplefilter("ignore")
+warnings.simplefilter("ignore")
 """
 
 
@@ -160,7 +183,10 @@ def test_the_core_needs_torch_alone(wheel):
 
 
 def test_the_core_imports_fast(wheel):
-    code = "import torch, time; t = time.process_time(); import slot_attention_nbdev.nn.slot_attention; print(time.process_time() - t)"
+    code = (
+        "import torch, time; t = time.process_time()\n"
+        "import slot_attention_nbdev.nn.slot_attention; print(time.process_time() - t)"
+    )
     assert min(float(run(wheel, code)) for _ in range(3)) < 0.2
 
 
@@ -169,9 +195,6 @@ def test_the_wheel_carries_weights_and_command_but_no_tests(wheel):
     assert (wheel / PACKAGE / "results" / "tetrominoes_fast" / "seed0.json").exists()
     assert "slot-attention" in next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
     assert not (wheel / "tests").exists() and not (wheel / "scripts").exists()
-    requires = [
-        line
-        for line in next(wheel.glob("*.dist-info/METADATA")).read_text().splitlines()
-        if line.startswith("Requires-Dist")
-    ]
+    metadata = next(wheel.glob("*.dist-info/METADATA")).read_text().splitlines()
+    requires = [line for line in metadata if line.startswith("Requires-Dist")]
     assert [line for line in requires if "extra ==" not in line] == ["Requires-Dist: torch>=2.4"]
