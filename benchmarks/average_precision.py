@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.weights import save_record
+from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.metrics.sets import THRESHOLDS, average_precision
 from slot_attention_nbdev.data.objects import CLEVR
 

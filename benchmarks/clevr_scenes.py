@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slot_attention_nbdev.data.clevr_scenes import clevr, draw_scenes, label_scenes, render_scenes
 from slot_attention_nbdev.data.rays import PLACE, WORDS
-from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.weights import save_record
+from slot_attention_nbdev.train.checkpoints import run_facts
 
 ASSETS = Path(__file__).resolve().parent.parent / "tests" / "assets" / "clevr_blender.npz"
 

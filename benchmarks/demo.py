@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from slot_attention_nbdev.train.recipes import build_data, get_recipe, to_dict
-from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.weights import save_record
+from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 OURS, PAPER = "tetrominoes_fast", "tetrominoes_paper"

@@ -28,7 +28,8 @@ from slot_attention_nbdev.metrics.matching import (
     set_loss,
     sinkhorn,
 )
-from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.weights import save_record
+from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.models.set_predictor import paper_set_predictor
 
 SETS, OBJECTS, WIDTH, REPEATS = 512, 10, 19, 7

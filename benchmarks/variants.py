@@ -31,7 +31,8 @@ from slot_attention_nbdev.train.recipes import (
     resolution_of,
     to_dict,
 )
-from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.weights import save_record
+from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.train.recipes import cosine_rate
 from slot_attention_nbdev.experiments.shortcuts import variants
 

@@ -25,7 +25,8 @@ from slot_attention_nbdev.experiments.generalization import (
 )
 from slot_attention_nbdev.models.seeded_sets import evaluate_properties
 from slot_attention_nbdev.train.recipes import get_recipe, load_model
-from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+from slot_attention_nbdev.models.weights import save_record
+from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalisation"

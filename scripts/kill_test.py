@@ -143,7 +143,7 @@ def same(a: Path, b: Path) -> bool:
 
 def kill_test(kills: int, seed: int = 0) -> dict:
     "Carry it out; the record."
-    from slot_attention_nbdev.train.checkpoints import load_record
+    from slot_attention_nbdev.models.weights import load_record
 
     chance, started = random.Random(seed), time.monotonic()
     kinds = [KINDS[i % len(KINDS)] for i in range(kills)]

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from slot_attention_nbdev.models.card import model_card
 from slot_attention_nbdev.core import atomic_write
-from slot_attention_nbdev.models.hub import file_digest
-from slot_attention_nbdev.train.checkpoints import load_record, load_weights, save_record
+from slot_attention_nbdev.models.weights import file_digest, load_record, load_weights, save_record
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "slot_attention_nbdev" / "weights"
 LIMIT = 2_000_000  # bytes; every clone and every install pays for them

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from slot_attention_nbdev.train.checkpoints import save_record
+from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.experiments.what_goes_wrong import SETTINGS, STEPS, measure
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "what_goes_wrong"

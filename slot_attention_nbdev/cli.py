@@ -194,7 +194,8 @@ def bench_command(
     from slot_attention_nbdev.experiments.bench import bench_tables, plot_growth, run_bench
     from slot_attention_nbdev.core import resolve_device
     from slot_attention_nbdev.train.recipes import table
-    from slot_attention_nbdev.train.checkpoints import run_facts, save_record
+    from slot_attention_nbdev.models.weights import save_record
+    from slot_attention_nbdev.train.checkpoints import run_facts
     from slot_attention_nbdev.viz import save_figure
 
     device, out = resolve_device(arguments.device), arguments.out

@@ -49,7 +49,8 @@ from slot_attention_nbdev.metrics.segmentation import (
 from slot_attention_nbdev.models.autoencoder import paper_autoencoder
 from slot_attention_nbdev.models.original import load_original, original_slot_attention
 from slot_attention_nbdev.train.recipes import get_recipe, parse_overrides
-from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.models.weights import load_record
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.train.trainer import evaluate, load_model, parse_budget, train
 from slot_attention_nbdev.viz import plot_decomposition, slot_statistics

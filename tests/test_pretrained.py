@@ -19,9 +19,10 @@ from slot_attention_nbdev.models.card import KINDS, model_card
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.models.seeded import fast_autoencoder
 from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, paper_autoencoder
-from slot_attention_nbdev.models.hub import BUILDERS, build_described, describe_model, file_digest
+from slot_attention_nbdev.models.hub import BUILDERS, build_described, describe_model
 from slot_attention_nbdev.train.recipes import MODELS, load_model
-from slot_attention_nbdev.train.checkpoints import (
+from slot_attention_nbdev.models.weights import (
+    file_digest,
     load_record,
     load_weights,
     save_record,

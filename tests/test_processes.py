@@ -14,7 +14,8 @@ from slot_attention_nbdev.data.sprites import sprite_scenes
 from slot_attention_nbdev.core import rank_slice
 from slot_attention_nbdev.train.distributed import open_accelerator
 from slot_attention_nbdev.train.recipes import build_data, get_recipe
-from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.models.weights import load_record
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(

@@ -242,7 +242,7 @@ def test_short_recipes_keep_the_model_and_fit_ten_minutes(name):
 
 def test_head_tells_every_seed(tmp_path, monkeypatch):
     from slot_attention_nbdev.train import recipes
-    from slot_attention_nbdev.train.checkpoints import save_record
+    from slot_attention_nbdev.models.weights import save_record
 
     monkeypatch.setattr(recipes, "records_folder", lambda: tmp_path)
     assert describe_recipe(RECIPES["tiny"]).count("not run yet") == 3

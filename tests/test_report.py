@@ -16,7 +16,7 @@ from slot_attention_nbdev.apps.compare import draw_curves, experiments, find_run
 from slot_attention_nbdev.core import TrainingError
 from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.apps.report import EXAMPLES, html_page
-from slot_attention_nbdev.train.checkpoints import load_record, save_record
+from slot_attention_nbdev.models.weights import load_record, save_record
 from slot_attention_nbdev.train.survival import read_run_state
 from slot_attention_nbdev.train.trainer import train
 

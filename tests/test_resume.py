@@ -8,7 +8,8 @@ import sys
 import time
 
 import torch
-from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.models.weights import load_record
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
 
 PROGRAM = """
 import sys, torch

@@ -32,7 +32,7 @@ from slot_attention_nbdev.data.sprites import SPRITES, SpriteStream, sprite_scen
 from slot_attention_nbdev.data.tfrecord_scenes import encode_scene
 from slot_attention_nbdev.data.tfrecord_dataset import SPLITS
 from slot_attention_nbdev.data.tfrecords import write_tfrecords
-from slot_attention_nbdev.train.checkpoints import load_record, load_weights
+from slot_attention_nbdev.models.weights import load_record, load_weights
 from torch.utils.data import DataLoader
 
 N = 24

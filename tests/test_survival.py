@@ -12,7 +12,8 @@ import pytest
 import torch
 from slot_attention_nbdev.core import FileError, TrainingError
 from slot_attention_nbdev.train.recipes import get_recipe
-from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_weights
+from slot_attention_nbdev.models.weights import load_weights
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.survival import (
     rotate_checkpoint,
     load_latest,

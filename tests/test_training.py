@@ -19,7 +19,8 @@ from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.train import trainer as training
-from slot_attention_nbdev.train.checkpoints import load_checkpoint, load_record
+from slot_attention_nbdev.models.weights import load_record
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.recipes import build_model, get_recipe
 from slot_attention_nbdev.train.trainer import (
     Interrupted,

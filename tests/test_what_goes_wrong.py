@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import sprite_scenes
-from slot_attention_nbdev.train.checkpoints import load_record
+from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.experiments.what_goes_wrong import (
     EVERY,

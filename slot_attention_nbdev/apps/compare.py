@@ -64,7 +64,7 @@ def read_story(
 ) -> Story | None:  # None if it is no run's record
     "Read one run."
     from slot_attention_nbdev.core import FileError
-    from slot_attention_nbdev.train.checkpoints import load_record
+    from slot_attention_nbdev.models.weights import load_record
     from slot_attention_nbdev.train.survival import read_run_state
 
     inside = file.name == "record.json"

@@ -98,8 +98,7 @@ def mask_scores(
 
 # %% ../../nbs/course/14_generalization.ipynb #31db37fb
 class SummingAttention(SlotAttention):
-    """Slot Attention that adds up what a slot holds and divides by a constant (Krimmel et al. 2024, arXiv:2407.04170).
-    """
+    """Slot Attention that adds up what a slot holds and divides by a constant (Krimmel et al. 2024, arXiv:2407.04170)."""
 
     divisor: float | None = None  # Of the sum; None for the paper's weighted mean
     per_token: bool = False  # Whether the divisor is a share of the tokens

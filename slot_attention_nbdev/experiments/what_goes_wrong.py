@@ -237,8 +237,7 @@ def add_qkv_bias(
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #acd2c647
 class Detached(SlotAttention):
-    """All iterations but the last without gradient (after Chang et al. 2022, arXiv:2207.00787), and with them mu and sigma.
-    """
+    """All iterations but the last without gradient (after Chang et al. 2022, arXiv:2207.00787), and with them mu and sigma."""
 
     def reconnect(
         self,

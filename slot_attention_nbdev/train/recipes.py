@@ -32,11 +32,9 @@ from ..data.convert import gather
 from ..data.sources import Batches, hold_out, open_source, recognise_data
 from ..models.autoencoder import SlotAttentionAutoEncoder
 from ..models.set_predictor import SetPredictor
+from ..models.weights import find_weights, load_record, load_weights
 from slot_attention_nbdev.train.checkpoints import (
-    find_weights,
     load_checkpoint,
-    load_record,
-    load_weights,
     records_folder,
     summarize_records,
 )

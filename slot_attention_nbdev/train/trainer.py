@@ -28,13 +28,8 @@ from slot_attention_nbdev.core import (
 from ..data.sources import Batches
 from ..data.sprites import to_model
 from ..models.seeded_sets import check_scenes, plot_answer
-from slot_attention_nbdev.train.checkpoints import (
-    open_run,
-    plot_curve,
-    run_facts,
-    save_record,
-    save_weights,
-)
+from ..models.weights import save_record, save_weights
+from .checkpoints import open_run, plot_curve, run_facts
 from slot_attention_nbdev.train.distributed import (
     Interrupted,
     all_reduce_stop,
