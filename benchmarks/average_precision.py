@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Average precision of 15,000 images with 10 statements each, against the rules written as a plain loop.
+"""Average precision of 15,000 images with 10 statements each, against a plain loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/average_precision.py --json results/benchmarks/average_precision.json
+    OMP_NUM_THREADS=1 python benchmarks/average_precision.py
+    ... --json results/benchmarks/average_precision.json  # writes the record
 
-Times the processor, on one core: best of several runs of ours, one run of the loop. The two must agree to 1e-9.
+Times the processor, on one core: best of several runs of ours, one run of the loop. The two must
+agree to 1e-9.
 """
 
 import argparse
@@ -98,7 +100,8 @@ def main() -> None:
     for name, seconds, values in (("ours", min(took), ours.tolist()), ("plain loop", slow, oracle)):
         print(f"| {name} | {seconds:.2f} | {', '.join(f'{v:.4f}' for v in values)} |")
     print(
-        f"\nThe loop takes {slow / min(took):.0f} times as long; the largest difference is {worst:.1e}."
+        f"\nThe loop takes {slow / min(took):.0f} times as long; the largest difference is"
+        f" {worst:.1e}."
     )
     assert worst < 1e-9
     if arguments.json:

@@ -5,7 +5,8 @@
     python benchmarks/clevr_scenes.py --scenes DIR/*.npz    # on more of them
     python benchmarks/clevr_scenes.py --json results/benchmarks/clevr_scenes.json
 
-On a machine with a GPU, --device cuda times it there. Times are processor time on a CPU, medians of several runs.
+On a machine with a GPU, --device cuda times it there. Times are processor time on a CPU, medians
+of several runs.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How fast the demo's recipe trains, how little of that is making data, and how far the paper's model gets in the same time.
+"""How fast the demo's recipe trains, and how far the paper's model gets in the same time.
 
-    python benchmarks/demo.py                             # time per image; a minute
-    python benchmarks/demo.py --train 300                 # and both recipes trained for five minutes each
-    python benchmarks/demo.py --train 300 --out FILE.json # and a record of it all
+    python benchmarks/demo.py                              # time per image; a minute
+    python benchmarks/demo.py --train 300                  # and both recipes, five minutes each
+    python benchmarks/demo.py --train 300 --out FILE.json  # and a record of it all
 
-Run it on an idle machine. Times are the median of several steps by the clock, with all the threads that PyTorch takes.
+Run it on an idle machine. Times are the median of several steps by the clock, with all the threads
+that PyTorch takes.
 """
 
 import argparse
@@ -99,7 +100,8 @@ def print_table(found: dict[str, dict], trained: float | None) -> None:
         [f"FG-ARI after {trained:g} s", "steps"] if trained else []
     )
     print(
-        f"training on the CPU, {torch.get_num_threads()} threads; a step makes its batch and updates the weights\n"
+        f"training on the CPU, {torch.get_num_threads()} threads; a step makes its batch"
+        " and updates the weights\n"
     )
     print("| " + " | ".join(head) + " |\n|---|" + "---:|" * (len(head) - 1))
     for name, row in found.items():
@@ -108,7 +110,8 @@ def print_table(found: dict[str, dict], trained: float | None) -> None:
             cells += [f"{row['trained']['final']['fg_ari']:.3f}", f"{row['trained']['step']:,}"]
         print("| " + " | ".join(cells) + " |")
     print(
-        f"\nthe paper's model takes {found[PAPER]['step_ms'] / found[OURS]['step_ms']:.0f} times as long for an image"
+        f"\nthe paper's model takes {found[PAPER]['step_ms'] / found[OURS]['step_ms']:.0f}"
+        " times as long for an image"
     )
 
 

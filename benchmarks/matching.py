@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""What matching 512 sets of 10 costs, and which share of a training step of the paper's set predictor that is.
+"""What matching 512 sets of 10 costs.
+
+And which share of a training step of the paper's set predictor that is.
 
     OMP_NUM_THREADS=1 python benchmarks/matching.py
     python benchmarks/matching.py --device cuda
     python benchmarks/matching.py --json results/benchmarks/matching.json
 
-On a CPU it times the processor, on one core, and takes a training step of fewer images times as many as are missing to 512;
-on a GPU it times the clock, with the device waited for, and the whole batch. Median of several runs.
+On a CPU it times the processor, on one core, and takes a training step of fewer images times as
+many as are missing to 512; on a GPU it times the clock, with the device waited for, and the whole
+batch. Median of several runs.
 """
 
 import argparse
@@ -93,7 +96,8 @@ def main() -> None:
 
     rest = seconds(step, device, repeats=3) * SETS / images
     print(
-        f"{SETS} sets of {OBJECTS}, {device.type}; the rest of a training step takes {1e3 * rest:,.0f} ms ({images} images timed)\n"
+        f"{SETS} sets of {OBJECTS}, {device.type}; the rest of a training step takes"
+        f" {1e3 * rest:,.0f} ms ({images} images timed)\n"
     )
     print("| matching | ms | share of the step | dearer than the cheapest |\n|---|---:|---:|---:|")
     targets = padded_targets(SETS, device)
@@ -107,7 +111,8 @@ def main() -> None:
         figures[name] = {"ms": 1e3 * took, "share": took / (took + rest), "excess": excess}
         print(f"| {name} | {1e3 * took:.2f} | {took / (took + rest):.3%} | {excess:+.3%} |")
     print(
-        f"\nThe cost alone: {1e3 * seconds(lambda: huber_cost(predictions, targets), device):.2f} ms."
+        "\nThe cost alone:"
+        f" {1e3 * seconds(lambda: huber_cost(predictions, targets), device):.2f} ms."
     )
     if arguments.json:
         save_record(

@@ -3,7 +3,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/metrics.py
 
-Times the processor, not the clock, so that other programs disturb it less; takes the best of several runs.
+Times the processor, not the clock, so that other programs disturb it less; takes the best of
+several runs.
 """
 
 import time

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Milliseconds to read a record of CLEVR with masks and of Tetrominoes, unpacking included, on one core.
+"""Milliseconds to read a record of CLEVR with masks and of Tetrominoes, unpacking included.
+
+On one core.
 
     OMP_NUM_THREADS=1 python benchmarks/tfrecords.py
     OMP_NUM_THREADS=1 python benchmarks/tfrecords.py --json results/benchmarks/tfrecords.json
 
-Beside ours, in the same run, the package `tfrecord` (pip install tfrecord==1.14.6), if it is installed. It stops at arrays of values and
-checks no checksum; so ours is timed twice, up to the values (checksums checked), and up to a scene: masks checked, label map, tensors.
+Beside ours, in the same run, the package `tfrecord` (pip install tfrecord==1.14.6), if it is
+installed. It stops at arrays of values and checks no checksum; so ours is timed twice, up to the
+values (checksums checked), and up to a scene: masks checked, label map, tensors.
 
-The records are made, not genuine. Tetrominoes are drawn as the originals are (data.sprites). For CLEVR, a smooth image with discs
-and a little noise, and one-hot masks; the noise is such that a record packs to about 105 kB, the mean of the original file (10.5 GB).
-Times the processor, not the clock, so that other programs disturb it less; takes the best of several runs.
+The records are made, not genuine. Tetrominoes are drawn as the originals are (data.sprites). For
+CLEVR, a smooth image with discs and a little noise, and one-hot masks; the noise is such that a
+record packs to about 105 kB, the mean of the original file (10.5 GB). Times the processor, not the
+clock, so that other programs disturb it less; takes the best of several runs.
 """
 
 import argparse
@@ -138,10 +142,12 @@ def main() -> None:
     }
     figures = {}
     print(
-        "ms a record on one core, gunzip included; in brackets: how many times faster than the package\n"
+        "ms a record on one core, gunzip included; in brackets: how many times faster"
+        " than the package\n"
     )
     print(
-        "| set | payload, kB | packed, kB | ours, a scene | ours, values alone | package tfrecord |\n|---|---:|---:|---:|---:|---:|"
+        "| set | payload, kB | packed, kB | ours, a scene | ours, values alone | package"
+        " tfrecord |\n|---|---:|---:|---:|---:|---:|"
     )
     with tempfile.TemporaryDirectory() as folder:
         for name, payloads in records.items():
@@ -165,7 +171,8 @@ def main() -> None:
                 for took in (ours, values)
             ]
             print(
-                f"| {name} | {sizes[0]:,.0f} | {sizes[1]:,.2f} | {times[0]} | {times[1]} | {f'{theirs:.2f}' if compared else 'not installed'} |"
+                f"| {name} | {sizes[0]:,.0f} | {sizes[1]:,.2f} | {times[0]} | {times[1]} |"
+                f" {f'{theirs:.2f}' if compared else 'not installed'} |"
             )
     if arguments.json:
         figures["machine"] = {

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""What training costs beside the model: loop, logging and checkpoints; a save; the start; and what a second process is worth.
+"""What training costs beside the model, and what a second process is worth.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_overhead.py           # prints a table; some minutes on two idle cores
-    OMP_NUM_THREADS=1 python benchmarks/training_overhead.py --record  # and writes results/benchmarks/training_overhead.json
+The loop with its logging and checkpoints; a save; the start.
 
-The bare loop does the same work on the same batches in plain PyTorch. Both are timed in turn, and the medians compared.
+    export OMP_NUM_THREADS=1
+    python benchmarks/training_overhead.py           # prints a table; minutes on two idle cores
+    python benchmarks/training_overhead.py --record  # and writes its record to results/benchmarks/
+
+The bare loop does the same work on the same batches in plain PyTorch. Both are timed in turn, and
+the medians compared.
 """
 
 import argparse
@@ -55,7 +59,9 @@ torch.set_num_threads(1)
 from slot_attention_nbdev.train.distributed import all_reduce_stop, exit_process, open_accelerator
 from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.train.trainer import Trainer
-here, recipe, steps = open_accelerator("cpu"), get_recipe(os.environ["RECIPE"], batch_size=int(os.environ["BATCH"])), int(os.environ["STEPS"])
+here = open_accelerator("cpu")
+recipe = get_recipe(os.environ["RECIPE"], batch_size=int(os.environ["BATCH"]))
+steps = int(os.environ["STEPS"])
 stream, _ = build_data(recipe, 0, "cpu", here.process_index, here.num_processes)
 run = Trainer(recipe)
 for step in range(2 + steps):
@@ -215,10 +221,16 @@ def measure(rounds: int) -> dict:
     two |= {f"{name}_speedup": median(b / a for a, b in pairs) for name, pairs in rates.items()}
     plain, full = (median(column) for column in zip(*pairs))
     return {
-        "bare_step_ms": 1e3 * plain, "step_ms": 1e3 * full, "overhead": median(b / a for a, b in pairs) - 1, "checkpoint_seconds": save_seconds(recipe),
-        "start_seconds": start_seconds(), "clevr6_bare_step_ms": 1e3 * median(a for a, _ in large), "clevr6_step_ms": 1e3 * median(b for _, b in large),
-        "clevr6_overhead": median(b / a for a, b in large) - 1, **two,
-    }  # fmt: skip
+        "bare_step_ms": 1e3 * plain,
+        "step_ms": 1e3 * full,
+        "overhead": median(b / a for a, b in pairs) - 1,
+        "checkpoint_seconds": save_seconds(recipe),
+        "start_seconds": start_seconds(),
+        "clevr6_bare_step_ms": 1e3 * median(a for a, _ in large),
+        "clevr6_step_ms": 1e3 * median(b for _, b in large),
+        "clevr6_overhead": median(b / a for a, b in large) - 1,
+        **two,
+    }
 
 
 def main() -> int:

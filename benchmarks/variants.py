@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
-"""Quality per second: the paper's model and our fast variants of it (74_fast_variants), trained for the same seconds, in turn.
+"""Quality per second: the paper's model and faster variants (nbs/speed), trained in turn.
 
-    OMP_NUM_THREADS=1 python benchmarks/variants.py --record                                  # small: minutes on one core; writes results/benchmarks/variants.json
-    python benchmarks/variants.py --size paper --device cuda --seconds 60 --seeds 0 --record  # the paper's sizes: a GPU; writes variants_paper.json beside it
+    OMP_NUM_THREADS=1 python benchmarks/variants.py --record   # small: minutes on one core
+    python benchmarks/variants.py --size paper --device cuda --seconds 60 --seeds 0 --record
 
-All runs of a seed stand in memory together and take turns of a few seconds, so that a busy machine is busy for all of them. On a CPU the clock counts the
-process's own seconds (wall seconds are written down beside them), so that other processes cost nothing but patience; on a GPU it counts wall seconds.
-Looking at held-out images is not counted, making the images to learn from is. The record is written after every turn: what was broken off says so. Runs of
-other seeds that it holds already are kept, so `--seeds 1` adds a seed.
+The second line trains at the paper's sizes, on a GPU. The records are variants.json and
+variants_paper.json under results/benchmarks/.
 
-small: scenes of Tetrominoes at 17x17; the paper's Slot Attention and decoder behind our patch encoder, which is quick to learn and the same for all.
+All runs of a seed stand in memory together and take turns of a few seconds, so that a busy machine
+is busy for all of them. On a CPU the clock counts the process's own seconds (wall seconds are
+written down beside them), so that other processes cost nothing but patience; on a GPU it counts
+wall seconds. Looking at held-out images is not counted, making the images to learn from is. The
+record is written after every turn: what was broken off says so. Runs of other seeds that it holds
+already are kept, so `--seeds 1` adds a seed.
+
+small: scenes of Tetrominoes at 17x17; the paper's Slot Attention and decoder behind our patch
+encoder, which is quick to learn and the same for all.
 """
 
 import argparse
@@ -81,9 +87,7 @@ class Racer:
         scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.objective(
-                scenes, noise, num_iterations=r.iterations_at(position)
-            )
+            loss = self.objective(scenes, noise, num_iterations=r.iterations_at(position))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), r.clip_norm)
         self.optimizer.param_groups[0]["lr"] = cosine_rate(
@@ -203,14 +207,17 @@ def main(arguments: list[str] | None = None) -> int:
             record["finished"] = turn == options.turns and seed == options.seeds[-1]
             line = "  ".join(f"{racer.name} {racer.curve[-1]['fg_ari']:.3f}" for racer in racers)
             print(
-                f"seed {seed}, {options.seconds * turn / options.turns:.0f} s of {options.seconds:.0f} ({time.perf_counter() - started:.0f} s by the wall): {line}",
+                f"seed {seed}, {options.seconds * turn / options.turns:.0f} s of"
+                f" {options.seconds:.0f} ({time.perf_counter() - started:.0f} s by the"
+                f" wall): {line}",
                 flush=True,
             )
             if options.record:
                 save_record(path, record)
     for run in record["runs"]:
         print(
-            f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f}, {run['steps_per_second']:.1f} steps a second  {run['failed'] or ''}"
+            f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f},"
+            f" {run['steps_per_second']:.1f} steps a second  {run['failed'] or ''}"
         )
     return 0
 

@@ -1,11 +1,12 @@
-"""Ask trained models for more than they were trained on: the records behind generalization, in results/generalisation.
+"""Ask trained models for more than they were trained on: the records in results/generalisation.
 
-    python scripts/generalisation.py                       # everything that has no record yet; some minutes of one core
+    python scripts/generalisation.py      # everything that has no record yet; minutes of one core
     python scripts/generalisation.py --only tetrominoes sprites
     python scripts/generalisation.py --only sum --steps 1000
 
-`tetrominoes` and `sprites` ask the weights that ship; `mean`, `sum` and `scaled_sum` train the small model with what Equation 2 divides by
-exchanged, and `pairs` without a third of all pairs of shape and colour. A record that exists is kept.
+`tetrominoes` and `sprites` ask the weights that ship; `mean`, `sum` and `scaled_sum` train the
+small model with what Equation 2 divides by exchanged, and `pairs` without a third of all pairs of
+shape and colour. A record that exists is kept.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Kill a training run at random moments, resume it each time, and compare its end with that of a run left alone.
+"""Kill a training run at random moments, resume it, and compare it with a run left alone.
 
-    python scripts/kill_test.py                                # fifty kills; writes results/kills.json
-    python scripts/kill_test.py --kills 6 --seed 3 --out -     # a few, and print the record
+    python scripts/kill_test.py                             # fifty kills; writes results/kills.json
+    python scripts/kill_test.py --kills 6 --seed 3 --out -  # a few, and print the record
 
-Four kinds of accident: SIGKILL; SIGTERM; a disk that is full from some moment on (a limit on the size of files, set while
-the run is going on, lets every write fail); SIGKILL and a newest checkpoint that is cut short. After each, what lies in the
-folder must hold a whole checkpoint that lost no more than the steps since the last save, or, cut short, since the one before.
+Four kinds of accident: SIGKILL; SIGTERM; a disk that is full from some moment on (a limit on the
+size of files, set while the run is going on, lets every write fail); SIGKILL and a newest
+checkpoint that is cut short. After each, what lies in the folder must hold a whole checkpoint that
+lost no more than the steps since the last save, or, cut short, since the one before.
 """
 
 import argparse
@@ -160,7 +161,9 @@ def kill_test(kills: int, seed: int = 0) -> dict:
                 break  # it would end before it is killed
             events.append(accident(runs, broken, kind, bool(events), chance))
             print(
-                f"{len(events):3} {kind:9} exit {events[-1]['exit']:3} goes on from step {events[-1]['step']:4}, lost {events[-1]['lost']}  {'' if events[-1]['good'] else 'BAD ' + events[-1]['said']}",
+                f"{len(events):3} {kind:9} exit {events[-1]['exit']:3} goes on from step"
+                f" {events[-1]['step']:4}, lost {events[-1]['lost']} "
+                f" {'' if events[-1]['good'] else 'BAD ' + events[-1]['said']}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -170,10 +173,18 @@ def kill_test(kills: int, seed: int = 0) -> dict:
         equal = (whole.exitcode, last.exitcode) == (0, 0) and same(home / "whole", broken)
         counts = {kind: sum(event["kind"] == kind for event in events) for kind in KINDS}
         return {
-            "kills": len(events), "kinds": counts, "good": sum(event["good"] for event in events), "steps": runs.steps, "most_lost": max(event["lost"] for event in events),
-            "same_weights_as_a_run_left_alone": equal, "seed": seed, "recipe": {"name": "tiny", **RECIPE}, "seconds": round(time.monotonic() - started, 1),
-            **{key: record[key] for key in ("commit", "versions", "hardware", "threads")}, "events": events,
-        }  # fmt: skip
+            "kills": len(events),
+            "kinds": counts,
+            "good": sum(event["good"] for event in events),
+            "steps": runs.steps,
+            "most_lost": max(event["lost"] for event in events),
+            "same_weights_as_a_run_left_alone": equal,
+            "seed": seed,
+            "recipe": {"name": "tiny", **RECIPE},
+            "seconds": round(time.monotonic() - started, 1),
+            **{key: record[key] for key in ("commit", "versions", "hardware", "threads")},
+            "events": events,
+        }
 
 
 def main() -> int:
@@ -192,7 +203,8 @@ def main() -> int:
         Path(arguments.out).write_text(text)
     good = record["good"] == record["kills"] and record["same_weights_as_a_run_left_alone"]
     print(
-        f"{record['kills']} kills, {record['good']} good, weights as of a run left alone: {record['same_weights_as_a_run_left_alone']}",
+        f"{record['kills']} kills, {record['good']} good, weights as of a run left alone:"
+        f" {record['same_weights_as_a_run_left_alone']}",
         file=sys.stderr,
     )
     return 0 if good else 1

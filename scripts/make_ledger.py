@@ -4,8 +4,9 @@
     python scripts/make_ledger.py          # write both, and execute the page where it has changed
     python scripts/make_ledger.py --check  # say whether both are what the records make
 
-A run's record goes to results/RECIPE/seedN.json, its picture to seedN-slots.png; nothing else needs to be told. What was planned, what the paper
-reached and what the other records measure stands in results/experiments.json.
+A run's record goes to results/RECIPE/seedN.json, its picture to seedN-slots.png; nothing else
+needs to be told. What was planned, what the paper reached and what the other records measure
+stands in results/experiments.json.
 """
 
 import argparse
@@ -105,7 +106,8 @@ def task(about: dict, stories: list[Story], notes: dict[str, str]) -> list[str]:
         time = (
             spread([story.record["seconds"] for story in done])
             if len(done) < 2
-            else f"{duration(sum(story.record['seconds'] for story in done) / len(done))} on average"
+            else f"{duration(sum(story.record['seconds'] for story in done) / len(done))} on"
+            " average"
         )
         time = duration(done[0].record["seconds"]) if len(done) == 1 else time
         rows.append(
@@ -128,12 +130,14 @@ def task(about: dict, stories: list[Story], notes: dict[str, str]) -> list[str]:
         missing = plan["seeds"] - len(there)
         if missing > 0:
             waiting.append(
-                f"- `{plan['recipe']}`: {missing} of {plan['seeds']} seed{'s' * (plan['seeds'] > 1)}, on {plan['where']}; {plan['what']}"
+                f"- `{plan['recipe']}`: {missing} of {plan['seeds']}"
+                f" seed{'s' * (plan['seeds'] > 1)}, on {plan['where']}; {plan['what']}"
             )
     text = [about["worth"], "", markdown_table(rows), ""] if len(rows) > 1 else [about["worth"], ""]
     if about.get("source"):
         text += [
-            f"*Mean ± standard deviation over seeds, on held-out scenes. The paper's figures: {about['source']}; given there in per cent.*",
+            "*Mean ± standard deviation over seeds, on held-out scenes. The paper's"
+            f" figures: {about['source']}; given there in per cent.*",
             "",
         ]
     if waiting:
@@ -187,7 +191,8 @@ def study(about: dict, stories: list[Story]) -> list[str]:
     folder = RESULTS / about["folder"]
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
     text = [
-        f"{about['what'][0].upper()}{about['what'][1:]}. Records: `{about['folder']}/`; made by: `{about['command']}`."
+        f"{about['what'][0].upper()}{about['what'][1:]}. Records: `{about['folder']}/`;"
+        f" made by: `{about['command']}`."
         if about["command"].startswith("python")
         else f"{about['what'][0].upper()}{about['what'][1:]}; {about['command']}.",
         "",
@@ -206,7 +211,8 @@ def study(about: dict, stories: list[Story]) -> list[str]:
             ended = [story.record for story in group if story.record.get("final")]
             rows.append(
                 (
-                    f"{group[0].record['recipe'].get('about', '')} (`{group[0].record['recipe']['name']}`)",
+                    f"{group[0].record['recipe'].get('about', '')}"
+                    f" (`{group[0].record['recipe']['name']}`)",
                     seeds(group, judge=False),
                     duration(sum(record["seconds"] for record in ended) / max(1, len(ended))),
                     *(spread([record["final"].get(key) for record in ended]) for key in keys),
@@ -364,7 +370,12 @@ def readme() -> str:
     "results/README.md."
     parts = ["# The ledger\n", OPENING]
     parts += [
-        "This page is made from the records by `python scripts/make_ledger.py`; a new `RECIPE/seedN.json`, as `slot-attention train RECIPE --seed N` leaves it under the name `record.json`, enters it when the script is run again. To look at runs side by side: `slot-attention report results/RECIPE`. Beside a record lie its pictures, `seedN-slots.png` and `seedN-curve.png`; `tetrominoes_fast/growing.npz` holds masks during training, for notebook 60.\n"
+        "This page is made from the records by `python scripts/make_ledger.py`; a new"
+        " `RECIPE/seedN.json`, as `slot-attention train RECIPE --seed N` leaves it under"
+        " the name `record.json`, enters it when the script is run again. To look at runs"
+        " side by side: `slot-attention report results/RECIPE`. Beside a record lie its"
+        " pictures, `seedN-slots.png` and `seedN-curve.png`;"
+        " `tetrominoes_fast/growing.npz` holds masks during training, for notebook 60.\n"
     ]
     for title, text in ledger():
         parts.append(f"## {title}\n\n{text}")
@@ -437,17 +448,28 @@ def plot_source() -> str:
 
 def cells() -> list[tuple[str, str]]:
     "The page's cells: kind and source."
-    head = "# The ledger\n\n> What was reached, by which run, on what machine, beside the paper's figures; and what has not been run yet"
+    head = (
+        "# The ledger\n\n> What was reached, by which run, on what machine, beside the"
+        " paper's figures; and what has not been run yet"
+    )
     second = (
-        "**You will learn** which results stand behind this course, which runs failed, and what nobody has run yet.\n\n"
-        "**Prerequisites:** none; the words are in [00_notation](00_notation.ipynb#the-words), the measures in [40_metrics](40_metrics.ipynb) and [42_set_metrics](42_set_metrics.ipynb).\n\n"
+        "**You will learn** which results stand behind this course, which runs failed,"
+        " and what nobody has run yet.\n\n"
+        "**Prerequisites:** none; the words are in"
+        " [00_notation](00_notation.ipynb#the-words), the measures in"
+        " [40_metrics](40_metrics.ipynb) and [42_set_metrics](42_set_metrics.ipynb).\n\n"
         "**Time:** 5 minutes to read, a second to run.\n\n**Hardware:** any CPU."
     )
     before = (
-        OPENING
-        + "\n## At a glance\n\nExpect a row for each recipe that was run: our seeds as dots, the paper's result, where it has one, as a bar. Recipes for CPUs are small models of our own; only where a row says `_paper` is it the paper's model and schedule."
+        OPENING + "\n## At a glance\n\nExpect a row for each recipe that was run: our seeds as"
+        " dots, the paper's result, where it has one, as a bar. Recipes for CPUs are"
+        " small models of our own; only where a row says `_paper` is it the paper's model"
+        " and schedule."
     )
-    after = "A dot left of its bar is a result below the paper's; no bar, no such experiment there. Which seeds failed, and how, stands below."
+    after = (
+        "A dot left of its bar is a result below the paper's; no bar, no such experiment"
+        " there. Which seeds failed, and how, stands below."
+    )
     found = [
         ("markdown", head),
         ("markdown", second),
@@ -458,10 +480,16 @@ def cells() -> list[tuple[str, str]]:
     ]
     found += [("markdown", f"## {title}\n\n{text}".rstrip()) for title, text in ledger()]
     ending = (
-        "## Summary\n\nOne command makes this page from the records; what is not on record is not claimed. How a record comes about: [45_runs](45_runs.ipynb); how to compare runs of your own: [56_report](56_report.ipynb).\n\n"
-        "**Next:** [60_train_on_cpu](60_train_on_cpu.ipynb). **Previous:** [gallery](gallery.ipynb).\n\n## References\n\n"
-        "- F. Locatello et al. *Object-Centric Learning with Slot Attention.* NeurIPS 2020. [arXiv:2006.15055](https://arxiv.org/abs/2006.15055)\n"
-        "- P. Emami et al. *Efficient Iterative Amortized Inference for Learning Symmetric and Disentangled Multi-Object Representations.* ICML 2021. [arXiv:2106.03630](https://arxiv.org/abs/2106.03630)"
+        "## Summary\n\nOne command makes this page from the records; what is not on"
+        " record is not claimed. How a record comes about: [45_runs](45_runs.ipynb); how"
+        " to compare runs of your own: [56_report](56_report.ipynb).\n\n"
+        "**Next:** [60_train_on_cpu](60_train_on_cpu.ipynb). **Previous:**"
+        " [gallery](gallery.ipynb).\n\n## References\n\n"
+        "- F. Locatello et al. *Object-Centric Learning with Slot Attention.* NeurIPS"
+        " 2020. [arXiv:2006.15055](https://arxiv.org/abs/2006.15055)\n"
+        "- P. Emami et al. *Efficient Iterative Amortized Inference for Learning"
+        " Symmetric and Disentangled Multi-Object Representations.* ICML 2021."
+        " [arXiv:2106.03630](https://arxiv.org/abs/2106.03630)"
     )
     return [*found, ("markdown", ending)]
 

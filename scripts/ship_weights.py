@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Put a finished run's weights into the package, with its record and a card.
 
-python scripts/ship_weights.py runs/demo
-python scripts/ship_weights.py --cards   # write the cards of what is shipped again
+python scripts/ship_weights.py runs/demo python scripts/ship_weights.py --cards   # write the cards
+of what is shipped again
 """
 
 import argparse
@@ -70,7 +70,8 @@ def main() -> int:
         with atomic_write(WEIGHTS / f"{name}.md") as temporary:
             temporary.write_text(card(load_record(WEIGHTS / f"{name}.json")), encoding="utf-8")
         print(
-            f"{WEIGHTS / name}: {(WEIGHTS / name).with_suffix('.safetensors').stat().st_size:,} bytes"
+            f"{WEIGHTS / name}:"
+            f" {(WEIGHTS / name).with_suffix('.safetensors').stat().st_size:,} bytes"
         )
     return 0
 

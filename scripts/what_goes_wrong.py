@@ -1,6 +1,9 @@
-"""Measure what each deviation of what_goes_wrong costs: a record per setting and seed in results/what_goes_wrong.
+"""Measure what each deviation of what_goes_wrong costs.
 
-A run takes about half a minute of one core. Records that exist are kept, so a broken-off call can be repeated:
+A record per setting and seed in results/what_goes_wrong.
+
+A run takes about half a minute of one core. Records that exist are kept, so a broken-off call can
+be repeated:
 
     python scripts/what_goes_wrong.py --seeds 0 1 2 [--only NAME ...] [--out FOLDER]
 """
@@ -41,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             record = measure(name, seed, options.steps)
             save_record(path, record)
             print(
-                f"{path.stem:22s} FG-ARI {record['final']['fg_ari']:.3f}  {record['seconds']:.0f} s  {record['failed'] or ''}",
+                f"{path.stem:22s} FG-ARI {record['final']['fg_ari']:.3f} "
+                f" {record['seconds']:.0f} s  {record['failed'] or ''}",
                 flush=True,
             )
     return 0
