@@ -1,26 +1,25 @@
-"The ledger: it is what the records make, and a new record enters it by itself."
+"The results pages are what the records make, and a new record enters them by itself."
 
 import json
 import shutil
 import statistics
 
+import make_results
 import pytest
-from test_site import ROOT, load
-
-ledger = load("make_ledger")
+from project import ROOT
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     "A copy of the records that may be added to."
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(make_results, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
 
 
 def section(title: str) -> str:
     "The text of one section."
-    return dict(ledger.ledger())[title]
+    return dict(make_results.sections())[title]
 
 
 def row(text: str, start: str) -> list[str]:
@@ -43,10 +42,10 @@ def put(results, name: str, **changes) -> dict:
 
 
 def test_the_committed_pages_are_what_the_records_make():
-    assert ledger.readme() == (ROOT / "results" / "README.md").read_text(), (
-        "run scripts/make_ledger.py"
+    assert make_results.readme() == (ROOT / "results" / "README.md").read_text(), (
+        "run scripts/make_make_results.py"
     )
-    assert ledger.is_current(), "run scripts/make_ledger.py"
+    assert make_results.is_current(), "run scripts/make_make_results.py"
 
 
 def test_mean_and_spread_are_those_of_the_records():
@@ -84,7 +83,8 @@ def test_a_new_record_enters_by_itself(results):
     assert "\n- `tetrominoes_paper`: 2 of 5 seeds, on a GPU" in text
     assert "Some GPU" in row(text, "`tetrominoes_paper/seed1.json`")[5]
     assert (
-        ledger.readme() != (ROOT / "results" / "README.md").read_text() and not ledger.is_current()
+        make_results.readme() != (ROOT / "results" / "README.md").read_text()
+        and not make_results.is_current()
     )
 
 
@@ -126,8 +126,8 @@ def test_a_recipe_that_nobody_foresaw_is_not_lost(results):
     assert "my_own/seed0.json" in section("Other runs")
 
 
-def test_every_record_stands_in_the_ledger():
-    text = ledger.readme()
+def test_every_record_stands_in_the_results():
+    text = make_results.readme()
     for path in (ROOT / "results").rglob("*.json"):
         name = str(path.relative_to(ROOT / "results"))
         if name == "experiments.json":  # which is no record
@@ -136,7 +136,7 @@ def test_every_record_stands_in_the_ledger():
 
 
 def test_what_was_not_run_says_so():
-    text = ledger.readme()
+    text = make_results.readme()
     for recipe in (
         "tetrominoes_paper",
         "multi_dsprites_paper",
