@@ -1,0 +1,471 @@
+"Triton's kernels compute the textbook form in one read: interpreted here, compiled on a GPU."
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+pytest.importorskip("triton")
+
+from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.nn.attention import attention_scores, slot_softmax, weighted_mean
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.ops import triton_pass
+from slot_attention_nbdev.ops.one_pass import (
+    one_pass,
+    one_pass_backward,
+    plain_one_pass,
+    plain_one_pass_backward,
+)
+from slot_attention_nbdev.ops.triton_pass import one_pass_backward_triton, one_pass_triton
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 1, 5, 3),
+    (2, 9, 1, 4),
+    (2, 3, 9, 8),
+    (1, 64, 16, 16),
+    (3, 65, 17, 33),
+    (1, 130, 7, 64),
+    (1, 20, 64, 20),
+    (1, 20, 3, 256),
+    (1, 17, 33, 129),
+]
+LIMITS = {torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 2e-2}
+
+
+def scene(B, N, K, C, dtype=torch.float32, scale=1.0, seed=0):
+    "Tokens in a dtype, queries and bias in float32, on the device."
+    draw = lambda *shape: torch.randn(
+        *shape, generator=generator(seed, "fused", *shape), dtype=torch.float64
+    )
+    return (
+        draw(B, N, C).to(DEVICE, dtype),
+        (scale * draw(B, K, C) * C**-0.5).to(DEVICE, torch.float32),
+        (scale * draw(B, K)).to(DEVICE, torch.float32),
+    )
+
+
+def gradients(B, K, C, seed=1):
+    draw = lambda *shape: torch.randn(*shape, generator=generator(seed, "gradients", *shape)).to(
+        DEVICE
+    )
+    return draw(B, K, C), draw(B, K)
+
+
+def doubles(*tensors):
+    return [tensor.double() for tensor in tensors]
+
+
+def near(got, want, limit, smallest=1e-3):
+    "Errors below a limit relative to each tensor's largest number."
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        largest = max(other.abs().max().item(), smallest)
+        assert_close(one.double(), other, rtol=0, atol=limit * largest)
+
+
+# Against the textbook
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_is_the_textbooks(shape, dtype):
+    x, q, bias = scene(*shape, dtype)
+    eps = 1e-3
+    weighted_sum, attn_sum = one_pass_triton(x, q, bias, eps)
+    assert weighted_sum.dtype == attn_sum.dtype == torch.float32
+    # attention_scores divides by sqrt(C)
+    wide = x.double()
+    queries = q.double() * shape[-1] ** 0.5
+    attn = slot_softmax(attention_scores(wide, queries) + bias.double()[:, None])
+    updates = weighted_sum / attn_sum[..., None]
+    want = attn.sum(1) + shape[1] * eps, weighted_mean(attn, wide, eps)
+    near([attn_sum, updates], want, LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward_is_autograds(shape, dtype):
+    x, q, bias = scene(*shape, dtype)
+    grads = gradients(shape[0], *shape[2:])
+    leaves = [tensor.requires_grad_() for tensor in doubles(x, q, bias)]
+    eps = 0.1
+    want = torch.autograd.grad(plain_one_pass(*leaves, eps), leaves, doubles(*grads))
+    got = one_pass_backward_triton(*grads, x, q, bias, eps)
+    assert [g.dtype for g in got] == [dtype, torch.float32, torch.float32]
+    # dx is rounded to the dtype of x
+    near(got, want, max(LIMITS[dtype], {torch.float16: 1e-3}.get(dtype, 0)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.integers(1, 40),
+    st.sampled_from(sorted(LIMITS, key=str)),
+    st.sampled_from([0.1, 1.0, 30.0]),
+)
+def test_any_shape(B, N, K, C, dtype, scale):
+    x, q, bias = scene(B, N, K, C, dtype, scale)
+    largest = max(
+        1.0, (q.double() @ x.double().mT + bias.double()[..., None]).abs().max().item() / 10
+    )
+    near(one_pass_triton(x, q, bias), plain_one_pass(*doubles(x, q, bias)), LIMITS[dtype] * largest)
+    grads = gradients(B, K, C)
+    want = plain_one_pass_backward(*doubles(*grads), *doubles(x, q, bias))
+    # with few tokens the slots' parts of a token's gradient may cancel; their rounding does not
+    parts = grads[0].double().abs().amax(1).max().item() / K
+    for got, wanted in zip(one_pass_backward_triton(*grads, x, q, bias), want):
+        half = torch.finfo(got.dtype).bits == 16
+        limit = 2e-2 if dtype == torch.bfloat16 else 1e-3 if half else 3e-5
+        near([got], [wanted], largest * limit, smallest=parts if got.ndim == 3 and half else 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits(dtype):
+    x, q, bias = scene(2, 40, 5, 8, dtype, scale=1e4)
+    weighted_sum, attn_sum = one_pass_triton(x, q, bias)
+    assert_close(attn_sum.sum(1), torch.full((2,), 40.0, device=DEVICE))
+    near([weighted_sum, attn_sum], plain_one_pass(*doubles(x, q, bias)), 2e-2)
+    assert all(
+        part.isfinite().all() for part in one_pass_backward_triton(*gradients(2, 5, 8), x, q, bias)
+    )
+
+
+def test_bfloat16_queries_keep_sixteen_bits():
+    x, q, bias = scene(1, 60, 5, 8, torch.bfloat16, scale=10.0)
+    near([one_pass_triton(x, q, bias)[1]], [plain_one_pass(*doubles(x, q, bias))[1]], 5e-4)
+    rounded = plain_one_pass(x.double(), q.bfloat16().double(), bias.double())[1]
+    # what one bfloat16 would do
+    assert (rounded - plain_one_pass(*doubles(x, q, bias))[1]).abs().max() > 5e-3
+
+
+def test_a_slot_may_be_shut_out():
+    x, q, bias = scene(1, 40, 5, 8)
+    bias[0, 2] = -torch.inf
+    weighted_sum, attn_sum = one_pass_triton(x, q, bias, eps=0.0)
+    assert attn_sum[0, 2] == 0 and weighted_sum[0, 2].eq(0).all()
+    assert_close(attn_sum.sum(), torch.tensor(40.0, device=DEVICE))
+
+
+@pytest.mark.parametrize("which", ["tokens", "queries", "bias"])
+def test_nan_stays_in_its_image(which):
+    tensors = dict(zip(("tokens", "queries", "bias"), scene(3, 40, 5, 8)))
+    clean = one_pass_triton(**tensors), one_pass_backward_triton(*gradients(3, 5, 8), **tensors)
+    tensors[which].view(3, -1)[1, 3] = torch.nan
+    spoilt = one_pass_triton(**tensors), one_pass_backward_triton(*gradients(3, 5, 8), **tensors)
+    for before, after in zip(clean[0] + clean[1], spoilt[0] + spoilt[1]):
+        assert torch.equal(before[::2], after[::2])
+    assert all(part[1].isnan().any() for part in spoilt[0] + spoilt[1])
+
+
+def test_one_vote_a_token_whatever_the_padding():
+    for K in (1, 7, 15, 16, 17):
+        x, q, bias = scene(1, 100, K, 5, scale=0.01)
+        assert_close(one_pass_triton(x, q, bias)[1].sum().item(), 100.0, rtol=1e-5, atol=0)
+
+
+# How the work is cut
+
+
+@pytest.mark.parametrize("programs", [1, 2, 3, 7])
+def test_any_number_of_programs(monkeypatch, programs):
+    x, q, bias = scene(1, 200, 7, 20)
+    grads = gradients(1, 7, 20)
+    want = one_pass_triton(x, q, bias), one_pass_backward_triton(*grads, x, q, bias)
+    monkeypatch.setattr(triton_pass, "PROGRAMS", programs)
+    assert triton_pass.launch_plan(x, 7)[0][1] <= programs
+    assert_close(
+        (one_pass_triton(x, q, bias), one_pass_backward_triton(*grads, x, q, bias)),
+        want,
+        atol=1e-4,
+        rtol=1e-5,
+    )
+
+
+def test_the_same_numbers_every_time():
+    x, q, bias = scene(2, 100, 7, 20)
+    one, other = (
+        one_pass_triton(x, q, bias) + one_pass_backward_triton(*gradients(2, 7, 20), x, q, bias)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 10**6),
+    st.integers(1, 64),
+    st.integers(1, 256),
+    st.sampled_from(sorted(LIMITS, key=str)),
+)
+def test_plan_covers_every_token_once(B, N, K, C, dtype):
+    (images, parts), span, chosen = triton_pass.launch_plan(
+        torch.empty(B, N, C, dtype=dtype, device="meta"), K
+    )
+    assert images == B and (parts - 1) * span < N <= parts * span and span % chosen["BLOCK"] == 0
+    assert chosen["KP"] >= K and chosen["CP"] >= C
+    assert parts <= max(1, -(-triton_pass.PROGRAMS // B))
+
+
+def test_views_will_do():
+    x, q, bias = scene(2, 30, 5, 8)
+    want = one_pass_triton(x, q, bias)
+    assert_close(
+        one_pass_triton(x.mT.contiguous().mT, q.mT.contiguous().mT, bias.T.contiguous().T), want
+    )
+    wide = torch.cat([x, x], dim=2)[:, :, :8]
+    assert not wide.is_contiguous()
+    assert_close(one_pass_triton(wide, q, bias), want)
+
+
+# As an operator
+
+
+@pytest.fixture
+def kernels():
+    "The operator with the kernels in it; afterwards with the plain form again."
+    triton_pass.register(DEVICE)
+    yield
+    one_pass.register_kernel(DEVICE)(plain_one_pass)
+    one_pass_backward.register_kernel(DEVICE)(plain_one_pass_backward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype, kernels):
+    x, q, bias = (tensor.requires_grad_() for tensor in scene(2, 9, 3, 5, dtype))
+    torch.library.opcheck(one_pass, (x, q, bias))
+    grads = gradients(2, 3, 5)
+    torch.library.opcheck(one_pass_backward, (*grads, x.detach(), q.detach(), bias.detach()))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_autograd_runs_the_kernels(dtype, monkeypatch, kernels):
+    for name in ("plain_one_pass", "plain_one_pass_backward"):
+        monkeypatch.setattr(triton_pass, name, None)
+    leaves = [tensor.requires_grad_() for tensor in scene(2, 30, 5, 8, dtype)]
+    grads = gradients(2, 5, 8)
+    got = torch.autograd.grad(one_pass(*leaves), leaves, grads)
+    assert_close(got, one_pass_backward_triton(*grads, *leaves))
+
+
+def test_compile_and_export_with_changing_sizes(kernels):
+    f = lambda x, q, bias: sum(part.sin().sum() for part in one_pass(x, q, bias))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((2, 30, 5, 8), (3, 17, 4, 8)):
+        leaves = [tensor.requires_grad_() for tensor in scene(*shape)]
+        assert_close(
+            torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(f(*leaves), leaves)
+        )
+
+    class Wrapped(torch.nn.Module):
+        def forward(self, x, q, bias):
+            return one_pass(x, q, bias)
+
+    batch, tokens, slots = (torch.export.Dim(name) for name in ("batch", "tokens", "slots"))
+    sizes = {"x": {0: batch, 1: tokens}, "q": {0: batch, 1: slots}, "bias": {0: batch, 1: slots}}
+    program = torch.export.export(Wrapped(), scene(2, 30, 5, 8), dynamic_shapes=sizes).module()
+    assert_close(program(*scene(3, 17, 4, 8)), one_pass_triton(*scene(3, 17, 4, 8)))
+
+
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((2, 9, 3, 4), torch.float64),
+        ((2, 0, 3, 4), torch.float32),
+        ((0, 9, 3, 4), torch.float32),
+        ((1, 5, 65, 4), torch.float32),
+        ((1, 5, 2, 257), torch.float32),
+    ],
+)
+def test_what_kernels_cannot_do_falls_back(shape, dtype, kernels):
+    x, q, bias = scene(*shape, dtype)
+    x.requires_grad_()
+    got = one_pass(x, q.to(x), bias.to(x))
+    assert_close(got, plain_one_pass(x, q.to(x), bias.to(x)))
+    assert torch.autograd.grad(got[0].sum(), x)[0].shape == x.shape
+    with pytest.raises(InputError, match="use plain_one_pass"):
+        one_pass_triton(x, q, bias)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tokens": torch.zeros(9, 4)}, "tokens: expected shape"),
+        ({"queries": torch.zeros(2, 3, 5)}, "queries: expected shape [B=2, K, C=4]"),
+        ({"queries": torch.zeros(1, 3, 4)}, "queries: expected shape"),
+        ({"queries": torch.zeros(2, 0, 4), "bias": torch.zeros(2, 0)}, "K from 1 to 64"),
+        ({"bias": torch.zeros(2, 4)}, "bias: expected shape [B=2, K=3]"),
+        ({"tokens": torch.zeros(2, 0, 4)}, "N ≥ 1"),
+        ({"tokens": torch.zeros(2, 9, 4, dtype=torch.int32)}, "float32, bfloat16 or float16"),
+    ],
+)
+def test_bad_arguments(change, message):
+    arguments = {
+        "tokens": torch.zeros(2, 9, 4),
+        "queries": torch.zeros(2, 3, 4),
+        "bias": torch.zeros(2, 3),
+    } | change
+    with pytest.raises(InputError) as error:
+        one_pass_triton(**{name: tensor.to(DEVICE) for name, tensor in arguments.items()})
+    assert message in str(error.value)
+
+
+# In a process of its own
+
+
+def python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_triton_only_the_kernel_is_missing():
+    code = """
+import sys; sys.modules["triton"] = None
+import torch
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.ops.triton_pass import one_pass_triton
+x, q, bias = torch.ones(1, 5, 2), torch.ones(1, 3, 2), torch.zeros(1, 3)
+assert SlotAttention(2, implementation="one_pass")(x).isfinite().all()
+kernel = lambda: one_pass_triton(x, q, bias)
+for asks in (kernel, lambda: SlotAttention(2, implementation="triton")):
+    try: asks()
+    except Exception as error: print(type(error).__name__, error)
+"""
+    first, second = python(code).splitlines()
+    assert first.startswith("InputError tokens: the kernel expects Triton, CUDA")
+    assert second.startswith('InputError implementation: "triton" needs the package triton')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_triton_is_refused():
+    code = """
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.ops.triton_pass import interpreted, register
+for asks in (lambda: SlotAttention(2, implementation="triton"), lambda: register("cpu")):
+    try: asks()
+    except Exception as error: print(type(error).__name__, error)
+print(interpreted())
+"""
+    first, second, last = python(code, TRITON_INTERPRET="0").splitlines()
+    assert first.startswith('InputError implementation: "triton" cannot run on cuda here; use')
+    assert second.startswith('InputError implementation: "triton" cannot run on cpu here; use')
+    assert last == "False"
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+def test_the_module_computes_the_same_with_the_kernels(kernels, dtype, limit):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = SlotAttention(8, 8, 3).to(DEVICE, dtype)
+    x = torch.randn(2, 6, 8, generator=generator(0, "x")).to(DEVICE, dtype).requires_grad_()
+    slots = torch.randn(2, 3, 8, generator=generator(0, "slots")).to(DEVICE, dtype)
+    found = []
+    for module.implementation in ("plain", "one_pass"):
+        out, attention = module(x, slots=slots, return_attention=True)
+        found.append((out, attention, *torch.autograd.grad(out.square().sum(), x)))
+    for ours, want in zip(*found):
+        assert_close(ours, want, rtol=limit, atol=limit)
+
+
+def test_nobody_loads_the_kernels_without_asking():
+    code = """
+import os, sys
+before = dict(os.environ)
+import torch
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
+SlotAttention(4, 4, implementation="one_pass")(torch.zeros(1, 3, 4))
+assert "slot_attention_nbdev.ops.triton_pass" not in sys.modules
+assert os.environ == before
+"""
+    python(code)
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from slot_attention_nbdev.ops import triton_pass
+dtype, N, K, C = torch.{dtype}, 4096, {K}, {C}
+kinds = {{torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}}
+def kind(name, chosen):
+    if name in chosen: return "constexpr"
+    if not name.endswith("_ptr"): return "i32"
+    return kinds[dtype] if name in ("x_ptr", "dx_ptr") else "*fp32"
+for name in ("_one_pass_kernel", "_backward_kernel"):
+    kernel = getattr(triton_pass, name)
+    tokens = torch.empty(64, N, C, dtype=dtype, device="meta")
+    chosen = triton_pass.launch_plan(tokens, K)[2] | {{one: 1 for one in {ones}}}
+    options = {{key: chosen.pop(key) for key in ("num_warps", "num_stages")}}
+    signature = {{argument: kind(argument, chosen) for argument in kernel.arg_names}}
+    source = triton.compiler.ASTSource(kernel, signature, chosen)
+    made = triton.compile(source, target=GPUTarget("cuda", {capability}, 32), options=options)
+    print(name, made.metadata.shared)
+"""
+
+
+def compiled_sizes(tmp_path, capability, dtype, K, C, ones=()):
+    """Bytes of fast memory each kernel takes, as Triton compiles it for a GPU that need not be
+    there.
+    """
+    code = COMPILE.format(capability=capability, dtype=dtype, K=K, C=C, ones=ones)
+    lines = python(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).split("\n")
+    return {line.split()[0]: int(line.split()[1]) for line in lines if line}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_kernels_compile_for_a_hopper_gpu(tmp_path, dtype):
+    sizes = compiled_sizes(tmp_path, 90, dtype, 7, 64)
+    # two programs and more fit a processor
+    assert len(sizes) == 2 and max(sizes.values()) < 100_000
+
+
+@pytest.mark.slow
+def test_sizes_of_one_are_constants_to_the_compiler(tmp_path):
+    compiled_sizes(tmp_path, 90, "float32", 1, 1, ones=("N", "K", "C"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability, memory", [(90, 232_448), (80, 166_912)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+@pytest.mark.parametrize("K, C", [(7, 128), (7, 256), (32, 128), (64, 64), (64, 128), (64, 256)])
+def test_kernels_of_every_size_compile(tmp_path, capability, memory, dtype, K, C):
+    assert max(compiled_sizes(tmp_path, capability, dtype, K, C).values()) <= memory
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(
+    "shape", [(8, 1225, 4, 64), (4, 16384, 7, 64), (2, 1024, 64, 256), (2, 1000, 33, 100)]
+)
+def test_large_images_on_the_gpu(shape, dtype):
+    x, q, bias = scene(*shape, dtype)
+    near(one_pass_triton(x, q, bias), plain_one_pass(*doubles(x, q, bias)), LIMITS[dtype])
+    grads = gradients(shape[0], *shape[2:])
+    want = plain_one_pass_backward(*doubles(*grads), *doubles(x, q, bias))
+    for got, wanted in zip(one_pass_backward_triton(*grads, x, q, bias), want):
+        near([got], [wanted], max(LIMITS[dtype], 1e-3 if got.dtype == torch.float16 else 2e-5))
+
+
+@pytest.mark.gpu
+def test_kernels_in_a_cuda_graph():
+    x, q, bias = scene(8, 1024, 7, 64, torch.bfloat16)
+    want = one_pass_triton(x, q, bias)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = one_pass_triton(x, q, bias)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
