@@ -57,6 +57,25 @@ def test_the_citation_names_this_version():
     assert f"\nversion: {settings()['version']}\n" in citation and "2006.15055" in citation
 
 
+def test_every_file_on_the_map_of_contributing_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text[text.index("## Where is what?") : text.index("## Layout")]
+    named = re.findall(r"`((?:\w+/)?\w+\.(?:py|md))`", table)
+    assert len(named) > 15
+    assert [n for n in named if not (ROOT / PACKAGE / n).exists() and not (ROOT / n).exists()] == []
+    for file, name in re.findall(r"`([\w/]+\.py)` \(`(\w+)`\)", table):
+        assert re.search(rf"^(def |class |)\b{name}\b", (ROOT / PACKAGE / file).read_text(), re.M)
+
+
+@pytest.mark.parametrize("command", ["docs", "prepare", "proc_nbs", "preview", "readme"])
+def test_nothing_leads_to_a_command_that_would_install_quarto(command):
+    files = [ROOT / "Makefile", ROOT / "README.md", ROOT / ".ci" / "run", *all_notebooks()]
+    files += [p for p in (ROOT / "scripts").rglob("*") if p.suffix in (".py", ".sh")]
+    files += [ROOT / "CONTRIBUTING.md"]
+    said = [line for p in files for line in p.read_text().split("\n") if f"nbdev_{command}" in line]
+    assert all("Never run" in line for line in said)
+
+
 def test_every_lesson_stands_in_the_sidebar_once():
     assert sorted(reading_order()) == sorted(str(p.relative_to(ROOT / "nbs")) for p in lessons())
 
