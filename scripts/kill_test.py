@@ -88,7 +88,7 @@ def step_of(out: Path) -> int:
 
 def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Random) -> dict:
     "Let the run get some steps further, then let something happen to it."
-    from slot_attention_nbdev.train.survival import load_latest
+    from slot_attention_nbdev.train.checkpoints import load_latest
 
     before = step_of(out)
     process = runs.start(out.name, resume)

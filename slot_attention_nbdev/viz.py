@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLOT_COLORS', 'GREY', 'color_labels', 'draw_grid', 'to_png', 'save_figure', 'show_scenes', 'heat_map',
            'plot_decomposition', 'overlay', 'grid_size', 'plot_attention', 'slot_statistics', 'draw_slots',
-           'explore_slots']
+           'explore_slots', 'plot_curve', 'find_objects', 'plot_objects']
 
 # %% ../nbs/library/04_figures.ipynb #7703a5f7
 import io
@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .core import InputError, atomic_write, check_int, check_shape, generator
+from .data.objects import DetectedObject
 from .data.sprites import to_uint8
 from .models.autoencoder import AutoEncoderOutput
+from .models.set_predictor import SetPredictor
 
 # %% ../nbs/library/04_figures.ipynb #224ffb6a
 SLOT_COLORS = (  # Okabe and Ito's seven, then four that stay apart from them and from black
@@ -169,8 +171,7 @@ def plot_decomposition(
     label: Tensor | None = None,  # True labels [B, H, W], 0 = background; None for none
     masks: bool = False,  # Whether each image gets a second row with the slots' masks
 ) -> Figure:  # A row for each image
-    """Draw input | reconstruction | segmentation | truth | each slot (Locatello et al. 2020, Fig. 3).
-    """
+    """Draw input | reconstruction | segmentation | truth | each slot (Locatello et al. 2020, Fig. 3)."""
     size = check_shape("image", image, "B C H W", C=3)
     size |= check_shape("masks", output.masks, "B K H W", B=size["B"], H=size["H"], W=size["W"])
     columns, panels = ["input", "reconstruction", "segmentation"], []
@@ -313,3 +314,88 @@ def explore_slots(
         slider.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([ipywidgets.HBox(list(sliders.values())), picture])
+
+# %% ../nbs/library/04_figures.ipynb #e9952c9d
+def plot_curve(
+    # Points with "step", and "loss", "fg_ari" or "ap_inf" where they were measured
+    curve: list[dict],
+) -> Figure:  # Loss on the left axis, foreground ARI or average precision on the right
+    "Draw a run's loss, and its foreground ARI or average precision, over its steps."
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    score = ("ap_inf", "AP") if any("ap_inf" in point for point in curve) else ("fg_ari", "FG-ARI")
+    for axes, key, name, color, mark in [
+        (left, "loss", "loss", "#0072B2", ""),
+        (right, *score, "#D55E00", "o"),
+    ]:
+        points = [(point["step"], point[key]) for point in curve if point.get(key) is not None]
+        steps, values = zip(*points) if points else ((), ())
+        axes.plot(steps, values, color=color, marker=mark, markersize=3)
+        axes.set_ylabel(name, color=color)
+    left.set(xlabel="step", yscale="log")
+    right.set(ylim=(0, 1))
+    return figure
+
+# %% ../nbs/library/04_figures.ipynb #25af2bbd
+@torch.no_grad()
+def find_objects(
+    model: SetPredictor,  # A trained set predictor
+    image: Tensor,  # [B, 3, H, W] in [-1, 1]
+    generator: torch.Generator | None = None,  # Draws the initial slots
+    threshold: float = 0.5,  # Least confidence of an object that counts
+    # Of each image: its objects, most confident first; their (x, y) in pixels, [n, 2]
+) -> tuple[list[list[DetectedObject]], list[Tensor]]:
+    "The objects that a model predicts in images, and where to draw them."
+    output = model(image, generator=generator, return_attention=True)
+    schema = model.schema
+    height, width = model.resolution
+    if set(schema.position) == {"x", "y"}:
+        scene = schema.decode(output.predictions)
+        positions = torch.stack([scene["x"], scene["y"]], -1)  # [B, K, 2]
+    else:
+        weights = output.attention[:, -1].mT  # [B, K, N]
+        h, w = grid_size(weights.shape[-1], model.resolution)
+        y, x = torch.meshgrid(
+            (torch.arange(h) + 0.5) * height / h, (torch.arange(w) + 0.5) * width / w, indexing="ij"
+        )
+        centres = torch.stack([x.flatten(), y.flatten()], -1).to(weights)  # [N, 2]
+        # [B, K, N] @ [N, 2]; squared: the faint glow of far tokens counts little
+        positions = weights.square() @ centres / weights.square().sum(-1, keepdim=True)
+    order = output.predictions[..., -1].argsort(dim=1, descending=True, stable=True)
+    objects = schema.objects(output.predictions, threshold)
+    return objects, [
+        where[rows[: len(found)]].cpu() for where, rows, found in zip(positions, order, objects)
+    ]
+
+
+def plot_objects(
+    image: Tensor,  # [B, 3, H, W] in [-1, 1]
+    objects: list[list[DetectedObject]],  # Of each image, as `find_objects` returns them
+    positions: list[Tensor],  # Their (x, y) in pixels, [n, 2] for each image
+) -> Figure:  # The images side by side
+    "Draw objects on their images, each with its number and its named properties."
+    figure = Figure(figsize=(3.2 * len(image), 3.4), layout="constrained")
+    for axes, picture, found, where in zip(
+        figure.subplots(1, len(image), squeeze=False)[0], to_uint8(image).cpu(), objects, positions
+    ):
+        axes.imshow(
+            picture.numpy(),
+            interpolation="nearest",
+            extent=(0, picture.shape[1], picture.shape[0], 0),
+        )
+        axes.set(xticks=[], yticks=[], xlabel=f"{len(found)} objects")
+        for i, ((x, y), each) in enumerate(zip(where.tolist(), found), 1):
+            words = " ".join(value for value in each.properties.values() if isinstance(value, str))
+            axes.plot(x, y, "+", color="white", markeredgewidth=1)
+            axes.text(
+                x,
+                y,
+                f"{i} {words}",
+                fontsize=7,
+                color="white",
+                ha="center",
+                va="top",
+                bbox={"color": "black", "alpha": 0.55, "pad": 1, "linewidth": 0},
+            )
+    return figure

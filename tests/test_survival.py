@@ -10,18 +10,19 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
+
 from slot_attention_nbdev.core import FileError, TrainingError
-from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.models.weights import load_weights
-from slot_attention_nbdev.train.checkpoints import load_checkpoint
-from slot_attention_nbdev.train.survival import (
-    rotate_checkpoint,
+from slot_attention_nbdev.train.checkpoints import (
+    load_checkpoint,
     load_latest,
     nan_watch,
+    rotate_checkpoint,
     selection_metric,
 )
+from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.train.trainer import Trainer, load_model, train
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=4, checkpoint_every=4)

@@ -60,7 +60,7 @@ def read_run(
     "The summary of one run."
     from slot_attention_nbdev.core import FileError
     from slot_attention_nbdev.models.weights import load_record
-    from slot_attention_nbdev.train.survival import read_run_state
+    from slot_attention_nbdev.train.checkpoints import read_run_state
 
     in_folder = file.name == "record.json"
     name = file.parent.name if in_folder else f"{file.parent.name}/{file.stem}"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPRITES', 'THRESHOLDS', 'WEIGHTS', 'KINDS_OF_COST', 'properties_clevr', 'SeededSetPredictor', 'check_scenes',
-           'properties_loss', 'evaluate_properties', 'find_objects', 'object_rows', 'plot_objects', 'plot_answer',
-           'check_verb', 'read_images', 'segment_files', 'predict_files']
+           'properties_loss', 'evaluate_properties', 'object_rows', 'plot_answer', 'check_verb', 'read_images',
+           'segment_files', 'predict_files']
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #31d86721
 import math
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..core import InputError, atomic_write, check_int, generator
 from ..data.files import read_image
-from ..data.sprites import to_model, to_uint8
+from ..data.sprites import to_model
 from slot_attention_nbdev.models.seeded import (
     FastAutoEncoder,
     ShapeReadout,
@@ -41,7 +41,7 @@ from ..metrics.sets import average_precision, property_scores
 from ..data.objects import Categorical, Continuous, DetectedObject, ObjectSchema
 from .set_predictor import SetPredictor, SetPredictorOutput
 from ..nn.slot_attention import SlotAttention
-from ..viz import grid_size, plot_decomposition, save_figure
+from ..viz import find_objects, plot_decomposition, plot_objects, save_figure
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #24d1a052
 SPRITES = ObjectSchema(
@@ -270,37 +270,6 @@ def evaluate_properties(
     }
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #e48713e6
-@torch.no_grad()
-def find_objects(
-    model: SetPredictor,  # A trained set predictor
-    image: Tensor,  # [B, 3, H, W] in [-1, 1]
-    generator: torch.Generator | None = None,  # Draws the initial slots
-    threshold: float = 0.5,  # Least confidence of an object that is named
-    # Of each image: its objects, most confident first; their (x, y) in pixels, [n, 2]
-) -> tuple[list[list[DetectedObject]], list[Tensor]]:
-    "Name the objects of images, and say where they are to be drawn."
-    output = model(image, generator=generator, return_attention=True)
-    schema = model.schema
-    (height, width) = model.resolution
-    if set(schema.position) == {"x", "y"}:
-        scene = schema.decode(output.predictions)
-        places = torch.stack([scene["x"], scene["y"]], -1)  # [B, K, 2]
-    else:
-        weights = output.attention[:, -1].mT  # [B, K, N]
-        h, w = grid_size(weights.shape[-1], model.resolution)
-        y, x = torch.meshgrid(
-            (torch.arange(h) + 0.5) * height / h, (torch.arange(w) + 0.5) * width / w, indexing="ij"
-        )
-        centres = torch.stack([x.flatten(), y.flatten()], -1).to(weights)  # [N, 2]
-        # [B, K, N] @ [N, 2]; squared: the faint glow of far tokens counts little
-        places = weights.square() @ centres / weights.square().sum(-1, keepdim=True)
-    order = output.predictions[..., -1].argsort(dim=1, descending=True, stable=True)
-    objects = schema.objects(output.predictions, threshold)
-    return objects, [
-        place[rows[: len(found)]].cpu() for place, rows, found in zip(places, order, objects)
-    ]
-
-
 def object_rows(
     objects: list[DetectedObject],  # Of one image
     schema: ObjectSchema,  # What they say
@@ -316,38 +285,6 @@ def object_rows(
         [str(i), f"{o.confidence:.2f}", *(text(o.properties[name]) for name in names)]
         for i, o in enumerate(objects, 1)
     ]
-
-
-def plot_objects(
-    image: Tensor,  # [B, 3, H, W] in [-1, 1]
-    objects: list[list[DetectedObject]],  # What `find_objects` named
-    places: list[Tensor],  # Where
-) -> Figure:  # The images side by side, each object with its number and its named properties
-    "Draw the objects on their images."
-    figure = Figure(figsize=(3.2 * len(image), 3.4), layout="constrained")
-    for axes, picture, found, place in zip(
-        figure.subplots(1, len(image), squeeze=False)[0], to_uint8(image).cpu(), objects, places
-    ):
-        axes.imshow(
-            picture.numpy(),
-            interpolation="nearest",
-            extent=(0, picture.shape[1], picture.shape[0], 0),
-        )
-        axes.set(xticks=[], yticks=[], xlabel=f"{len(found)} objects")
-        for i, ((x, y), each) in enumerate(zip(place.tolist(), found), 1):
-            words = " ".join(value for value in each.properties.values() if isinstance(value, str))
-            axes.plot(x, y, "+", color="white", markeredgewidth=1)
-            axes.text(
-                x,
-                y,
-                f"{i} {words}",
-                fontsize=7,
-                color="white",
-                ha="center",
-                va="top",
-                bbox={"color": "black", "alpha": 0.55, "pad": 1, "linewidth": 0},
-            )
-    return figure
 
 
 def plot_answer(

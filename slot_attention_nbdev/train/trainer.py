@@ -29,7 +29,16 @@ from ..data.sources import Batches
 from ..data.sprites import to_model
 from ..models.seeded_sets import check_scenes, plot_answer
 from ..models.weights import save_record, save_weights
-from .checkpoints import open_run, plot_curve, run_facts
+from slot_attention_nbdev.train.checkpoints import (
+    NotFinite,
+    load_latest,
+    nan_watch,
+    open_run,
+    rotate_checkpoint,
+    run_facts,
+    selection_metric,
+    write_run_state,
+)
 from slot_attention_nbdev.train.distributed import (
     Interrupted,
     all_reduce_stop,
@@ -48,14 +57,6 @@ from slot_attention_nbdev.train.recipes import (
     run_fingerprint,
     to_dict,
 )
-from slot_attention_nbdev.train.survival import (
-    NotFinite,
-    load_latest,
-    nan_watch,
-    rotate_checkpoint,
-    selection_metric,
-    write_run_state,
-)
 from slot_attention_nbdev.train.tasks import (
     Objective,
     backward,
@@ -69,7 +70,7 @@ from slot_attention_nbdev.train.tasks import (
     speed_up,
     validation_metric,
 )
-from ..viz import save_figure
+from ..viz import plot_curve, save_figure
 
 # %% ../../nbs/library/09_trainer.ipynb #d8a20b6d
 class Trainer:

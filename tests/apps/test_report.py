@@ -25,7 +25,7 @@ from slot_attention_nbdev.apps.report import (
     summarize_runs,
 )
 from slot_attention_nbdev.models.weights import load_record, save_record
-from slot_attention_nbdev.train.survival import read_run_state
+from slot_attention_nbdev.train.checkpoints import read_run_state
 from slot_attention_nbdev.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def test_a_run_is_running_while_its_process_lives(tmp_path):
     code = """
 import sys
 import time
-from slot_attention_nbdev.train.survival import write_run_state
+from slot_attention_nbdev.train.checkpoints import write_run_state
 
 with write_run_state(sys.argv[1]):
     print("on", flush=True)
@@ -131,8 +131,8 @@ with write_run_state(sys.argv[1]):
         "[]",
         "{}",
         '{"state": "running"}',
-        '{"state": "running", "process": "x", "born": 0}',
-        '{"state": "running", "process": -1, "born": 0}',
+        '{"state": "running", "process": "x", "started": 0}',
+        '{"state": "running", "process": -1, "started": 0}',
     ],
 )
 def test_a_note_that_is_none_is_not_believed(note, tmp_path):
