@@ -20,6 +20,7 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,9 +33,11 @@ from torch import Tensor
 
 from slot_attention_nbdev.core import atomic_write, generator
 from slot_attention_nbdev.data.sprites import tetrominoes
-from slot_attention_nbdev.data.tfrecord_scenes import SCHEMAS, encode_scene
 from slot_attention_nbdev.data.tfrecord_dataset import TFRecordScenes
-from slot_attention_nbdev.data.tfrecords import parse_example, read_tfrecords, write_tfrecords
+from slot_attention_nbdev.data.tfrecords import SCHEMAS, parse_example, read_tfrecords
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "data"))
+from writers import encode_scene, write_tfrecords  # noqa: E402
 
 REPEATS, NOISE = 5, 0.45
 

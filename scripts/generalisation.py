@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.data.sprites import SpriteStream
+from slot_attention_nbdev.data.sources import Batches, GeneratedScenes
 from slot_attention_nbdev.experiments.generalization import (
     draw_crowd,
     draw_pieces,
@@ -82,7 +82,7 @@ def trained(steps: int, seed: int, normalisation: str = "mean", allowed=None):
     if normalisation != "mean":
         for model in (run.model, run.ema):
             normalise_by(model, normalisation)
-    stream = SpriteStream("tetrominoes", 32, seed)
+    stream = Batches(GeneratedScenes("tetrominoes"), 32, seed)
     for step in range(steps):
         run.training_step(
             stream.batch(step)

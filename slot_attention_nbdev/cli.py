@@ -164,12 +164,12 @@ def evaluate_command(
       slot-attention evaluate runs/demo --data tetrominoes
       slot-attention evaluate model.safetensors --data pack.npz --n 1000 --json
     """
-    from slot_attention_nbdev.data.sources import evaluation_scenes, recognise_data
+    from slot_attention_nbdev.data.sources import evaluation_scenes, parse_data_spec
     from slot_attention_nbdev.train.trainer import evaluate, load_model
 
     model, info = load_model(arguments.checkpoint, device=arguments.device)
     resolution = info["recipe"].get("resolution", 0)
-    if recognise_data(arguments.data).kind in ("folder", "clevr"):
+    if parse_data_spec(arguments.data).kind in ("folder", "clevr"):
         resolution = model.resolution[0]
     scenes = evaluation_scenes(arguments.data, arguments.n, resolution)
     metrics = evaluate(model, scenes, seed=arguments.seed)
@@ -206,13 +206,17 @@ def data_command(
       slot-attention data clevr6 --card
     """
     from slot_attention_nbdev.core import InputError, check_int
-    from slot_attention_nbdev.data.convert import card, draw_pack, draw_scenes
-    from slot_attention_nbdev.data.sources import generated_set
+    from slot_attention_nbdev.data.sources import (
+        data_card,
+        draw_pack,
+        draw_scenes,
+        generated_set,
+    )
     from slot_attention_nbdev.viz import save_figure, show_scenes
 
     name, out = arguments.name, arguments.out
     if arguments.card:
-        return card(name)._asdict(), str(card(name))
+        return data_card(name)._asdict(), str(data_card(name))
     if out is None or out.suffix not in (".png", ".npz"):
         raise InputError(
             f"out: expected a name that ends in .png (a sheet) or .npz (a pack), got {str(out)!r}"
@@ -256,8 +260,7 @@ def convert_command(
       slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz
       slot-attention convert photos/ --resolution 64 --out photos.npz
     """
-    from slot_attention_nbdev.data.convert import convert
-    from slot_attention_nbdev.data.sources import open_source
+    from slot_attention_nbdev.data.sources import convert, open_source
 
     data, out, resolution = arguments.data, arguments.out, arguments.resolution
     settings = {"split": arguments.split, "on_error": "skip" if arguments.skip_errors else "raise"}

@@ -32,13 +32,8 @@ from slot_attention_nbdev.core import (
     resolve_device,
 )
 from slot_attention_nbdev.data.files import load_pack, save_pack
-from slot_attention_nbdev.data.sprites import (
-    SpriteStream,
-    multi_dsprites,
-    sprite_scenes,
-    tetrominoes,
-    to_model,
-)
+from slot_attention_nbdev.data.sources import Batches, GeneratedScenes, evaluation_scenes
+from slot_attention_nbdev.data.sprites import multi_dsprites, tetrominoes, to_model
 from slot_attention_nbdev.nn.decoder import BroadcastDecoder
 from slot_attention_nbdev.models.seeded import fast_autoencoder
 from slot_attention_nbdev.metrics.segmentation import (
@@ -76,7 +71,7 @@ def place(tmp_path_factory):
     (place / "empty").mkdir()
     (place / "text.npz").write_text("not a zip archive")
     (place / "text.png").write_text("not an image")
-    scenes = {name: value.numpy() for name, value in sprite_scenes("tetrominoes", 4).items()}
+    scenes = {name: value.numpy() for name, value in evaluation_scenes("tetrominoes", 4).items()}
     image, label = scenes["image"], scenes["label"]
     save = lambda name, **arrays: np.savez(place / name, **arrays)
     save("good.npz", **scenes)
@@ -294,7 +289,7 @@ CALLS = [
     ("no scenes", lambda place: tetrominoes(0), InputError, "n: expected an integer ≥ 1"),
     (
         "more scenes than the split holds",
-        lambda place: sprite_scenes("tetrominoes", 321),
+        lambda place: evaluation_scenes("tetrominoes", 321),
         InputError,
         "≤ 320",
     ),
@@ -306,7 +301,7 @@ CALLS = [
     ),
     (
         "a data set misspelt",
-        lambda place: SpriteStream("tetromino", 4),
+        lambda place: GeneratedScenes("tetromino"),
         InputError,
         "did you mean 'tetrominoes'?",
     ),

@@ -16,7 +16,8 @@ from slot_attention_nbdev import cli
 from slot_attention_nbdev.cli import console, main
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
-from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.data.sources import GeneratedScenes, collate_rows, evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.train.recipes import RECIPES, to_dict
 from slot_attention_nbdev.train.trainer import load_model
@@ -133,7 +134,7 @@ def test_train_fits_its_budget(say, tmp_path):
 
 
 def test_evaluate_agrees_with_its_parts(say, run, tmp_path):
-    scenes = sprite_scenes("tetrominoes", 20, seed=5)
+    scenes = collate_rows(GeneratedScenes("tetrominoes", "test", seed=5), range(20))
     save_pack(tmp_path / "pack.npz", scenes)
     found = json.loads(say("evaluate", run, "--data", tmp_path / "pack.npz", "--json"))
     assert list(found) == ["fg_ari", "ari", "miou", "mbo", "mse", "n"] and found["n"] == 20
@@ -174,7 +175,7 @@ def test_evaluate_without_objects_says_null(say, run, tmp_path):
 
 
 def test_segment_writes_label_maps_and_pictures(say, run, tmp_path):
-    image = sprite_scenes("tetrominoes", 2)["image"].numpy()
+    image = evaluation_scenes("tetrominoes", 2)["image"].numpy()
     paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
     for path, pixels in zip(paths, image):
         path.parent.mkdir()
@@ -216,7 +217,9 @@ def test_data_draws_packs_and_sheets(say, tmp_path):
     held_out = {
         scene.numpy().tobytes()
         for split in ("train", "test")
-        for scene in sprite_scenes("tetrominoes", 320, seed=2, split=split)["image"]
+        for scene in collate_rows(GeneratedScenes("tetrominoes", split, seed=2), range(320))[
+            "image"
+        ]
     }
     assert not held_out & {scene.numpy().tobytes() for scene in many["image"]}
     assert (

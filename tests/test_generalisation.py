@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.data.sprites import COLORS, to_model
+from slot_attention_nbdev.data.sprites import PIECE_COLORS, to_model
 from slot_attention_nbdev.models.seeded import fast_autoencoder
 from slot_attention_nbdev.experiments.generalization import (
     NORMALISATIONS,
@@ -41,7 +41,7 @@ def test_only_allowed_pairs_appear_and_their_colours_are_on_the_picture():
     assert 0.25 < allowed.float().mean() < 0.4
     for b, k in ((0, 0), (7, 2)):
         seen = scenes["image"][b][scenes["label"][b] == k + 1].float().amax(0) > 0
-        assert seen.tolist() == [bool(c) for c in COLORS[scenes["hue"][b, k]]]
+        assert seen.tolist() == [bool(c) for c in PIECE_COLORS[scenes["hue"][b, k]]]
 
 
 def test_pairs_are_drawn_evenly():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.train.tasks import (
     Objective,
     draw_noise,
@@ -136,7 +137,7 @@ def test_compiles_without_graph_breaks(kind, recompute):
         Trainer(get_recipe(name, **{**settings, **extra}), resolution=resolution)
         for extra in ({}, {"compile": "off"})
     )
-    scenes = sprite_scenes(
+    scenes = evaluation_scenes(
         "tetrominoes" if resolution[0] == 35 else "multi_dsprites_colored_on_grayscale", 2
     )
     for _ in range(3):
@@ -146,7 +147,7 @@ def test_compiles_without_graph_breaks(kind, recompute):
 
 
 def test_objective_looks_at_images_alone():
-    model, scenes = build_model(get_recipe("tiny")), sprite_scenes("tetrominoes", 2)
+    model, scenes = build_model(get_recipe("tiny")), evaluation_scenes("tetrominoes", 2)
     loss = Objective(model)({"image": scenes["image"]}, None)
     assert loss.item() == pytest.approx(
         (model(to_model(scenes["image"])).reconstruction - to_model(scenes["image"]))
@@ -159,7 +160,7 @@ def test_objective_looks_at_images_alone():
 @pytest.mark.parametrize("name", ["tetrominoes_fast", "tetrominoes_paper", "sprites_properties"])
 def test_slots_shown_against_plain_loops(name):
     recipe = get_recipe(name)
-    scenes, model = sprite_scenes(recipe.data, 5), build_model(recipe)
+    scenes, model = evaluation_scenes(recipe.data, 5), build_model(recipe)
     figures, sheet = show_slots(model, scenes, seed=3, most=3, shown=2)
     image = to_model(scenes["image"][:3])
     with torch.no_grad():
@@ -196,7 +197,7 @@ def test_slots_shown_against_plain_loops(name):
 
 
 def test_slots_are_shown_without_labels_and_change_nothing():
-    model, scenes = build_model(get_recipe("tiny")), sprite_scenes("tetrominoes", 4)
+    model, scenes = build_model(get_recipe("tiny")), evaluation_scenes("tetrominoes", 4)
     before, state = evaluate(model, scenes), torch.get_rng_state()
     show_slots(model, {"image": scenes["image"]})
     assert torch.equal(torch.get_rng_state(), state) and evaluate(model, scenes) == before

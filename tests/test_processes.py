@@ -10,7 +10,7 @@ import pytest
 import torch
 from slot_attention_nbdev.core import InputError
 from slot_attention_nbdev.data.files import save_pack
-from slot_attention_nbdev.data.sprites import sprite_scenes
+from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.core import rank_slice
 from slot_attention_nbdev.train.distributed import open_accelerator
 from slot_attention_nbdev.train.recipes import build_data, get_recipe
@@ -96,7 +96,7 @@ def gradients(recipe):
 def place(tmp_path_factory):
     "Where two processes have trained every recipe."
     place = tmp_path_factory.mktemp("processes")
-    save_pack(place / "pack.npz", sprite_scenes("tetrominoes", 40))
+    save_pack(place / "pack.npz", evaluation_scenes("tetrominoes", 40))
     finish(launch([sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(place)]))
     return place
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.models.seeded_sets import (
     SPRITES,
     THRESHOLDS,
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    for i, image in enumerate(sprite_scenes(NAME, 2)["image"].numpy()):
+    for i, image in enumerate(evaluation_scenes(NAME, 2)["image"].numpy()):
         Image.fromarray(image).save(folder / f"{i}.png")
     return [folder / "0.png", folder / "1.png"]
 
@@ -98,7 +99,7 @@ def test_training_on_sets(run):
     assert (out / "slots.png").exists() and (out / "curve.png").exists()
     model, info = load_model(out)
     assert isinstance(model, SeededSetPredictor) and info["step"] == 6
-    scenes = sprite_scenes(NAME, 8)
+    scenes = evaluation_scenes(NAME, 8)
     assert evaluate(model, scenes) == pytest.approx(
         {key: record["final"][key] for key in evaluate(model, scenes)}
     )
@@ -126,7 +127,7 @@ def test_resumed_run_ends_with_the_same_weights(run, tmp_path, monkeypatch):
 
 
 def test_the_loss_falls_on_one_batch():
-    model, scenes = SeededSetPredictor((64, 64), 6, 3), sprite_scenes(NAME, 8)
+    model, scenes = SeededSetPredictor((64, 64), 6, 3), evaluation_scenes(NAME, 8)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     losses = []
     for _ in range(60):
@@ -139,7 +140,7 @@ def test_the_loss_falls_on_one_batch():
 
 
 def test_evaluation_is_average_precision():
-    model, scenes = SeededSetPredictor((64, 64), 6, 3), sprite_scenes(NAME, 20)
+    model, scenes = SeededSetPredictor((64, 64), 6, 3), evaluation_scenes(NAME, 20)
     found = evaluate_properties(model, scenes, batch_size=7)
     with torch.no_grad():
         said = model(to_model(scenes["image"])).predictions
@@ -157,7 +158,7 @@ def test_evaluation_is_average_precision():
 def test_the_number_in_the_picture_stands_at_the_object():
     model = SeededSetPredictor((64, 64), 6, 3)
     objects, places = find_objects(
-        model, to_model(sprite_scenes(NAME, 3)["image"]), generator(0, "slots"), threshold=0.45
+        model, to_model(evaluation_scenes(NAME, 3)["image"]), generator(0, "slots"), threshold=0.45
     )
     for found, place in zip(objects, places, strict=True):
         assert [[o.properties["x"], o.properties["y"]] for o in found] == [
@@ -211,7 +212,7 @@ def test_predict(run, pictures, tmp_path, capsys):
 
 
 def test_a_picture_of_another_size_keeps_its_hard_edges(tmp_path):
-    image = sprite_scenes(NAME, 1)["image"][0]
+    image = evaluation_scenes(NAME, 1)["image"][0]
     Image.fromarray(image.numpy()).resize((300, 300), Image.Resampling.NEAREST).save(
         tmp_path / "large.png"
     )

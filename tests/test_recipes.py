@@ -8,8 +8,7 @@ import torch
 
 from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.files import save_pack
-from slot_attention_nbdev.data.sources import GENERATED
-from slot_attention_nbdev.data.sprites import sprite_scenes
+from slot_attention_nbdev.data.sources import GENERATED, evaluation_scenes
 from slot_attention_nbdev.train.recipes import (
     RECIPES,
     Recipe,
@@ -171,7 +170,7 @@ def test_data_need_not_be_there_to_be_named(data):
 
 
 def test_resolution(tmp_path):
-    save_pack(tmp_path / "mine.npz", sprite_scenes("tetrominoes", 10))
+    save_pack(tmp_path / "mine.npz", evaluation_scenes("tetrominoes", 10))
     for data in ("tetrominoes", str(tmp_path / "mine.npz")):
         recipe = get_recipe("tiny", data=data, resolution=20)
         stream, held_out = build_data(recipe)
@@ -187,11 +186,11 @@ def test_resolution(tmp_path):
 
 def test_pack(tmp_path):
     path = tmp_path / "mine.npz"
-    save_pack(path, sprite_scenes("tetrominoes", 30))
+    save_pack(path, evaluation_scenes("tetrominoes", 30))
     recipe = get_recipe("tiny", data=str(path))
     stream, held_out = build_data(recipe, seed=2)
     assert len(held_out["image"]) == 6 and stream.n == 24  # at most a fifth is held out
-    assert torch.equal(held_out["image"], sprite_scenes("tetrominoes", 30)["image"][24:])
+    assert torch.equal(held_out["image"], evaluation_scenes("tetrominoes", 30)["image"][24:])
     again, _ = build_data(recipe, seed=2)
     again.batch(0)
     assert all(

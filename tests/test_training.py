@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
 from slot_attention_nbdev.data.files import save_pack
-from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.train import trainer as training
@@ -171,7 +172,7 @@ def test_same_seed_same_weights(run, tmp_path):
 def test_first_update_of_a_warmup_changes_nothing():
     run = Trainer(tiny())
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
-    scenes = sprite_scenes("tetrominoes", 2)
+    scenes = evaluation_scenes("tetrominoes", 2)
     run.training_step(scenes)
     assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
     run.training_step(scenes)
@@ -180,19 +181,20 @@ def test_first_update_of_a_warmup_changes_nothing():
 
 def test_a_checkpoint_can_be_restored_twice(tmp_path):
     run = Trainer(tiny())
+    scenes = evaluation_scenes("tetrominoes", 8)
     for step in range(4):
-        run.training_step(sprite_scenes("tetrominoes", 2, start=2 * step))
+        run.training_step({key: value[2 * step : 2 * step + 2] for key, value in scenes.items()})
     run.save(tmp_path)
     state, ends = load_checkpoint(tmp_path / "checkpoint.pt"), []
     for _ in range(2):
         run.restore(state)
-        run.training_step(sprite_scenes("tetrominoes", 2))
+        run.training_step(evaluation_scenes("tetrominoes", 2))
         ends.append([p.clone() for p in run.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def test_variance_weight_rises():
-    scenes, losses = sprite_scenes("tetrominoes", 2), []
+    scenes, losses = evaluation_scenes("tetrominoes", 2), []
     for settings in (
         {"variance_weight": 0.0},
         {"variance_weight": 1.0},
@@ -207,7 +209,7 @@ def test_variance_weight_rises():
 def test_average():
     run = Trainer(tiny(ema_decay=0.75, warmup_steps=0))
     start = [p.clone() for p in run.model.parameters()]
-    run.training_step(sprite_scenes("tetrominoes", 2))
+    run.training_step(evaluation_scenes("tetrominoes", 2))
     for mean, first, now in zip(run.ema.parameters(), start, run.model.parameters(), strict=True):
         torch.testing.assert_close(mean, 0.75 * first + 0.25 * now)
     plain = Trainer(tiny(ema_decay=0.0))
@@ -215,7 +217,7 @@ def test_average():
 
 
 def test_clipping():
-    scenes = sprite_scenes("tetrominoes", 2)
+    scenes = evaluation_scenes("tetrominoes", 2)
     for clip in (0.0, 1e-3):
         run = Trainer(tiny(clip_norm=clip))
         run.training_step(scenes)
@@ -229,7 +231,7 @@ def test_clipping():
 
 def test_labels_have_no_say():
     a, b = (Trainer(tiny(warmup_steps=0)) for _ in range(2))
-    scenes = sprite_scenes("tetrominoes", 2)
+    scenes = evaluation_scenes("tetrominoes", 2)
     a.training_step(scenes)
     b.training_step({"image": scenes["image"]})
     assert all(
@@ -382,7 +384,7 @@ def test_no_space(tmp_path, monkeypatch):
 
 
 def test_pack_as_data(tmp_path):
-    save_pack(tmp_path / "pack.npz", sprite_scenes("tetrominoes", 20))
+    save_pack(tmp_path / "pack.npz", evaluation_scenes("tetrominoes", 20))
     record = go(tmp_path / "run", tiny(data=str(tmp_path / "pack.npz"), steps=3))
     assert record["final"]["n"] == 4
     (tmp_path / "pack.npz").unlink()
@@ -391,7 +393,7 @@ def test_pack_as_data(tmp_path):
 
 
 def test_evaluate_is_what_it_says():
-    model, scenes = build_model(tiny()), sprite_scenes("tetrominoes", 10)
+    model, scenes = build_model(tiny()), evaluation_scenes("tetrominoes", 10)
     ours = evaluate(model, scenes, batch_size=4, seed=3)
     with torch.no_grad():
         output = model(to_model(scenes["image"]), generator=generator(3, "evaluate"))
@@ -407,7 +409,7 @@ def test_evaluate_is_what_it_says():
 
 
 def test_evaluate_leaves_undefined_scores_out():
-    model, scenes = build_model(tiny()), sprite_scenes("tetrominoes", 4)
+    model, scenes = build_model(tiny()), evaluation_scenes("tetrominoes", 4)
     scenes["label"][0] = 0  # an image without objects has no mIoU
     assert all(math.isfinite(value) for value in evaluate(model, scenes).values())
 
@@ -421,14 +423,14 @@ def test_evaluate_leaves_undefined_scores_out():
     (lambda s: s.update(label=s["label"][:, :30]), "expected"),
 ], ids=["no label", "no image", "empty", "float", "size of image", "size of label"])  # fmt: skip
 def test_evaluate_rejects(change, words):
-    scenes = sprite_scenes("tetrominoes", 2)
+    scenes = evaluation_scenes("tetrominoes", 2)
     change(scenes)
     with pytest.raises(InputError, match=words):
         evaluate(build_model(tiny()), scenes)
 
 
 def test_load_model(run):
-    images = to_model(sprite_scenes("tetrominoes", 2)["image"])
+    images = to_model(evaluation_scenes("tetrominoes", 2)["image"])
     outputs = []
     for name in (run, str(run), run / "model.safetensors", run / "checkpoint.pt"):
         model, info = load_model(name)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.experiments.shortcuts import (
     PixelDecoder,
     learn_from_last_step,
@@ -149,7 +150,7 @@ def test_every_pixel_is_as_likely():
 
 
 def test_pixels_need_a_decoder_that_paints_them():
-    scenes = sprite_scenes("tetrominoes", 2)
+    scenes = evaluation_scenes("tetrominoes", 2)
     with pytest.raises(
         InputError, match="pixels: expected 0, since SlotAttentionAutoEncoder paints whole images"
     ):
@@ -222,7 +223,7 @@ def test_gradients_of_the_last_step(T):
 def test_last_step_computes_the_same_and_keeps_less():
     plain = seeded(pixel_autoencoder, (6, 6), 4)
     model = learn_from_last_step(seeded(pixel_autoencoder, (6, 6), 4))
-    image = to_model(sprite_scenes("tetrominoes", 2)["image"])[:, :, :6, :6]
+    image = to_model(evaluation_scenes("tetrominoes", 2)["image"])[:, :, :6, :6]
     for options in ({}, {"return_attention": True}, {"num_iterations": 5, "num_slots": 2}):
         for a, b in zip(
             *(m(image, generator=generator(0), **options) for m in (plain, model)), strict=True
@@ -251,7 +252,7 @@ def test_last_step_of_other_models(tmp_path):
     "Seeded slots stay seeded; whatever is not Slot Attention is refused."
     fast = build_model(get_recipe("tiny", gradient="implicit"), (35, 35))
     assert draw_noise(fast, 2, 0, 0) is None
-    scenes = sprite_scenes("tetrominoes", 2)
+    scenes = evaluation_scenes("tetrominoes", 2)
     Objective(fast)(scenes, None).backward()
     assert fast.seed[1].weight.grad.norm() > 0  # the seeds still learn
     with pytest.raises(InputError, match="gradient: expected 'all'"):
@@ -310,7 +311,7 @@ def test_the_defaults_change_nothing():
             get_recipe("tetrominoes_paper", **bad)
     model = build_model(before, (9, 9))
     assert type(model.slot_attention) is SlotAttention
-    scenes = {"image": sprite_scenes("tetrominoes", 2)["image"][:, :9, :9]}
+    scenes = {"image": evaluation_scenes("tetrominoes", 2)["image"][:, :9, :9]}
     noise = draw_noise(model, 2, 0, 0)
     image = to_model(scenes["image"])
     slots = model.slot_attention.slots_mu + model.slot_attention.slots_log_sigma.exp() * noise

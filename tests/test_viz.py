@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from slot_attention_nbdev import viz
 from slot_attention_nbdev.core import FileError, InputError, generator
-from slot_attention_nbdev.data.sprites import sprite_scenes, to_model
+from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.models.autoencoder import small_autoencoder
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return sprite_scenes("tetrominoes", 4)
+    return evaluation_scenes("tetrominoes", 4)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.data.sprites import sprite_scenes
+from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.experiments.what_goes_wrong import (
@@ -36,7 +36,7 @@ SAME_OUTPUT = {"plain", "fixed_start", "frozen_norms", "detached", "implicit", "
 
 @pytest.fixture(scope="module")
 def image():
-    return halve(sprite_scenes("tetrominoes", 2))[0]
+    return halve(evaluation_scenes("tetrominoes", 2))[0]
 
 
 def outputs(name: str, image: torch.Tensor):
@@ -184,7 +184,7 @@ def test_look_on_known_slots(image):
             model = build("plain")
             return model(image, slots=torch.ones(len(image), 4, 64))
 
-    found = look(Alike(), sprite_scenes("tetrominoes", 2))
+    found = look(Alike(), evaluation_scenes("tetrominoes", 2))
     assert abs(found["likeness"] - 1) < 1e-5
     assert abs(found["entropy"] - 1) < 1e-5
     assert found["dead"] == 3  # of equal masks, the first wins every pixel
@@ -256,7 +256,7 @@ def test_record(path):
 @pytest.mark.parametrize("name", ["plain", "unscaled", "seven_slots"])
 def test_records_come_from_this_code(name):
     start = load_record(ROOT / "results" / "what_goes_wrong" / f"{name}-1.json")["curve"][0]
-    found = look(build(name, seed=1), sprite_scenes("tetrominoes", HELD_OUT))
+    found = look(build(name, seed=1), evaluation_scenes("tetrominoes", HELD_OUT))
     assert {"step", *found} == set(start)
     for key, value in found.items():
         assert abs(value - start[key]) < 2e-3 * max(1, abs(value)), key

@@ -21,11 +21,11 @@ from ..core import InputError, check_int, generator
 from ..data.clevr_scenes import draw_scenes, to_srgb, trace_pass
 from ..data.shading import LAMPS
 from ..data.rays import CAMERA, FRAMES, WORDS, make_solids
+from ..data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import (
-    COLORS,
     PIECES,
+    PIECE_COLORS,
     draw_tetrominoes,
-    sprite_scenes,
     to_model,
     to_uint8,
 )
@@ -80,8 +80,15 @@ class GridPicture:
         return self.stage.png()
 
 # %% ../../nbs/library/18_live_scenes.ipynb #72fb9b49
-COLOR_NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan")  # of COLORS in `data.sprites`
-# Row and column of its box on the 7 x 7 board, its number in PIECES, its colour's number in COLORS
+COLOR_NAMES = (
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "magenta",
+    "cyan",
+)  # of PIECE_COLORS in `data.sprites`
+# Row and column of its box on the 7 x 7 board, its number in PIECES, its colour's number in PIECE_COLORS
 Piece = tuple[int, int, int, int]
 
 
@@ -113,7 +120,7 @@ def draw_board(
         )
     row, column, shape, color = torch.tensor(pieces).T[:, None]  # [4, n] -> four of [1, n]
     return draw_tetrominoes(
-        shape, 5 * column, 5 * row, torch.tensor(COLORS, dtype=torch.float32)[color]
+        shape, 5 * column, 5 * row, torch.tensor(PIECE_COLORS, dtype=torch.float32)[color]
     )
 
 
@@ -191,7 +198,7 @@ class PieceBoard(ipywidgets.VBox):
             button.style.button_color = (
                 "#dddddd"
                 if color is None
-                else "#" + "".join(f"{80 + 175 * x:02x}" for x in COLORS[color])
+                else "#" + "".join(f"{80 + 175 * x:02x}" for x in PIECE_COLORS[color])
             )
             button.tooltip = f"row {cell[0] + 1}, column {cell[1] + 1}: " + (
                 "empty" if color is None else f"piece {owner[cell] + 1}, {COLOR_NAMES[color]}"
@@ -405,7 +412,7 @@ def explore_surgery(
     images: Tensor | None = None,
 ) -> LiveFigure:  # Two pictures on the table
     "Remove, move or exchange one slot, and see what is painted."
-    images = to_model(sprite_scenes("tetrominoes", 16)["image"]) if images is None else images
+    images = to_model(evaluation_scenes("tetrominoes", 16)["image"]) if images is None else images
     draw = SurgeryPicture(load_model("tetrominoes_fast")[0] if model is None else model, images)
     kind = ipywidgets.Dropdown(
         options=OPERATIONS,

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..nn.attention import attention_scores, slot_softmax, weighted_mean
 from ..core import InputError, check_int, check_shape, generator
 from slot_attention_nbdev.data.sprites import (
-    COLORS,
     PIECES,
+    PIECE_COLORS,
     _place_pieces,
     draw_multi_dsprites,
     draw_tetrominoes,
@@ -39,16 +39,22 @@ def draw_pieces(
     check_int("n", n)
     check_int("count", count, maximum=6)
     pairs = (
-        (torch.ones(len(PIECES), len(COLORS), dtype=torch.bool) if allowed is None else allowed)
+        (
+            torch.ones(len(PIECES), len(PIECE_COLORS), dtype=torch.bool)
+            if allowed is None
+            else allowed
+        )
         .flatten()
         .nonzero()[:, 0]
     )
     if not len(pairs):
         raise InputError("allowed: no pair of shape and colour is left")
     pair = pairs[torch.randint(len(pairs), (n, count), generator=generator)]
-    shape, hue = pair // len(COLORS), pair % len(COLORS)
+    shape, hue = pair // len(PIECE_COLORS), pair % len(PIECE_COLORS)
     y, x = _place_pieces(shape, generator, tries=100).unbind(-1)
-    image, label = draw_tetrominoes(shape, x, y, torch.tensor(COLORS, dtype=torch.float32)[hue])
+    image, label = draw_tetrominoes(
+        shape, x, y, torch.tensor(PIECE_COLORS, dtype=torch.float32)[hue]
+    )
     return {"image": image, "label": label, "shape": shape, "hue": hue}
 
 
@@ -56,7 +62,7 @@ def held_out_pairs() -> Tensor:  # bool [19, 6]
     """A third of all pairs of shape and colour, such that every shape and every colour is still
     seen.
     """
-    return (torch.arange(len(PIECES))[:, None] + torch.arange(len(COLORS))) % 3 == 0
+    return (torch.arange(len(PIECES))[:, None] + torch.arange(len(PIECE_COLORS))) % 3 == 0
 
 # %% ../../nbs/course/14_generalization.ipynb #7a4b2a21
 @torch.no_grad()

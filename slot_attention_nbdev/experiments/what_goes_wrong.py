@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..nn.attention import attention_scores, slot_softmax, weighted_mean
 from ..core import InputError, check_int, derive_seed, generator, suggest
-from ..data.sprites import SpriteStream, sprite_scenes, to_model
+from ..data.sources import Batches, GeneratedScenes, evaluation_scenes
+from ..data.sprites import to_model
 from ..nn.decoder import CoarseDecoder
 from ..nn.encoder import PatchEncoder
 from ..metrics.segmentation import foreground_ari
@@ -381,8 +382,8 @@ def measure(
     start = time.process_time()
     module = model.slot_attention
     facts = run_facts(torch.device("cpu"))
-    stream = SpriteStream("tetrominoes", BATCH, seed)
-    scenes = sprite_scenes("tetrominoes", held_out)
+    stream = Batches(GeneratedScenes("tetrominoes"), BATCH, seed)
+    scenes = evaluation_scenes("tetrominoes", held_out)
     optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], eps=1e-8)
     curve, window, failed = [{"step": 0, **look(model, scenes)}], [], None
     for step in range(check_int("steps", steps)):

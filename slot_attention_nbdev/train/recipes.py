@@ -28,8 +28,13 @@ from slot_attention_nbdev.core import (
     suggest,
     table,
 )
-from ..data.convert import gather
-from ..data.sources import Batches, hold_out, open_source, recognise_data
+from slot_attention_nbdev.data.sources import (
+    Batches,
+    collate_rows,
+    hold_out,
+    open_source,
+    parse_data_spec,
+)
 from ..models.autoencoder import SlotAttentionAutoEncoder
 from ..models.set_predictor import SetPredictor
 from ..models.weights import find_weights, load_record, load_weights
@@ -174,7 +179,7 @@ def check_setting(
     elif choices and value not in choices:
         raise InputError(f"{key}: unknown {value!r}; {suggest(value, choices)}")
     elif key == "data":
-        recognise_data(value)
+        parse_data_spec(value)
 
 # %% ../../nbs/library/05_recipes.ipynb #9f236131
 CPU = dict(
@@ -438,7 +443,7 @@ def resolution_of(
         return recipe.resolution, recipe.resolution
     source = open_source(recipe.data)
     return tuple(
-        getattr(source, "resolution", None) or gather(source, range(1))["image"].shape[1:3]
+        getattr(source, "resolution", None) or collate_rows(source, range(1))["image"].shape[1:3]
     )
 
 

@@ -19,7 +19,8 @@ from slot_attention_nbdev.apps import live
 from slot_attention_nbdev.apps import live_scenes
 from slot_attention_nbdev.core import InputError, generator  # noqa: E402
 from slot_attention_nbdev.data.clevr_scenes import draw_scenes, to_srgb, trace  # noqa: E402
-from slot_attention_nbdev.data.sprites import PIECES, sprite_scenes, to_model  # noqa: E402
+from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sprites import PIECES, to_model
 from slot_attention_nbdev.train.recipes import load_model  # noqa: E402
 
 EXPLORERS = {
@@ -164,7 +165,7 @@ def test_competition_is_soft_k_means():
 
 def test_a_stage_draws_what_matplotlib_draws(model):
     grid = live_scenes.GridPicture(["a", "b"], ["c"], (35, 35))
-    panel = sprite_scenes("tetrominoes", 1)["image"][0]
+    panel = evaluation_scenes("tetrominoes", 1)["image"][0]
     pixels = np.asarray(PIL.Image.open(io.BytesIO(grid([[panel, None]]))))
     large = panel.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy()
     found = [
@@ -208,7 +209,7 @@ def test_clicks_set_and_take_away(figures):
 
 
 def test_surgery_changes_one_slot_alone(model):
-    images = to_model(sprite_scenes("tetrominoes", 12)["image"])
+    images = to_model(evaluation_scenes("tetrominoes", 12)["image"])
     slots, centre = live_scenes.find_slots(model, images)
     with torch.inference_mode():
         torch.testing.assert_close(

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.clevr_v1 import (
-    PAINT,
     WIDE_WINDOW,
     WINDOW,
     WORDS,
     ClevrFiles,
     crop_scene,
     preprocess_clevr,
-    write_clevr_tree,
 )
 from slot_attention_nbdev.data.files import load_pack, save_pack
+from slot_attention_nbdev.data.rays import COLORS
 from torch.utils.data import DataLoader
+from writers import project_clevr, write_clevr_tree
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,20 @@ def test_the_nearest_object_has_its_colour_where_it_should_be(tree):
         nearest = torch.where(scene["visibility"] > 0, scene["pixel_coords"][:, 2], 99).argmin()
         column, row, _ = scene["pixel_coords"][nearest].long().tolist()
         if 0 <= row < 320 and 0 <= column < 480:
-            assert pixels[row, column, :3].tolist() == PAINT[scene["color"][nearest]]
+            assert pixels[row, column, :3].tolist() == list(
+                COLORS[WORDS["color"][scene["color"][nearest]]]
+            )
+
+
+def test_the_writers_camera():
+    points = np.array([[0, 0, 0], [0, 0, 0.7], [3, 3, 0.35], [-3, -3, 0.35]])
+    expected = [
+        [240, 160, 11.2637],
+        [240, 130.406, 10.9316],
+        [445.013, 151.844, 10.8384],
+        [44.348, 139.298, 11.3570],
+    ]
+    assert np.abs(project_clevr(points) - expected).max() < 2e-3
 
 
 def test_views(tree):
@@ -130,10 +143,10 @@ def test_batches_by_workers_and_packs(tree, tmp_path):
         torch.stack([scene["image"] for scene in data]),
     )
     scenes = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    save_pack(tmp_path / "clevr.npz", scenes, labelled=False)
+    save_pack(tmp_path / "clevr.npz", scenes, labeled=False)
     assert all(
         torch.equal(value, scenes[key])
-        for key, value in load_pack(tmp_path / "clevr.npz", labelled=False).items()
+        for key, value in load_pack(tmp_path / "clevr.npz", labeled=False).items()
     )
 
 

@@ -13,33 +13,42 @@ import pytest
 import torch
 from PIL import Image
 from slot_attention_nbdev.cli import main
-from slot_attention_nbdev.core import FileError, InputError
-from slot_attention_nbdev.data.clevr_v1 import ClevrFiles, write_clevr_tree
-from slot_attention_nbdev.data.convert import CARDS, card, convert, draw_blocks, draw_pack, gather
-from slot_attention_nbdev.data.files import load_pack, open_pack, save_pack
-from slot_attention_nbdev.data.image_folder import ImageFolder, resize_scenes
+from slot_attention_nbdev.core import FileError, InputError, generator
+from slot_attention_nbdev.data.clevr_v1 import ClevrFiles
+from slot_attention_nbdev.data.files import (
+    ImageFolder,
+    load_pack,
+    open_pack,
+    resize_scenes,
+    save_pack,
+)
 from slot_attention_nbdev.data.sources import (
+    DATA_CARDS,
     GENERATED,
     Batches,
     EpochSampler,
     GeneratedScenes,
+    collate_rows,
+    convert,
+    data_card,
+    draw_blocks,
+    draw_pack,
     evaluation_scenes,
     generated_set,
     hold_out,
     open_source,
 )
-from slot_attention_nbdev.data.sprites import SPRITES, SpriteStream, sprite_scenes
-from slot_attention_nbdev.data.tfrecord_scenes import encode_scene
-from slot_attention_nbdev.data.tfrecord_dataset import SPLITS
-from slot_attention_nbdev.data.tfrecords import write_tfrecords
+from slot_attention_nbdev.data.sprites import SPRITES
+from slot_attention_nbdev.data.tfrecord_dataset import RECORD_SPLITS
 from slot_attention_nbdev.models.weights import load_record, load_weights
 from torch.utils.data import DataLoader
+from writers import encode_scene, write_clevr_tree, write_tfrecords
 
 N = 24
 
 
 def pieces():
-    return sprite_scenes("tetrominoes", N)
+    return evaluation_scenes("tetrominoes", N)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +281,8 @@ def test_batches_depend_on_seed_and_step_alone(place, kind, batch_size):
 def test_generated_batches_are_those_of_the_stream():
     for name in SPRITES:
         ours = Batches(open_source(name), 3, seed=5).batch(11)
-        theirs = SpriteStream(name, 3, seed=5).batch(11)
+        random = generator(5, name, "stream", 11)
+        theirs = SPRITES[name].draw(3, generator=random)
         assert ours.keys() == theirs.keys() and all(
             torch.equal(value, theirs[key]) for key, value in ours.items()
         )
@@ -281,9 +291,13 @@ def test_generated_batches_are_those_of_the_stream():
 def test_generated_splits():
     for name in SPRITES:
         ours = GeneratedScenes(name, "train", seed=4)
-        theirs = sprite_scenes(name, 3, seed=4, split="train", start=319)
+        blocks = [
+            SPRITES[name].draw(320, generator=generator(4, name, "train", i)) for i in range(2)
+        ]
+        theirs = {key: torch.cat([block[key] for block in blocks])[319:322] for key in blocks[0]}
         assert all(
-            torch.equal(gather(ours, range(319, 322))[key], value) for key, value in theirs.items()
+            torch.equal(collate_rows(ours, range(319, 322))[key], value)
+            for key, value in theirs.items()
         )
 
 
@@ -305,7 +319,7 @@ def test_held_out_scenes_are_never_trained_on(place):
 
 
 def test_too_little_to_hold_out(tmp_path):
-    save_pack(tmp_path / "four.npz", sprite_scenes("tetrominoes", 4))
+    save_pack(tmp_path / "four.npz", evaluation_scenes("tetrominoes", 4))
     write_tfrecords(
         tmp_path / "four.tfrecords",
         [
@@ -320,12 +334,12 @@ def test_too_little_to_hold_out(tmp_path):
 
 def test_the_literatures_splits(place, monkeypatch):
     monkeypatch.setitem(
-        SPLITS,
+        RECORD_SPLITS,
         "tetrominoes",
         {"train": {"start": 0, "stop": 15}, "test": {"start": 15, "stop": 20}},
     )
     data, scenes = f"tetrominoes:{place}/pieces.tfrecords", pieces()
-    assert torch.equal(gather(open_source(data), range(15))["image"], scenes["image"][:15])
+    assert torch.equal(collate_rows(open_source(data), range(15))["image"], scenes["image"][:15])
     assert torch.equal(evaluation_scenes(data, 5)["label"], scenes["label"][15:20])
     train, n, aside = hold_out(data, 3)
     assert (
@@ -372,9 +386,9 @@ def test_folder_faults(tmp_path):
     for name, suffix in (("a", "JPG"), ("c", "bmp"), ("d", "tiff"), ("e", "webp"), ("f", "gif")):
         Image.new("RGB", (30, 20), "red").save(tmp_path / f"{name}.{suffix}")
     with pytest.raises(FileError, match="b.png: cannot be read as an image"):
-        gather(ImageFolder(tmp_path), range(6))
+        collate_rows(ImageFolder(tmp_path), range(6))
     careful = ImageFolder(tmp_path, resolution=8, on_error="skip")
-    assert (len(careful), careful.skipped) == (5, 1) and gather(careful, range(5))[
+    assert (len(careful), careful.skipped) == (5, 1) and collate_rows(careful, range(5))[
         "image"
     ].shape == (5, 8, 8, 3)
     Image.new("L", (30, 20)).save(tmp_path / "a_mask.png")
@@ -392,7 +406,7 @@ def test_folder_faults(tmp_path):
 
 
 def test_scaling_keeps_numbers_and_means():
-    scenes = sprite_scenes("multi_dsprites_colored_on_colored", 5)
+    scenes = evaluation_scenes("multi_dsprites_colored_on_colored", 5)
     for side in (16, 64, 100):
         scaled = resize_scenes(scenes, side)
         assert scaled["image"].shape == (5, side, side, 3) and scaled["image"].dtype == torch.uint8
@@ -410,8 +424,8 @@ def test_convert_every_source(place, tmp_path, source, capsys):
     assert main(["convert", data, "--out", str(tmp_path / "out.npz"), "--n", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["n"] == 3 and result["skipped"] == 0
-    scenes = load_pack(tmp_path / "out.npz", labelled=False)
-    expected = gather(open_source(data), range(3))
+    scenes = load_pack(tmp_path / "out.npz", labeled=False)
+    expected = collate_rows(open_source(data), range(3))
     assert scenes.keys() == expected.keys() and all(
         torch.equal(value, expected[key]) for key, value in scenes.items()
     )
@@ -445,7 +459,7 @@ def test_convert_all_with_a_split_and_a_size(place, tmp_path, capsys):
         main(["convert", "tetrominoes", "--split", "test", "--out", str(tmp_path / "b.npz")]) == 0
     )
     assert torch.equal(
-        load_pack(tmp_path / "b.npz")["image"], sprite_scenes("tetrominoes", 320)["image"]
+        load_pack(tmp_path / "b.npz")["image"], evaluation_scenes("tetrominoes", 320)["image"]
     )
     capsys.readouterr()
     for words, message in (
@@ -483,7 +497,7 @@ def test_convert_skips_if_asked_and_counts(tmp_path, capsys):
     )
     result = json.loads(capsys.readouterr().out)
     assert (result["n"], result["skipped"]) == (5, 1)
-    assert load_pack(tmp_path / "out.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [
+    assert load_pack(tmp_path / "out.npz", labeled=False)["image"][:, 0, 0, 0].tolist() == [
         0,
         1,
         2,
@@ -494,8 +508,7 @@ def test_convert_skips_if_asked_and_counts(tmp_path, capsys):
 
 PROGRAM = """
 import sys, time
-from slot_attention_nbdev.data.convert import convert, draw_pack
-from slot_attention_nbdev.data.sources import open_source
+from slot_attention_nbdev.data.sources import convert, draw_pack, open_source
 from slot_attention_nbdev.data.sprites import SPRITES
 kind, out = sys.argv[1:3]
 if kind == "draw":
@@ -512,7 +525,7 @@ def parts(out):
 @pytest.mark.parametrize("kind", ["draw", "tetrominoes", "records"])
 def test_killed_midway_and_resumed(tmp_path, kind):
     if kind == "records":
-        scenes = sprite_scenes("tetrominoes", 200)
+        scenes = evaluation_scenes("tetrominoes", 200)
         payloads = [
             encode_scene({key: value[i] for key, value in scenes.items()}, "tetrominoes")
             for i in range(200)
@@ -559,7 +572,7 @@ def test_an_interrupted_conversion_does_not_read_again(tmp_path):
         convert(first, tmp_path / "a.npz", {}, progress=False)
     assert convert(second, tmp_path / "a.npz", {}, progress=False) == 700
     assert second.asked == list(range(512, 700))
-    assert load_pack(tmp_path / "a.npz", labelled=False)["image"][:, 0, 0, 0].tolist() == [
+    assert load_pack(tmp_path / "a.npz", labeled=False)["image"][:, 0, 0, 0].tolist() == [
         i % 256 for i in range(700)
     ]
 
@@ -578,12 +591,12 @@ def test_drawn_packs_begin_alike(tmp_path):
 
 
 def test_every_named_set_has_a_card(capsys):
-    for name in {*GENERATED, *SPLITS}:
+    for name in {*GENERATED, *RECORD_SPLITS}:
         assert main(["data", name, "--card"]) == 0
-        assert str(card(name)) in capsys.readouterr().out
+        assert str(data_card(name)) in capsys.readouterr().out
     assert (
         json.loads((main(["data", "clevr6", "--card", "--json"]), capsys.readouterr().out)[1])
-        == CARDS["clevr6"]._asdict()
+        == DATA_CARDS["clevr6"]._asdict()
     )
     assert (
         main(["data", "clevr7", "--card"]) == 2

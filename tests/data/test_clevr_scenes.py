@@ -38,7 +38,7 @@ from slot_attention_nbdev.data.rays import (
     unit,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SLOT_ATTENTION_SHARED", ROOT.parent / "shared"))
 ANNOTATIONS = (*PLACE, *WORDS, "visibility", "camera", "lamps")
 MISSING = "the larger set of Blender renders is not here; set SLOT_ATTENTION_SHARED to the folder that has clevr_blender/"

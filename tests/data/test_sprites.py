@@ -1,6 +1,5 @@
 """Generated sprites: genuine samples, counts, distributions, determinism."""
 
-import itertools
 import os
 from pathlib import Path
 
@@ -10,23 +9,27 @@ import torch
 from PIL import Image
 
 from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.data.sources import (
+    Batches,
+    GeneratedScenes,
+    collate_rows,
+    evaluation_scenes,
+)
 from slot_attention_nbdev.data.sprites import (
     COUNTS,
     MIN_VISIBLE,
     SPRITES,
-    SpriteStream,
     draw_multi_dsprites,
     draw_tetrominoes,
     label_multi_dsprites,
     multi_dsprites,
-    sprite_scenes,
     tetrominoes,
     to_model,
     to_uint8,
 )
 
 REAL = (
-    Path(os.environ.get("SLOT_ATTENTION_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    Path(os.environ.get("SLOT_ATTENTION_SHARED", Path(__file__).resolve().parents[3] / "shared"))
     / "real"
 )
 
@@ -235,22 +238,23 @@ def test_lone_sprite_is_uniform():
 # Seeds
 
 
+def split_scenes(name, n, split="test", seed=0):
+    return collate_rows(GeneratedScenes(name, split, seed), range(n))
+
+
 def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("name", SPRITES)
 def test_deterministic_and_independent(name):
-    stream = SpriteStream(name, 4, seed=5)
-    assert same(stream.batch(17), SpriteStream(name, 4, seed=5).batch(17))
-    walked = next(itertools.islice(stream, 3, None))
-    assert same(stream.batch(3), walked)  # random access gives what walking gives
-    images = [
-        stream.batch(0)["image"],
-        stream.batch(1)["image"],
-        SpriteStream(name, 4, seed=6).batch(0)["image"],
-    ]
-    images += [sprite_scenes(name, 4, split=split)["image"] for split in ("train", "test")]
+    make = lambda seed: Batches(GeneratedScenes(name), 4, seed)
+    stream = make(5)
+    assert same(stream.batch(17), make(5).batch(17))
+    walked = [stream.batch(step) for step in range(4)]
+    assert same(make(5).batch(3), walked[3])  # random access gives what walking gives
+    images = [stream.batch(0)["image"], stream.batch(1)["image"], make(6).batch(0)["image"]]
+    images += [split_scenes(name, 4, split)["image"] for split in ("train", "test")]
     assert len({image.numpy().tobytes() for image in images}) == len(images)
     state = torch.random.get_rng_state()
     stream.batch(0)
@@ -259,25 +263,21 @@ def test_deterministic_and_independent(name):
 
 def test_splits_are_fixed_and_disjoint():
     assert same(
-        sprite_scenes("tetrominoes", 7),
-        {k: v[:7] for k, v in sprite_scenes("tetrominoes", 320).items()},
+        split_scenes("tetrominoes", 7),
+        {k: v[:7] for k, v in split_scenes("tetrominoes", 320).items()},
     )
-    test = {image.tobytes() for image in sprite_scenes("tetrominoes", 320)["image"].numpy()}
+    test = {image.tobytes() for image in split_scenes("tetrominoes", 320)["image"].numpy()}
     train = {
-        image.tobytes()
-        for image in sprite_scenes("tetrominoes", 3000, split="train")["image"].numpy()
+        image.tobytes() for image in split_scenes("tetrominoes", 3000, "train")["image"].numpy()
     }
-    other = {
-        image.tobytes() for image in sprite_scenes("tetrominoes", 320, seed=1)["image"].numpy()
-    }
+    other = {image.tobytes() for image in split_scenes("tetrominoes", 320, seed=1)["image"].numpy()}
     assert len(test) == 320 and len(train) == 3000 and not test & train and not test & other
-    last = sprite_scenes("tetrominoes", 1, split="train", start=59_999)
-    assert last["image"].shape == (1, 35, 35, 3)
+    assert GeneratedScenes("tetrominoes")[59_999]["image"].shape == (35, 35, 3)
 
 
 def test_stored_numbers_do_not_drift():
     "The first test scene, pinned: a change here changes every published number."
-    scene = sprite_scenes("tetrominoes", 1)
+    scene = evaluation_scenes("tetrominoes", 1)
     assert [scene[key][0].tolist() for key in ("shape", "x", "y")] == [
         [7, 0, 4],
         [16, 0, 10],
@@ -288,7 +288,7 @@ def test_stored_numbers_do_not_drift():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", SPRITES)
 def test_on_the_device(name):
-    stream = SpriteStream(name, 64, device="cuda")
+    stream = Batches(GeneratedScenes(name), 64, device="cuda")
     scenes = stream.batch(3)
     assert all(value.is_cuda for value in scenes.values()) and same(scenes, stream.batch(3))
     here = {key: value.cpu() for key, value in scenes.items()}
@@ -299,10 +299,6 @@ def test_on_the_device(name):
         factors = {key: here[key] for key in ("shape", "x", "y", "orientation", "visibility")}
         label = label_multi_dsprites(**factors, scale=here["scale"].clamp(min=0.5))
         assert (label != here["label"]).sum() <= 5  # sines may differ in the last digit
-    assert same(
-        sprite_scenes(name, 3),
-        {key: value.cpu() for key, value in sprite_scenes(name, 3, device="cuda").items()},
-    )
 
 
 # Conversion and errors
@@ -323,12 +319,11 @@ def test_to_model_round_trip():
     [
         (lambda: tetrominoes(0), "n: expected an integer ≥ 1, got 0"),
         (lambda: multi_dsprites(1, "grey"), "variant: unknown 'grey'"),
-        (lambda: sprite_scenes("tetrominos", 1), "did you mean 'tetrominoes'"),
-        (lambda: sprite_scenes("tetrominoes", 321), "≤ 320"),
-        (lambda: sprite_scenes("tetrominoes", 2, start=319), "≤ 1"),
-        (lambda: sprite_scenes("tetrominoes", 1, split="val"), "split: unknown 'val'"),
-        (lambda: SpriteStream("tetrominoes", 0), "batch_size"),
-        (lambda: SpriteStream("tetrominoes", 1, seed=-1), "seed"),
+        (lambda: GeneratedScenes("tetrominos"), "did you mean 'tetrominoes'"),
+        (lambda: evaluation_scenes("tetrominoes", 321), "≤ 320"),
+        (lambda: GeneratedScenes("tetrominoes", "val"), "split: unknown 'val'"),
+        (lambda: Batches(GeneratedScenes("tetrominoes"), 0), "batch_size"),
+        (lambda: Batches(GeneratedScenes("tetrominoes"), 1, seed=-1), "seed"),
         (lambda: to_model(torch.zeros(1, 4, 4, 3)), "image: expected uint8"),
         (lambda: to_model(torch.zeros(1, 4, 4, 1, dtype=torch.uint8)), "image: expected shape"),
         (lambda: frame_off_canvas(), "x, y, scale"),

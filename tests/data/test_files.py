@@ -295,7 +295,7 @@ def stored(path, scenes):
 
 def test_a_stored_pack_is_mapped_and_a_compressed_one_is_loaded(tmp_path, pack, scenes):
     for path, mapped in ((stored(tmp_path / "stored.npz", scenes), True), (pack, False)):
-        opened = open_pack(path, labelled=True, checked=True)
+        opened = open_pack(path, labeled=True, checked=True)
         assert [isinstance(opened.arrays[name], np.memmap) for name in ("image", "label", "x")] == [
             mapped,
             mapped,
@@ -356,15 +356,15 @@ def test_mapped_packs_are_checked_likewise(tmp_path, scenes, fault):
 
 def test_labels_may_be_missing_if_asked(tmp_path, scenes):
     images = {"image": scenes["image"], "x": scenes["x"]}
-    save_pack(tmp_path / "pack.npz", images, labelled=False)
+    save_pack(tmp_path / "pack.npz", images, labeled=False)
     assert (
-        list(load_pack(tmp_path / "pack.npz", labelled=False))
+        list(load_pack(tmp_path / "pack.npz", labeled=False))
         == ["image", "x"]
         == list(open_pack(tmp_path / "pack.npz")[0])
     )
     for strict in (
         lambda: load_pack(tmp_path / "pack.npz"),
-        lambda: open_pack(tmp_path / "pack.npz", labelled=True),
+        lambda: open_pack(tmp_path / "pack.npz", labeled=True),
     ):
         with pytest.raises(FileError, match="no array 'label'"):
             strict()
