@@ -244,6 +244,7 @@ def prepare(pages: Path) -> None:
             notebooks[f"{PACKAGE}.{module_of(path)}"] = path
     shutil.copytree(ROOT / "nbs" / "images", pages / "images")
     title, _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")
+    text = text.replace("](nbs/", "](/")
     (pages / "CONTRIBUTING.md").write_text(
         f"---\ntitle: {title.removeprefix('# ')}\ndescription: How to change it\n---\n{text}",
         encoding="utf-8",
