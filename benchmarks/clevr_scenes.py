@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slot_attention_nbdev.data.clevr_scenes import clevr, draw_scenes, label_scenes, render_scenes
-from slot_attention_nbdev.data.rays import PLACE, WORDS
+from slot_attention_nbdev.data.clevr_scenes import clevr, label_scenes, render_scenes, sample_scenes
+from slot_attention_nbdev.data.objects import CLEVR_WORDS
+from slot_attention_nbdev.data.rays import POSE
 from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.train.checkpoints import run_facts
 
@@ -48,11 +49,11 @@ def load(paths: list[Path]) -> dict[str, torch.Tensor]:
     parts = [dict(np.load(path)) for path in paths]
     for part in parts:
         if "lights" in part:
-            part |= {name: part[name][:, 1:] for name in (*PLACE, *WORDS, "visibility")}
+            part |= {name: part[name][:, 1:] for name in (*POSE, *CLEVR_WORDS, "visibility")}
             part |= {"camera": part["camera"][:, :3, 3], "lamps": part["lights"]}
     return {
         name: torch.from_numpy(np.concatenate([part[name] for part in parts]))
-        for name in ("image", "label", *PLACE, *WORDS, "visibility", "camera", "lamps")
+        for name in ("image", "label", *POSE, *CLEVR_WORDS, "visibility", "camera", "lamps")
     }
 
 
@@ -88,12 +89,12 @@ def main() -> None:
         figures["seconds an image, 128 x 128, 4 paths"] = (
             timed(device, lambda: clevr(n, generator=random(0), device=device), 5) / n
         )
-        scene = draw_scenes(512, generator=random(1), device=device)
+        scene = sample_scenes(512, generator=random(1), device=device)
         figures["scenes a second, placed"] = 512 / timed(
-            device, lambda: draw_scenes(512, generator=random(1), device=device), 5
+            device, lambda: sample_scenes(512, generator=random(1), device=device), 5
         )
         both = lambda: label_scenes(
-            draw_scenes(512, generator=random(1), device=device), "discovery", (128, 128)
+            sample_scenes(512, generator=random(1), device=device), "discovery", (128, 128)
         )
         figures["scenes a second, placed and labelled at 128 x 128"] = 512 / timed(device, both, 5)
         part = {name: value[:8] for name, value in scene.items()}

@@ -32,7 +32,7 @@ from slot_attention_nbdev.core import (
     resolve_device,
 )
 from slot_attention_nbdev.data.files import load_pack, save_pack
-from slot_attention_nbdev.data.sources import Batches, GeneratedScenes, evaluation_scenes
+from slot_attention_nbdev.data.sources import GeneratedScenes, evaluation_scenes
 from slot_attention_nbdev.data.sprites import multi_dsprites, tetrominoes, to_model
 from slot_attention_nbdev.nn.decoder import BroadcastDecoder
 from slot_attention_nbdev.models.seeded import fast_autoencoder

@@ -18,9 +18,10 @@ import traitlets
 from torch import Tensor, nn
 
 from ..core import InputError, check_int, generator
-from ..data.clevr_scenes import draw_scenes, to_srgb, trace_pass
+from ..data.clevr_scenes import sample_scenes, to_srgb, trace_pass
 from ..data.shading import LAMPS
-from ..data.rays import CAMERA, FRAMES, WORDS, make_solids
+from ..data.objects import CLEVR_WORDS
+from ..data.rays import CAMERA, FRAMES, make_solids
 from ..data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import (
     PIECES,
@@ -433,7 +434,7 @@ def explore_surgery(
 
 # %% ../../nbs/library/18_live_scenes.ipynb #9306d7d3
 def light_scene(
-    scene: dict[str, Tensor],  # One scene, as `draw_scenes` gives it
+    scene: dict[str, Tensor],  # One scene, as `sample_scenes` gives it
     # Where the brightest lamp stands, in degrees about the vertical; 0 is the unmoved camera's
     # side, 90 its right
     lamp: float,
@@ -443,9 +444,9 @@ def light_scene(
     material: str | None = None,  # "rubber" or "metal" for all objects; None leaves theirs
 ) -> dict[str, Tensor]:  # The scene with these
     "Move lamp and camera on circles about the scene, and change what objects are made of."
-    if material not in (None, *WORDS["material"]):
+    if material not in (None, *CLEVR_WORDS["material"]):
         raise InputError(
-            f"material: expected {' or '.join(WORDS['material'])} or None, got {material!r}"
+            f"material: expected {' or '.join(CLEVR_WORDS['material'])} or None, got {material!r}"
         )
     usual = math.atan2(CAMERA[1], CAMERA[0])
     circle = lambda degrees, place: [
@@ -456,7 +457,7 @@ def light_scene(
     stuff = (
         scene["material"]
         if material is None
-        else torch.full_like(scene["material"], WORDS["material"].index(material))
+        else torch.full_like(scene["material"], CLEVR_WORDS["material"].index(material))
     )
     return scene | {
         "lamps": lamps,
@@ -491,11 +492,13 @@ def look(
 
 
 def explore_light(
-    # Scenes as `draw_scenes` gives them; None draws nine with four objects
+    # Scenes as `sample_scenes` gives them; None draws nine with four objects
     scenes: dict[str, Tensor] | None = None,
 ) -> LiveFigure:  # A traced scene under sliders
     "Light, material and camera of a traced scene."
-    scenes = draw_scenes(9, (4, 4), generator=generator(8, "scenes")) if scenes is None else scenes
+    scenes = (
+        sample_scenes(9, (4, 4), generator=generator(8, "scenes")) if scenes is None else scenes
+    )
 
     def draw(
         lamp: int, lamp_height: float, material: str, camera: int, camera_height: float, number: int
@@ -520,7 +523,7 @@ def explore_light(
         )
 
     kind = ipywidgets.Dropdown(
-        options=("as drawn", *WORDS["material"]),
+        options=("as drawn", *CLEVR_WORDS["material"]),
         description="material",
         style={"description_width": "110px"},
         layout={"width": "290px"},

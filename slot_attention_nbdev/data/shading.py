@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TURN', 'ORIGIN', 'END', 'WIDTH', 'PROFILE', 'LAMPS', 'TINTS', 'SIDES', 'POWERS', 'SUN', 'SUN_POWER', 'SUN_RADIUS',
-           'floor_height', 'along_sweep', 'hit_floor', 'floor_normals', 'basis', 'around', 'sample_lamp', 'fresnel',
-           'visibility', 'ggx', 'Surface', 'make_surface', 'occluded', 'light_from', 'bounce', 'lamps_seen']
+           'floor_height', 'along_sweep', 'hit_floor', 'floor_normals', 'basis', 'to_world', 'sample_lamp', 'fresnel',
+           'smith_visibility', 'ggx', 'Surface', 'make_surface', 'occluded', 'light_from', 'bounce', 'lamps_seen']
 
 # %% ../../nbs/data/02_shading.ipynb #cff9d6c0
 import math
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from slot_attention_nbdev.data.rays import (
     Solids,
-    candidates,
+    candidate_pairs,
     dot,
     hit_solids,
-    pick,
     solid_normals,
+    take,
     unit,
 )
 
@@ -91,17 +91,17 @@ def hit_floor(
     )
     todo = t.isfinite().nonzero()[:, 0]
     for step in range(6):
-        at = pick(t, todo)
-        rise = pick(dz, todo)
-        along = pick(du, todo)
-        height, slope = floor_height(pick(u, todo) + at * along)
-        above = pick(o[2], todo) + at * rise - height
+        at = take(t, todo)
+        rise = take(dz, todo)
+        along = take(du, todo)
+        height, slope = floor_height(take(u, todo) + at * along)
+        above = take(o[2], todo) + at * rise - height
         move = above / (rise - slope * along)
         if step == 0:
             move[above > 1e-3] = torch.inf
         # a ray that is above the floor even there misses it: -inf, which is nearer than `least`
         t[todo] = at - move
-        todo = pick(todo, ((move.abs() > 1e-4) & move.isfinite()).nonzero()[:, 0])
+        todo = take(todo, ((move.abs() > 1e-4) & move.isfinite()).nonzero()[:, 0])
     side = math.sin(TURN) * (o[0] + t * d[0] - ORIGIN[0]) - math.cos(TURN) * (
         o[1] + t * d[1] - ORIGIN[1]
     )
@@ -144,7 +144,7 @@ def basis(
     return side, torch.linalg.cross(n, side, dim=0)
 
 
-def around(
+def to_world(
     n: Tensor,  # Unit vectors, [3, R]
     v: Tensor,  # Vectors in a frame whose third axis is n, [3, R]
 ) -> Tensor:  # The same in the world, [3, R]
@@ -164,13 +164,13 @@ def sample_lamp(
     if number == 3:
         r, phi = SUN_RADIUS * u[0].sqrt(), 2 * math.pi * u[1]
         l = unit(
-            around(
+            to_world(
                 point.new_tensor(SUN)[:, None],
                 torch.stack([r * phi.cos(), r * phi.sin(), torch.ones_like(r)]),
             )
         )
         return l, torch.full_like(r, SUN_POWER), torch.full_like(r, torch.inf)
-    p = lamps[:, number].T if len(lamps) == 1 else pick(lamps[:, number].T, scene)
+    p = lamps[:, number].T if len(lamps) == 1 else take(lamps[:, number].T, scene)
     out, (side, other) = unit(p), basis(unit(p))
     way = p + SIDES[number] * ((u[0] - 0.5) * side + (u[1] - 0.5) * other) - point
     squared = dot(way, way)
@@ -189,7 +189,7 @@ def fresnel(
     return 0.5 * ratio.square() * (1 + second.square())
 
 
-def visibility(
+def smith_visibility(
     alpha: Tensor,  # Roughness
     nl: Tensor,  # Cosine between normal and light
     nv: Tensor,  # Cosine between normal and view
@@ -208,7 +208,7 @@ def ggx(
     "The GGX microfacet reflection (Walter et al. 2007)."
     nh = dot(n, unit(v + l))
     facets = alpha**2 / (math.pi * (nh.square() * (alpha**2 - 1) + 1).square())
-    return facets * visibility(alpha, dot(n, l), dot(n, v).clamp(min=1e-3))
+    return facets * smith_visibility(alpha, dot(n, l), dot(n, v).clamp(min=1e-3))
 
 # %% ../../nbs/data/02_shading.ipynb #e09ddd4b
 class Surface(NamedTuple):
@@ -236,11 +236,11 @@ def make_surface(
 ) -> Surface:  # All that light needs to know
     "Look up normals and materials."
     n, on = floor_normals(point), (solid < len(solids.shape) - 1).nonzero()[:, 0]
-    n[:, on] = solid_normals(solids, pick(solid, on), pick(point, on))
+    n[:, on] = solid_normals(solids, take(solid, on), take(point, on))
     nv = dot(n, view)
     n, nv = torch.where(nv < 0, -n, n), nv.abs().clamp(min=1e-3)
-    metal, color = pick(solids.metal, solid), pick(solids.color, solid)
-    rubber = ~metal & (pick(solids.shape, solid) >= 0)
+    metal, color = take(solids.metal, solid), take(solids.color, solid)
+    rubber = ~metal & (take(solids.shape, solid) >= 0)
     coat = torch.where(rubber, fresnel(1.2, nv), 0.0)
     matt = torch.where(rubber, 1 - 0.6 * fresnel(1.4, nv), 1.0) * ~metal
     gloss = torch.where(metal, 0.4 * color, 0.8 * coat)
@@ -266,12 +266,12 @@ def occluded(
     o: Tensor,  # Where rays start, [3, R]
     d: Tensor,  # Where they go, unit vectors, [3, R]
     length: Tensor,  # How far, [R]
-    gap: Tensor,  # What `gaps` says, [M, R]
+    gap: Tensor,  # What `tangent_sq` gives, [M, R]
     start: Tensor,  # The solid that a ray starts on, [R]
 ) -> Tensor:  # True where something is in between, [R]
     "Whether solids lie between points and lamps."
-    ray, k = candidates(solids, scene, o, d, gap, start)
-    hit = hit_solids(solids, k, pick(o, ray), pick(d, ray)) < pick(length, ray)
+    ray, k = candidate_pairs(solids, scene, o, d, gap, start)
+    hit = hit_solids(solids, k, take(o, ray), take(d, ray)) < take(length, ray)
     return torch.zeros_like(length, dtype=torch.bool).index_fill_(0, ray[hit], True)
 
 
@@ -280,7 +280,7 @@ def light_from(
     lamps: Tensor,  # Positions of the three lamps, [B, 3, 3]
     numbers: Sequence[int],  # Which of them; 3 is the sun
     s: Surface,  # Where rays arrived
-    gap: Tensor,  # What `gaps` says of the surface's points, [M, R]
+    gap: Tensor,  # What `tangent_sq` gives of the surface's points, [M, R]
     u: Tensor,  # Uniform numbers, two for each lamp, [2 * L, R]
     shadows: bool = True,  # Whether solids cast shadows
 ) -> Tensor:  # Radiance towards the viewer, [3, R]
@@ -297,19 +297,19 @@ def light_from(
     if shadows:
         dark = occluded(
             solids,
-            *(pick(x, lit % R) for x in (s.scene, s.point)),
-            pick(l, lit),
-            pick(length, lit),
-            *(pick(x, lit % R) for x in (gap, s.solid)),
+            *(take(x, lit % R) for x in (s.scene, s.point)),
+            take(l, lit),
+            take(length, lit),
+            *(take(x, lit % R) for x in (gap, s.solid)),
         )
-        lit = pick(lit, (~dark).nonzero()[:, 0])
+        lit = take(lit, (~dark).nonzero()[:, 0])
     i, tints = lit % R, l.new_tensor([TINTS[number] for number in numbers]).T  # [3, L]
-    shiny = (pick(s.chance, i) > 0).nonzero()[:, 0]
-    reflected = pick(s.diffuse, i) / math.pi
-    gloss, *facets = (pick(x, pick(i, shiny)) for x in (s.gloss, s.alpha, s.normal, s.view))
-    reflected[:, shiny] += gloss * ggx(*facets, pick(l, pick(lit, shiny)))
+    shiny = (take(s.chance, i) > 0).nonzero()[:, 0]
+    reflected = take(s.diffuse, i) / math.pi
+    gloss, *facets = (take(x, take(i, shiny)) for x in (s.gloss, s.alpha, s.normal, s.view))
+    reflected[:, shiny] += gloss * ggx(*facets, take(l, take(lit, shiny)))
     return torch.zeros_like(s.point).index_add_(
-        1, i, reflected * pick(arriving, lit) * pick(tints, lit // R)
+        1, i, reflected * take(arriving, lit) * take(tints, lit // R)
     )
 
 # %% ../../nbs/data/02_shading.ipynb #5c36e527
@@ -323,20 +323,22 @@ def bounce(
     """
     phi = 2 * math.pi * u[2]
     turn = torch.stack([phi.cos(), phi.sin()])
-    d = around(s.normal, torch.stack([*(u[1].sqrt() * turn), (1 - u[1]).sqrt()]))
+    d = to_world(s.normal, torch.stack([*(u[1].sqrt() * turn), (1 - u[1]).sqrt()]))
     carried = s.diffuse / (1 - s.chance).clamp(min=1e-6)
     i = (u[0] < s.chance).nonzero()[:, 0]
     mirror = s.metal & (u[0] < 0.6)
     alpha, n, v, metal, color = (
-        pick(x, i) for x in (torch.where(mirror, 0.01, s.alpha), s.normal, s.view, s.metal, s.color)
+        take(x, i) for x in (torch.where(mirror, 0.01, s.alpha), s.normal, s.view, s.metal, s.color)
     )
-    share, turn = pick(u[1], i), pick(turn, i)
+    share, turn = take(u[1], i), take(turn, i)
     nh = ((1 - share) / (1 + (alpha**2 - 1) * share)).sqrt()
-    h = around(n, torch.stack([*((1 - nh.square()).clamp(min=0).sqrt() * turn), nh]))
+    h = to_world(n, torch.stack([*((1 - nh.square()).clamp(min=0).sqrt() * turn), nh]))
     vh = dot(v, h)
     l = 2 * vh * h - v
     nl = dot(n, l)
-    weight = 4 * visibility(alpha, nl.clamp(min=1e-6), dot(n, v).clamp(min=1e-3)) * nl * vh / nh
+    weight = (
+        4 * smith_visibility(alpha, nl.clamp(min=1e-6), dot(n, v).clamp(min=1e-3)) * nl * vh / nh
+    )
     d[:, i] = l
     carried[:, i] = torch.where(metal, color, 0.8) * torch.where(
         (nl > 0) & (vh > 0), weight, 0.0
@@ -356,7 +358,7 @@ def lamps_seen(
     sun = (dot(d, o.new_tensor(SUN)[:, None]) > math.cos(math.atan(SUN_RADIUS))) & free.isinf()
     seen[:, sun] = SUN_POWER / (math.pi * SUN_RADIUS**2)
     for number, (edge, power) in enumerate(zip(SIDES, POWERS)):
-        p = pick(lamps[:, number].T, scene)
+        p = take(lamps[:, number].T, scene)
         out = unit(p)
         t = dot(p - o, out) / dot(d, out)
         at = o + t * d - p

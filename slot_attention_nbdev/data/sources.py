@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 
 from ..core import FileError, InputError, check_int, rank_slice, suggest
 from ..core import generator as seeded
-from .clevr_scenes import CLEVR
+from .clevr_scenes import CLEVR_SETS
 from .clevr_v1 import ClevrFiles, crop_scene
 from slot_attention_nbdev.data.files import (
     ImageFolder,
@@ -33,12 +33,12 @@ from slot_attention_nbdev.data.files import (
     open_pack,
     resize_scenes,
 )
-from .sprites import SPLIT_SIZES, SPRITES, SpriteSet
+from .sprites import SPLIT_SIZES, SPRITE_SETS, SpriteSet
 from .tfrecord_dataset import RECORD_SPLITS, TFRecordScenes
 from .tfrecords import read_tfrecords
 
 # %% ../../nbs/library/03_sources.ipynb #4077a58b
-GENERATED = ChainMap(SPRITES, CLEVR)  # every set that can be drawn, by name
+GENERATED = ChainMap(SPRITE_SETS, CLEVR_SETS)  # every set that can be drawn, by name
 
 
 def generated_set(
@@ -50,14 +50,14 @@ def generated_set(
     "Look a generated set up."
     if name not in GENERATED:
         raise InputError(f"data: unknown {name!r}; {suggest(name, GENERATED)}")
-    if denoised and name not in CLEVR:
+    if denoised and name not in CLEVR_SETS:
         raise InputError(
-            f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR)}"
+            f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR_SETS)}"
         )
     spec, size = GENERATED[name], (resolution, resolution)
     spec = (
         spec._replace(resolution=size, draw=partial(spec.draw, size=size))
-        if resolution and name in CLEVR
+        if resolution and name in CLEVR_SETS
         else spec
     )
     return spec._replace(draw=partial(spec.draw, denoised=True)) if denoised else spec
@@ -157,7 +157,7 @@ def parse_data_spec(
         )
     else:
         raise InputError(
-            f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR v1.0 or of a folder of images"
+            f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR_SETS v1.0 or of a folder of images"
         )
     if name and (kind in ("pack", "folder") or kind == "clevr" and not name.startswith("clevr")):
         raise InputError(
@@ -167,11 +167,11 @@ def parse_data_spec(
 
 
 def open_source(
-    # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR v1.0 or of a
+    # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR_SETS v1.0 or of a
     # folder; or NAME:PATH
     data: str,
     split: str | None = None,  # Which split, for data that have some; None for the first
-    resolution: int = 0,  # Height and width for folders, CLEVR and traced scenes; 0 for 128
+    resolution: int = 0,  # Height and width for folders, CLEVR_SETS and traced scenes; 0 for 128
     on_error: str = "raise",  # "skip" leaves out what cannot be read
     start: int = 0,  # First record of TFRecords without a name
     shuffle: int = 1,  # Scenes in the shuffle buffer of TFRecords; 1 keeps their order
@@ -351,7 +351,7 @@ BUFFER = 256
 def hold_out(
     data: str,  # As for `open_source`
     k: int,  # How many scenes to hold out, at most
-    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
+    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR_SETS
     seed: int = 0,  # Decides the order of records
     # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in
     # every step
@@ -394,7 +394,7 @@ def hold_out(
 def evaluation_scenes(
     data: str,  # As for `open_source`
     n: int,  # How many, at most
-    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
+    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR_SETS
 ) -> dict[str, Tensor]:  # image, label, properties
     """Labelled scenes to measure a model on: of the split that is held out or, where there are no
     splits, the first ones.

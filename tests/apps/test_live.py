@@ -18,7 +18,7 @@ ipywidgets = pytest.importorskip("ipywidgets")
 from slot_attention_nbdev.apps import live
 from slot_attention_nbdev.apps import live_scenes
 from slot_attention_nbdev.core import InputError, generator  # noqa: E402
-from slot_attention_nbdev.data.clevr_scenes import draw_scenes, to_srgb, trace  # noqa: E402
+from slot_attention_nbdev.data.clevr_scenes import sample_scenes, to_srgb, trace
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import PIECES, to_model
 from slot_attention_nbdev.train.recipes import load_model  # noqa: E402
@@ -231,7 +231,7 @@ def test_surgery_changes_one_slot_alone(model):
 
 
 def test_a_quick_look_shows_the_scene():
-    scene = draw_scenes(1, (4, 4), generator=generator(8, "scenes"))
+    scene = sample_scenes(1, (4, 4), generator=generator(8, "scenes"))
     quick = live_scenes.look(scene).float()
     slow = to_srgb(
         trace(scene, "full", (84, 112), samples=32, bounces=1, generator=generator(0, "noise"))[0][

@@ -11,13 +11,12 @@ from slot_attention_nbdev.core import FileError, InputError
 from slot_attention_nbdev.data.clevr_v1 import (
     WIDE_WINDOW,
     WINDOW,
-    WORDS,
     ClevrFiles,
     crop_scene,
     preprocess_clevr,
 )
 from slot_attention_nbdev.data.files import load_pack, save_pack
-from slot_attention_nbdev.data.rays import COLORS
+from slot_attention_nbdev.data.objects import CLEVR_COLORS, CLEVR_WORDS
 from torch.utils.data import DataLoader
 from writers import project_clevr, write_clevr_tree
 
@@ -78,9 +77,9 @@ def test_scenes_are_what_was_written(tree):
                     one["pixel_coords"], abs=1e-5
                 )
                 assert float(scene["rotation"][k]) == pytest.approx(one["rotation"], abs=1e-4)
-                assert all(WORDS[key][scene[key][k]] == one[key] for key in WORDS)
+                assert all(CLEVR_WORDS[key][scene[key][k]] == one[key] for key in CLEVR_WORDS)
             assert all((value[n:] == 0).all() for name, value in scene.items() if name != "image")
-    assert [tuple(WORDS[key][:2]) for key in WORDS] == [
+    assert [tuple(CLEVR_WORDS[key][:2]) for key in CLEVR_WORDS] == [
         ("small", "large"),
         ("rubber", "metal"),
         ("cube", "sphere"),
@@ -97,7 +96,7 @@ def test_the_nearest_object_has_its_colour_where_it_should_be(tree):
         column, row, _ = scene["pixel_coords"][nearest].long().tolist()
         if 0 <= row < 320 and 0 <= column < 480:
             assert pixels[row, column, :3].tolist() == list(
-                COLORS[WORDS["color"][scene["color"][nearest]]]
+                CLEVR_COLORS[CLEVR_WORDS["color"][scene["color"][nearest]]]
             )
 
 

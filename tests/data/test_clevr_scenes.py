@@ -1,4 +1,4 @@
-"Traced CLEVR scenes: the rules of the scenes, geometry and light against published figures, pictures against Blender's."
+"Traced CLEVR_SETS scenes: the rules of the scenes, geometry and light against published figures, pictures against Blender's."
 
 import json
 import math
@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 from slot_attention_nbdev.core import InputError
 from slot_attention_nbdev.data.clevr_scenes import (
     ASIDE,
-    CLEVR,
+    CLEVR_SETS,
+    all_but,
     clevr,
     denoise,
-    draw_scenes,
-    hold_out,
     label_scenes,
     project,
     render_scenes,
+    sample_scenes,
     to_srgb,
     trace,
 )
 from slot_attention_nbdev.data.shading import LAMPS, hit_floor, sample_lamp
+from slot_attention_nbdev.data.objects import CLEVR_WORDS
 from slot_attention_nbdev.data.rays import (
     CAMERA,
     FRAMES,
-    PLACE,
+    POSE,
     RADIUS,
-    WORDS,
     make_solids,
     pixel_rays,
     unit,
@@ -40,7 +40,7 @@ from slot_attention_nbdev.data.rays import (
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SLOT_ATTENTION_SHARED", ROOT.parent / "shared"))
-ANNOTATIONS = (*PLACE, *WORDS, "visibility", "camera", "lamps")
+ANNOTATIONS = (*POSE, *CLEVR_WORDS, "visibility", "camera", "lamps")
 MISSING = "the larger set of Blender renders is not here; set SLOT_ATTENTION_SHARED to the folder that has clevr_blender/"
 
 
@@ -66,7 +66,7 @@ def all_renders() -> dict[str, torch.Tensor] | None:
     parts = [dict(np.load(file)) for file in files]
     arrays = {
         name: np.concatenate([part[name] for part in parts])
-        for name in ("image", "label", *PLACE, *WORDS, "visibility", "camera", "lights")
+        for name in ("image", "label", *POSE, *CLEVR_WORDS, "visibility", "camera", "lights")
     }
     scene = {
         name: torch.from_numpy(value[:, 1:] if value.ndim == 2 else value)
@@ -214,8 +214,8 @@ def test_radiance_of_the_empty_scene():
     """Linear green around some pixels: Blender's values, direct light alone and with all its
     bounces.
     """
-    places = {name: torch.zeros(1, 1) for name in (*PLACE, "visibility")} | {
-        name: torch.zeros(1, 1, dtype=torch.long) for name in WORDS
+    places = {name: torch.zeros(1, 1) for name in (*POSE, "visibility")} | {
+        name: torch.zeros(1, 1, dtype=torch.long) for name in CLEVR_WORDS
     }
     scene = places | {"camera": torch.tensor([CAMERA]), "lamps": torch.tensor([LAMPS])}
     direct, full = (
@@ -238,7 +238,7 @@ def test_radiance_of_the_empty_scene():
 
 
 def test_scenes_follow_the_rules():
-    scene = draw_scenes(300, generator=random(1))
+    scene = sample_scenes(300, generator=random(1))
     there = scene["visibility"] > 0
     counts = there.sum(1)
     # even, though crowded scenes are drawn again
@@ -260,7 +260,7 @@ def test_scenes_follow_the_rules():
     pixels = torch.stack([(label == k).sum((1, 2)) for k in range(11)], 1)
     assert (pixels[:, 1:][there] > 160).all() and (pixels[:, 0] > 160).all()
     assert torch.equal(pixels[:, 1:] > 0, there)
-    for name in (*PLACE, *WORDS, "pixel_coords"):
+    for name in (*POSE, *CLEVR_WORDS, "pixel_coords"):
         assert (scene[name][~there] == 0).all()
 
 
@@ -271,7 +271,7 @@ def test_the_same_seed_gives_the_same_scenes():
 
 
 def test_images_do_not_depend_on_the_chunk():
-    scene = draw_scenes(3, generator=random(5))
+    scene = sample_scenes(3, generator=random(5))
     images = [
         trace(scene, "discovery", (24, 24), generator=random(6), chunk=chunk)[0]
         for chunk in (24 * 24, 24 * 24 * 4, 24 * 24 * 12, None)
@@ -281,19 +281,25 @@ def test_images_do_not_depend_on_the_chunk():
 
 
 def test_held_out_combinations_are_never_drawn():
-    allowed = hold_out("red cube", "large metal sphere")
-    scene = draw_scenes(60, allowed=allowed, generator=random(7))
+    allowed = all_but("red cube", "large metal sphere")
+    scene = sample_scenes(60, allowed=allowed, generator=random(7))
     there = scene["visibility"] > 0
-    size, material, shape, color = (scene[name][there].long() for name in WORDS)
+    size, material, shape, color = (scene[name][there].long() for name in CLEVR_WORDS)
     assert allowed[size, material, shape, color].all()
-    alone = draw_scenes(20, (3, 4), ~hold_out("red cube"), generator=random(8))
+    alone = sample_scenes(20, (3, 4), ~all_but("red cube"), generator=random(8))
     there = alone["visibility"] > 0
     assert (alone["color"][there] == 1).all() and (alone["shape"][there] == 0).all()
 
 
 def test_sets_by_name():
-    assert list(CLEVR) == ["clevr6", "clevr10", "clevr10_full", "clevr_cogent_a", "clevr_cogent_b"]
-    scene = CLEVR["clevr6"].draw(2, generator=random(9), samples=1, bounces=0)
+    assert list(CLEVR_SETS) == [
+        "clevr6",
+        "clevr10",
+        "clevr10_full",
+        "clevr_cogent_a",
+        "clevr_cogent_b",
+    ]
+    scene = CLEVR_SETS["clevr6"].draw(2, generator=random(9), samples=1, bounces=0)
     assert (
         scene["image"].shape == (2, 128, 128, 3)
         and scene["image"].dtype == scene["label"].dtype == torch.uint8
@@ -324,20 +330,20 @@ def test_rays_that_cannot_meet_the_floor():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: draw_scenes(0), "n: expected an integer ≥ 1, got 0"),
-        (lambda: draw_scenes(1, (0, 3)), "num_objects: expected an integer ≥ 1, got 0"),
-        (lambda: draw_scenes(1, (5, 4)), "num_objects: expected an integer ≥ 5 and ≤ 64, got 4"),
-        (lambda: draw_scenes(1, allowed=torch.ones(2, 2)), "allowed: expected shape"),
+        (lambda: sample_scenes(0), "n: expected an integer ≥ 1, got 0"),
+        (lambda: sample_scenes(1, (0, 3)), "num_objects: expected an integer ≥ 1, got 0"),
+        (lambda: sample_scenes(1, (5, 4)), "num_objects: expected an integer ≥ 5 and ≤ 64, got 4"),
+        (lambda: sample_scenes(1, allowed=torch.ones(2, 2)), "allowed: expected shape"),
         (
-            lambda: draw_scenes(1, allowed=hold_out("cube", "sphere", "cylinder")),
+            lambda: sample_scenes(1, allowed=all_but("cube", "sphere", "cylinder")),
             "allowed: no combination",
         ),
         (
-            lambda: draw_scenes(1, (10, 10), hold_out("small"), extent=1.0, attempts=5),
+            lambda: sample_scenes(1, (10, 10), all_but("small"), extent=1.0, attempts=5),
             "1 of 1 scenes found no arrangement in 5 attempts",
         ),
-        (lambda: draw_scenes(1, (3, 3), min_visible=60_000, attempts=5), "found no arrangement"),
-        (lambda: hold_out("red box"), "phrases: unknown word 'box'"),
+        (lambda: sample_scenes(1, (3, 3), min_visible=60_000, attempts=5), "found no arrangement"),
+        (lambda: all_but("red box"), "phrases: unknown word 'box'"),
         (lambda: clevr(1, frame="left"), "frame: unknown 'left'"),
         (lambda: clevr(1, size=(128, 0)), "size: expected an integer ≥ 1"),
         (lambda: clevr(1, samples=0), "samples: expected an integer ≥ 1"),
@@ -351,7 +357,7 @@ def test_bad_input(call, message):
 
 
 def test_wrong_annotations():
-    scene = draw_scenes(1, (3, 3), generator=random())
+    scene = sample_scenes(1, (3, 3), generator=random())
     for name, value, message in (
         ("shape", scene["shape"] + 3, "shape: expected integers in"),
         ("x", scene["x"] / 0, "x: expected finite"),

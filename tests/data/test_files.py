@@ -13,7 +13,7 @@ from PIL import Image
 
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.files import PackWriter, load_pack, open_pack, read_image, save_pack
-from slot_attention_nbdev.data.sprites import SPRITES, tetrominoes, to_uint8
+from slot_attention_nbdev.data.sprites import SPRITE_SETS, tetrominoes, to_uint8
 from torch.utils.data import DataLoader
 
 
@@ -28,9 +28,9 @@ def pack(tmp_path, scenes):
     return tmp_path / "good.npz"
 
 
-@pytest.mark.parametrize("name", SPRITES)
+@pytest.mark.parametrize("name", SPRITE_SETS)
 def test_round_trip(tmp_path, name):
-    scenes = SPRITES[name].draw(5, generator=generator(1))
+    scenes = SPRITE_SETS[name].draw(5, generator=generator(1))
     save_pack(tmp_path / "deep" / "pack.npz", scenes)
     back = load_pack(tmp_path / "deep" / "pack.npz")
     assert back.keys() == scenes.keys()

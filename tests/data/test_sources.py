@@ -38,7 +38,7 @@ from slot_attention_nbdev.data.sources import (
     hold_out,
     open_source,
 )
-from slot_attention_nbdev.data.sprites import SPRITES
+from slot_attention_nbdev.data.sprites import SPRITE_SETS
 from slot_attention_nbdev.data.tfrecord_dataset import RECORD_SPLITS
 from slot_attention_nbdev.models.weights import load_record, load_weights
 from torch.utils.data import DataLoader
@@ -279,20 +279,20 @@ def test_batches_depend_on_seed_and_step_alone(place, kind, batch_size):
 
 
 def test_generated_batches_are_those_of_the_stream():
-    for name in SPRITES:
+    for name in SPRITE_SETS:
         ours = Batches(open_source(name), 3, seed=5).batch(11)
         random = generator(5, name, "stream", 11)
-        theirs = SPRITES[name].draw(3, generator=random)
+        theirs = SPRITE_SETS[name].draw(3, generator=random)
         assert ours.keys() == theirs.keys() and all(
             torch.equal(value, theirs[key]) for key, value in ours.items()
         )
 
 
 def test_generated_splits():
-    for name in SPRITES:
+    for name in SPRITE_SETS:
         ours = GeneratedScenes(name, "train", seed=4)
         blocks = [
-            SPRITES[name].draw(320, generator=generator(4, name, "train", i)) for i in range(2)
+            SPRITE_SETS[name].draw(320, generator=generator(4, name, "train", i)) for i in range(2)
         ]
         theirs = {key: torch.cat([block[key] for block in blocks])[319:322] for key in blocks[0]}
         assert all(
@@ -509,10 +509,10 @@ def test_convert_skips_if_asked_and_counts(tmp_path, capsys):
 PROGRAM = """
 import sys, time
 from slot_attention_nbdev.data.sources import convert, draw_pack, open_source
-from slot_attention_nbdev.data.sprites import SPRITES
+from slot_attention_nbdev.data.sprites import SPRITE_SETS
 kind, out = sys.argv[1:3]
 if kind == "draw":
-    draw_pack("tetrominoes", SPRITES["tetrominoes"], 4000, out, seed=3, progress=False)
+    draw_pack("tetrominoes", SPRITE_SETS["tetrominoes"], 4000, out, seed=3, progress=False)
 else:
     convert(open_source(kind), out, {"data": kind}, n=4000, progress=False)
 """
@@ -579,9 +579,11 @@ def test_an_interrupted_conversion_does_not_read_again(tmp_path):
 
 def test_drawn_packs_begin_alike(tmp_path):
     draw_pack(
-        "tetrominoes", SPRITES["tetrominoes"], 400, tmp_path / "a.npz", seed=1, progress=False
+        "tetrominoes", SPRITE_SETS["tetrominoes"], 400, tmp_path / "a.npz", seed=1, progress=False
     )
-    draw_pack("tetrominoes", SPRITES["tetrominoes"], 10, tmp_path / "b.npz", seed=1, progress=False)
+    draw_pack(
+        "tetrominoes", SPRITE_SETS["tetrominoes"], 10, tmp_path / "b.npz", seed=1, progress=False
+    )
     assert torch.equal(
         load_pack(tmp_path / "a.npz", 10)["image"], load_pack(tmp_path / "b.npz")["image"]
     )

@@ -18,7 +18,7 @@ from slot_attention_nbdev.data.sources import (
 from slot_attention_nbdev.data.sprites import (
     COUNTS,
     MIN_VISIBLE,
-    SPRITES,
+    SPRITE_SETS,
     draw_multi_dsprites,
     draw_tetrominoes,
     label_multi_dsprites,
@@ -246,7 +246,7 @@ def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", SPRITES)
+@pytest.mark.parametrize("name", SPRITE_SETS)
 def test_deterministic_and_independent(name):
     make = lambda seed: Batches(GeneratedScenes(name), 4, seed)
     stream = make(5)
@@ -286,7 +286,7 @@ def test_stored_numbers_do_not_drift():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", SPRITES)
+@pytest.mark.parametrize("name", SPRITE_SETS)
 def test_on_the_device(name):
     stream = Batches(GeneratedScenes(name), 64, device="cuda")
     scenes = stream.batch(3)

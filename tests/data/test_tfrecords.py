@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from slot_attention_nbdev.core import FileError, InputError, SlotAttentionError, generator
 from slot_attention_nbdev.data import tfrecords
 from slot_attention_nbdev.data.sources import evaluation_scenes
-from slot_attention_nbdev.data.sprites import SPRITES, multi_dsprites
+from slot_attention_nbdev.data.sprites import SPRITE_SETS, multi_dsprites
 from slot_attention_nbdev.data.tfrecord_dataset import (
     RECORD_SPLITS,
     TFRecordScenes,
@@ -26,8 +26,8 @@ from slot_attention_nbdev.data.tfrecord_dataset import (
     objects_in,
     shuffled,
 )
+from slot_attention_nbdev.data.objects import CLEVR_WORDS
 from slot_attention_nbdev.data.tfrecords import (
-    CLEVR_WORDS,
     SCHEMAS,
     Schema,
     decode_scene,
@@ -845,7 +845,7 @@ def test_splits():
         "test": {"start": 60_000, "stop": 60_320},
     }
     assert RECORD_SPLITS["clevr6"]["train"] == {"start": 0, "stop": 70_000, "max_objects": 6}
-    assert set(SPRITES) <= set(RECORD_SPLITS)
+    assert set(SPRITE_SETS) <= set(RECORD_SPLITS)
 
 
 def test_damaged_records(file, tmp_path):
@@ -962,7 +962,7 @@ def test_bombs(tmp_path):
         with pytest.raises(FileError, match="record 0: damaged"):
             for record in read_tfrecords(path):
                 record.payload()
-        assert tracemalloc.get_traced_memory()[1] < 3 * tfrecords.LARGEST
+        assert tracemalloc.get_traced_memory()[1] < 3 * tfrecords.MAX_PAYLOAD
         del record
         tracemalloc.reset_peak()
         with pytest.raises(FileError, match="record 1: the checksum of its length"):

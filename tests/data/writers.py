@@ -9,15 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from slot_attention_nbdev.core import InputError, atomic_write, check_int, generator
-from slot_attention_nbdev.data.clevr_v1 import WORDS
-from slot_attention_nbdev.data.rays import COLORS
-from slot_attention_nbdev.data.tfrecords import (
-    CLEVR_STORED,
-    CLEVR_WORDS,
-    Schema,
-    find_schema,
-    masked_crc,
-)
+from slot_attention_nbdev.data.objects import CLEVR_COLORS, CLEVR_WORDS
+from slot_attention_nbdev.data.tfrecords import CLEVR_STORED, Schema, find_schema, masked_crc
 from torch import Tensor
 
 
@@ -178,7 +171,7 @@ def _invent_scene(split: str, index: int, random: torch.Generator) -> dict:
     n = int(torch.randint(3, 11, (), generator=random))
     codes = {
         key: torch.randint(len(words), (n,), generator=random).tolist()
-        for key, words in WORDS.items()
+        for key, words in CLEVR_WORDS.items()
     }
     radius = [0.7 if size else 0.35 for size in codes["size"]]
     place = np.concatenate(
@@ -189,7 +182,7 @@ def _invent_scene(split: str, index: int, random: torch.Generator) -> dict:
         1,
     )
     seen = project_clevr(place)
-    objects = [{key: WORDS[key][codes[key][k]] for key in WORDS} for k in range(n)]
+    objects = [{key: CLEVR_WORDS[key][codes[key][k]] for key in CLEVR_WORDS} for k in range(n)]
     for k, turn in enumerate(torch.rand(n, generator=random).tolist()):
         pixel = [round(seen[k, 0]), round(seen[k, 1]), float(seen[k, 2])]
         objects[k] |= {
@@ -230,7 +223,7 @@ def _paint_scene(scene: dict) -> Image.Image:
             "cube": np.maximum(a, b) < 0.9,
             "cylinder": np.maximum(a / 0.7, b) < 1,
         }[one["shape"]]
-        pixels[inside, :3] = COLORS[one["color"]]
+        pixels[inside, :3] = CLEVR_COLORS[one["color"]]
     return Image.fromarray(pixels)
 
 
