@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Quality per second: the paper's model and faster variants (nbs/speed), trained in turn.
+"""Quality per second: the paper's model and each shortcut (speed/04_shortcuts), timed in turn.
 
-    OMP_NUM_THREADS=1 python benchmarks/variants.py --record   # small: minutes on one core
+Minutes on one core; writes results/benchmarks/variants.json:
+
+    OMP_NUM_THREADS=1 python benchmarks/variants.py --record
+
+The paper's sizes, on a GPU; writes variants_paper.json beside it:
+
     python benchmarks/variants.py --size paper --device cuda --seconds 60 --seeds 0 --record
 
-The second line trains at the paper's sizes, on a GPU. The records are variants.json and
-variants_paper.json under results/benchmarks/.
-
-All runs of a seed stand in memory together and take turns of a few seconds, so that a busy machine
-is busy for all of them. On a CPU the clock counts the process's own seconds (wall seconds are
-written down beside them), so that other processes cost nothing but patience; on a GPU it counts
-wall seconds. Looking at held-out images is not counted, making the images to learn from is. The
-record is written after every turn: what was broken off says so. Runs of other seeds that it holds
-already are kept, so `--seeds 1` adds a seed.
+All runs of a seed are in memory together and take turns of a few seconds, so that a busy machine is
+busy for all of them. On a CPU the clock counts the seconds of this process (wall seconds are
+recorded beside them), so that other processes cost nothing but patience; on a GPU it counts wall
+seconds. Evaluation is not counted, generating the training images is. The record is written after
+every turn; an interrupted one has "finished": false. Runs of other seeds that it holds are kept, so
+`--seeds 1` adds a seed.
 
 small: scenes of Tetrominoes at 17x17; the paper's Slot Attention and decoder behind our patch
 encoder, which is quick to learn and the same for all.
@@ -23,6 +25,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,14 +36,13 @@ from slot_attention_nbdev.train.recipes import (
     Recipe,
     build_data,
     build_model,
+    cosine_rate,
     get_recipe,
     resolution_of,
     to_dict,
 )
-from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.train.checkpoints import run_facts
-from slot_attention_nbdev.train.recipes import cosine_rate
-from slot_attention_nbdev.experiments.shortcuts import variants
+from slot_attention_nbdev.models.weights import save_record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 SIZES = {  # `steps` is the length of the schedule, which every run squeezes into its seconds
@@ -50,7 +52,23 @@ SIZES = {  # `steps` is the length of the schedule, which every run squeezes int
 COMMON = dict(steps=1_000, schedule="cosine", warmup_steps=100, clip_norm=1.0)
 
 
-class Racer:
+def variants(recipe: Recipe, share: float = 1 / 3) -> dict[str, Recipe]:
+    "A recipe, the same with each shortcut (a share of the pixels in one), and with all of them."
+    height, width = resolution_of(recipe)
+    some = dict(model="paper_mlp", pixels=max(1, int(height * width * share)))
+    few = dict(first_iterations=1, iteration_steps=max(1, recipe.steps // 2))
+    changes = {
+        "paper": {},
+        "pixels alone": dict(model="paper_mlp"),
+        "some pixels": some,
+        "last step": dict(gradient="implicit"),
+        "few at first": few,
+        "all four": some | few | dict(gradient="implicit"),
+    }
+    return {name: replace(recipe, **change) for name, change in changes.items()}
+
+
+class Contestant:
     "One variant, one seed, its clock and its curve."
 
     def __init__(
@@ -67,10 +85,8 @@ class Racer:
                 torch.default_generator.manual_seed(derive_seed(seed, "encoder"))
                 model.encoder = PatchEncoder(model.encoder.output_dim, model.encoder.output_dim)
         self.model = place(model, device)
-        self.objective, self.optimizer = (
-            Objective(self.model),
-            torch.optim.Adam(self.model.parameters(), eps=1e-8),
-        )
+        self.objective = Objective(self.model)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), eps=1e-8)
         self.step = 0
         self.seconds = 0.0
         self.wall = 0.0
@@ -98,7 +114,7 @@ class Racer:
         self.step += 1
 
     def run(self, stream, until: float) -> None:
-        "Learn until the clock says so."
+        "Train until that many seconds are on the clock."
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         while self.seconds < until and not self.failed:
             began, wall = clock(), time.perf_counter()
@@ -106,14 +122,14 @@ class Racer:
                 self.training_step(stream.batch(self.step))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            self.seconds = self.seconds + clock() - began
-            self.wall = self.wall + time.perf_counter() - wall
+            self.seconds += clock() - began
+            self.wall += time.perf_counter() - wall
             if not math.isfinite(loss := self.losses[-1].item()):
                 self.failed = f"loss {loss} in step {self.step}"
 
-    def look(self, held_out: dict[str, torch.Tensor]) -> None:
-        "A point of the curve."
-        figures = evaluate(self.model, held_out, batch_size=32)
+    def evaluate(self, held_out: dict[str, torch.Tensor]) -> None:
+        "Add a point to the curve."
+        scores = evaluate(self.model, held_out, batch_size=32)
         loss = torch.stack(self.losses).mean().item() if self.losses else None
         self.curve.append(
             {
@@ -121,7 +137,7 @@ class Racer:
                 "wall": round(self.wall, 1),
                 "step": self.step,
                 "loss": loss,
-                **{key: round(figures[key], 5) for key in ("fg_ari", "mse")},
+                **{key: round(scores[key], 5) for key in ("fg_ari", "mse")},
             }
         )
         self.losses.clear()
@@ -130,7 +146,7 @@ class Racer:
         last = self.curve[-1]
         first = next((point for point in self.curve if point["fg_ari"] >= 0.5), None)
         if not self.failed and self.seconds >= self.budget and last["fg_ari"] < 0.3:
-            self.failed = "did not come to see objects in its seconds"
+            self.failed = "FG-ARI below 0.3 after its seconds"
         ends = {
             "steps": self.step,
             "steps_per_second": self.step / self.seconds if self.seconds else None,
@@ -193,32 +209,33 @@ def main(arguments: list[str] | None = None) -> int:
             record["seed"] = sorted({run["seed"] for run in record["runs"]} | set(options.seeds))
     for seed in options.seeds:
         stream, held_out = build_data(recipe, seed, device)
-        racers = [
-            Racer(name, r, seed, options.size, device, options.seconds)
+        contestants = [
+            Contestant(name, r, seed, options.size, device, options.seconds)
             for name, r in variants(recipe).items()
             if name in (options.only or [name])
         ]
         done, started = record["runs"], time.perf_counter()
         for turn in range(options.turns + 1):
-            for racer in racers:
-                racer.run(stream, options.seconds * turn / options.turns)
-                racer.look(held_out)
-            record["runs"] = done + [racer.record() for racer in racers]
+            for contestant in contestants:
+                contestant.run(stream, options.seconds * turn / options.turns)
+                contestant.evaluate(held_out)
+            record["runs"] = done + [contestant.record() for contestant in contestants]
             record["finished"] = turn == options.turns and seed == options.seeds[-1]
-            line = "  ".join(f"{racer.name} {racer.curve[-1]['fg_ari']:.3f}" for racer in racers)
+            line = "  ".join(f"{each.name} {each.curve[-1]['fg_ari']:.3f}" for each in contestants)
+            spent = options.seconds * turn / options.turns
+            wall = time.perf_counter() - started
             print(
-                f"seed {seed}, {options.seconds * turn / options.turns:.0f} s of"
-                f" {options.seconds:.0f} ({time.perf_counter() - started:.0f} s by the"
-                f" wall): {line}",
+                f"seed {seed}, {spent:.0f} s of {options.seconds:.0f} ({wall:.0f} s wall): {line}",
                 flush=True,
             )
             if options.record:
                 save_record(path, record)
     for run in record["runs"]:
+        speed = f"{run['steps_per_second']:.1f} steps a second"
         print(
-            f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f},"
-            f" {run['steps_per_second']:.1f} steps a second  {run['failed'] or ''}"
+            f"{run['variant']:13} seed {run['seed']}: FG-ARI {run['fg_ari']:.3f}, {speed}", end=" "
         )
+        print(run["failed"] or "")
     return 0
 
 

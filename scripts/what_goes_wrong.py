@@ -1,8 +1,6 @@
-"""Measure what each deviation of what_goes_wrong costs.
+"""Measure what each deviation costs: a record per setting and seed in results/what_goes_wrong.
 
-A record per setting and seed in results/what_goes_wrong.
-
-A run takes about half a minute of one core. Records that exist are kept, so a broken-off call can
+A run takes about half a minute of one core. Records that exist are kept, so an interrupted call can
 be repeated:
 
     python scripts/what_goes_wrong.py --seeds 0 1 2 [--only NAME ...] [--out FOLDER]
@@ -43,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             record = measure(name, seed, options.steps)
             save_record(path, record)
+            score, seconds = record["final"]["fg_ari"], record["seconds"]
             print(
-                f"{path.stem:22s} FG-ARI {record['final']['fg_ari']:.3f} "
-                f" {record['seconds']:.0f} s  {record['failed'] or ''}",
+                f"{path.stem:22s} FG-ARI {score:.3f}  {seconds:.0f} s  {record['failed'] or ''}",
                 flush=True,
             )
     return 0

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'BATCH', 'STEPS', 'EVERY', 'HELD_OUT', 'plain_autoencoder', 'halve', 'fix_initial_slots', 'JointNorm',
-           'normalise_jointly', 'freeze_norms', 'drop_set_norm', 'use_eps_one', 'normalise_state', 'pad_symmetrically',
-           'OpenAttention', 'TokenSoftmax', 'WeightedSum', 'Unscaled', 'recast', 'add_qkv_bias', 'Detached', 'Implicit',
-           'Setting', 'build', 'look', 'measure']
+           'normalize_jointly', 'freeze_norms', 'drop_set_norm', 'use_eps_one', 'normalize_state', 'pad_symmetrically',
+           'add_qkv_bias', 'Setting', 'build', 'evaluate_slots', 'measure']
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #86ec995a
 import time
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.attention import attention_scores, slot_softmax, weighted_mean
 from ..core import InputError, check_int, derive_seed, generator, suggest
 from ..data.sources import Batches, GeneratedScenes, evaluation_scenes
 from ..data.sprites import to_model
@@ -28,6 +26,14 @@ from ..metrics.segmentation import foreground_ari
 from ..models.autoencoder import SlotAttentionAutoEncoder
 from ..train.checkpoints import run_facts
 from ..nn.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.variants import (
+    Detached,
+    Implicit,
+    TokenSoftmax,
+    Unscaled,
+    WeightedSum,
+    with_attention,
+)
 from ..viz import slot_statistics
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #1e430748
@@ -71,14 +77,14 @@ class JointNorm(nn.Module):
         self,
         x: Tensor,  # [B, N, C]
     ) -> Tensor:  # [B, N, C]
-        "Normalise each image as a whole."
+        "Normalize each image as a whole."
         return F.layer_norm(x, x.shape[1:])
 
 
-def normalise_jointly(
+def normalize_jointly(
     model: SlotAttentionAutoEncoder,  # Changed in place
 ) -> None:
-    "Normalise tokens x channels at once, in both places where tokens are normalised."
+    "Normalize tokens x channels at once, in both places where tokens are normalized."
     model.encoder.norm = model.slot_attention.norm_inputs = JointNorm()
 
 
@@ -104,7 +110,7 @@ def use_eps_one(
     model.slot_attention.eps = 1.0
 
 
-def normalise_state(
+def normalize_state(
     model: SlotAttentionAutoEncoder,  # Changed in place
 ) -> None:
     "Write `slots = norm(slots)` and hand `slots`, not `slots_prev`, to the GRU."
@@ -122,170 +128,13 @@ def pad_symmetrically(
         layer.output_padding = tuple(s - 1 for s in layer.stride)
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #c4619ae8
-class OpenAttention(SlotAttention):
-    """Slot Attention whose Equations 1 and 2 sit in a method of their own, so that they can be got
-    wrong.
-    """
-
-    def attend(
-        self,
-        k: Tensor,  # Keys, [B, N, D]
-        q: Tensor,  # Queries, [B, K, D]
-        v: Tensor,  # Values, [B, N, D]
-    ) -> tuple[Tensor, Tensor]:  # Updates [B, K, D], attention [B, N, K]
-        "Softmax over slots, then the weighted mean over tokens: as the paper has it."
-        attn = slot_softmax(attention_scores(k, q))
-        return weighted_mean(attn, v, self.eps), attn
-
-    def forward(
-        self,
-        inputs: Tensor,  # Tokens, [B, N, input_dim]
-        *,
-        num_slots: int | None = None,  # K of this call
-        num_iterations: int | None = None,  # T of this call
-        slots: Tensor | None = None,  # Initial slots, [B, K, D]; None draws them
-        generator: torch.Generator | None = None,  # Source of the noise of drawn slots
-        return_attention: bool = False,  # Also return every iteration's attention
-    ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D], and on request attention, [B, T, N, K]
-        "Algorithm 1 with `attend` in the place of lines 7 and 8."
-        slots = self.initial_slots(len(inputs), num_slots, generator) if slots is None else slots
-        inputs = self.norm_inputs(inputs)
-        k = self.project_k(inputs)
-        v = self.project_v(inputs)
-        attention = []
-        for _ in range(num_iterations or self.num_iterations):
-            updates, attn = self.attend(k, self.project_q(self.norm_slots(slots)), v)
-            # [B * K, D] -> [B, K, D]
-            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-            slots = slots + self.mlp(self.norm_mlp(slots))
-            attention.append(attn)
-        return (slots, torch.stack(attention, dim=1)) if return_attention else slots
-
-
-class TokenSoftmax(OpenAttention):
-    """Ordinary cross-attention: each slot shares itself out over the tokens, and no slot competes
-    with another.
-    """
-
-    def attend(
-        self,
-        k: Tensor,  # Keys, [B, N, D]
-        q: Tensor,  # Queries, [B, K, D]
-        v: Tensor,  # Values, [B, N, D]
-    ) -> tuple[Tensor, Tensor]:  # Updates [B, K, D], attention [B, N, K]
-        "Take the softmax along the wrong axis."
-        attn = attention_scores(k, q).softmax(dim=1)
-        return attn.mT @ v, attn  # [B, K, N] @ [B, N, D] -> [B, K, D]
-
-
-class WeightedSum(OpenAttention):
-    """The paper's attention, but a slot that holds a hundred tokens gets an update a hundred times
-    as long.
-    """
-
-    def attend(
-        self,
-        k: Tensor,  # Keys, [B, N, D]
-        q: Tensor,  # Queries, [B, K, D]
-        v: Tensor,  # Values, [B, N, D]
-    ) -> tuple[Tensor, Tensor]:  # Updates [B, K, D], attention [B, N, K]
-        "Forget to divide by the sum."
-        attn = slot_softmax(attention_scores(k, q))
-        return attn.mT @ v, attn  # [B, K, N] @ [B, N, D] -> [B, K, D]
-
-
-class Unscaled(OpenAttention):
-    "Scores without 1 / sqrt(D): eight times as large at D = 64."
-
-    def attend(
-        self,
-        k: Tensor,  # Keys, [B, N, D]
-        q: Tensor,  # Queries, [B, K, D]
-        v: Tensor,  # Values, [B, N, D]
-    ) -> tuple[Tensor, Tensor]:  # Updates [B, K, D], attention [B, N, K]
-        "Forget the temperature."
-        return super().attend(k, q * q.shape[-1] ** 0.5, v)  # undoes the factor in attention_scores
-
-# %% ../../nbs/course/13_what_goes_wrong.ipynb #0c62be47
-def recast(
-    model: SlotAttentionAutoEncoder,  # Changed in place
-    cls: type[SlotAttention],  # The class that its Slot Attention shall have
-) -> None:
-    "Exchange the program and keep the weights."
-    old = model.slot_attention
-    model.slot_attention = cls(
-        old.input_dim,
-        old.slot_dim,
-        old.num_slots,
-        old.num_iterations,
-        old.mlp[0].out_features,
-        old.eps,
-    )
-    model.slot_attention.load_state_dict(old.state_dict())
-
-
 def add_qkv_bias(
     model: SlotAttentionAutoEncoder,  # Changed in place
 ) -> None:
-    "Give q, k and v the bias that `nn.Linear` has unless told otherwise."
-    recast(model, OpenAttention)
-    for layer in (
-        model.slot_attention.project_q,
-        model.slot_attention.project_k,
-        model.slot_attention.project_v,
-    ):
+    "Give q, k and v the bias that `nn.Linear` has by default."
+    module = model.slot_attention
+    for layer in (module.project_q, module.project_k, module.project_v):
         layer.bias = nn.Linear(layer.in_features, layer.out_features).bias
-
-# %% ../../nbs/course/13_what_goes_wrong.ipynb #acd2c647
-class Detached(SlotAttention):
-    """All iterations but the last without gradient (after Chang et al. 2022, arXiv:2207.00787), and with them mu and sigma."""
-
-    def reconnect(
-        self,
-        slots: Tensor,  # Slots before the last iteration, detached, [B, K, D]
-        start: Tensor,  # Initial slots, [B, K, D]
-    ) -> Tensor:  # What the last iteration starts from, [B, K, D]
-        "Leave them cut off."
-        return slots
-
-    def forward(
-        self,
-        inputs: Tensor,  # Tokens, [B, N, input_dim]
-        *,
-        num_slots: int | None = None,  # K of this call
-        num_iterations: int | None = None,  # T of this call
-        slots: Tensor | None = None,  # Initial slots, [B, K, D]; None draws them
-        generator: torch.Generator | None = None,  # Source of the noise of drawn slots
-        return_attention: bool = False,  # Also return every iteration's attention
-    ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D], and on request attention, [B, T, N, K]
-        "T - 1 iterations without gradient, then one with."
-        start = self.initial_slots(len(inputs), num_slots, generator) if slots is None else slots
-        T = num_iterations or self.num_iterations
-        early = start
-        attention = []
-        if T > 1:
-            with torch.no_grad():
-                found = super().forward(
-                    inputs, slots=start, num_iterations=T - 1, return_attention=return_attention
-                )
-            early, *attention = found if return_attention else (found,)
-            early = self.reconnect(early, start)
-        found = super().forward(
-            inputs, slots=early, num_iterations=1, return_attention=return_attention
-        )
-        return (found[0], torch.cat([*attention, found[1]], dim=1)) if return_attention else found
-
-
-class Implicit(Detached):
-    "The same with mu and sigma learning."
-
-    def reconnect(
-        self,
-        slots: Tensor,  # Slots before the last iteration, detached, [B, K, D]
-        start: Tensor,  # Initial slots, [B, K, D]
-    ) -> Tensor:  # The same values, with a gradient for the initial slots, [B, K, D]
-        "Add a term that is zero forwards and the identity backwards."
-        return slots + start - start.detach()
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #73b0bbe4
 @dataclass(frozen=True)
@@ -305,23 +154,29 @@ SETTINGS = {
     "plain": Setting("nothing changed"),
     "qkv_bias": Setting("q, k, v with biases", add_qkv_bias),
     "fixed_start": Setting("μ, σ without gradient", fix_initial_slots),
-    "joint_norm": Setting("LayerNorm over tokens × channels", normalise_jointly),
+    "joint_norm": Setting("LayerNorm over tokens × channels", normalize_jointly),
     "frozen_norms": Setting("LayerNorms never learn", freeze_norms),
     "no_set_norm": Setting("no LayerNorm before the set MLP", drop_set_norm),
     "eps_one": Setting("ε = 1", use_eps_one),
-    "normalised_state": Setting("GRU state normalised", normalise_state),
+    "normalized_state": Setting("GRU state normalized", normalize_state),
     "symmetric_padding": Setting("symmetric padding", pad_symmetrically),
-    "detached": Setting("all but the last step detached", partial(recast, cls=Detached)),
-    "implicit": Setting("the same, with μ and σ learning", partial(recast, cls=Implicit)),
-    "token_softmax": Setting("softmax over tokens", partial(recast, cls=TokenSoftmax)),
-    "weighted_sum": Setting("weighted sum, not mean", partial(recast, cls=WeightedSum)),
-    "unscaled": Setting("no 1/√D", partial(recast, cls=Unscaled)),
+    "detached": Setting(
+        "all but the last step detached", partial(with_attention, variant=Detached)
+    ),
+    "implicit": Setting(
+        "the same, with μ and σ learning", partial(with_attention, variant=Implicit)
+    ),
+    "token_softmax": Setting("softmax over tokens", partial(with_attention, variant=TokenSoftmax)),
+    "weighted_sum": Setting("weighted sum, not mean", partial(with_attention, variant=WeightedSum)),
+    "unscaled": Setting("no 1/√D", partial(with_attention, variant=Unscaled)),
     "one_iteration": Setting("T = 1", num_iterations=1),
     "seven_slots": Setting("K = 7", num_slots=7),
     "no_warmup": Setting("no warm-up", warmup_steps=0),
 }
-# images in a batch; steps of a run; steps between two looks; images looked at
-BATCH, STEPS, EVERY, HELD_OUT = 16, 600, 50, 160
+BATCH = 16  # Images in a batch
+STEPS = 600  # Updates of a run
+EVERY = 50  # Steps between two evaluations
+HELD_OUT = 160  # Images to evaluate
 
 
 def build(
@@ -341,24 +196,25 @@ def build(
 
 # %% ../../nbs/course/13_what_goes_wrong.ipynb #3088661c
 @torch.no_grad()
-def look(
+def evaluate_slots(
     model: SlotAttentionAutoEncoder,  # The model as it is now
     scenes: dict[str, Tensor],  # Held-out scenes
-    # Means over the images: fg_ari, mse, likeness, entropy, dead, background_split
+    # Means over the images: fg_ari, mse, slot_similarity, entropy, dead, background_split
 ) -> dict[str, float]:
-    "Segmentation, reconstruction and the state of the slots on held-out images."
+    "Evaluate segmentation, reconstruction and the slots on held-out images."
     random, found = generator(0, "look"), []
     for image, label in zip(*(x.split(32) for x in halve(scenes))):
         output = model(image, generator=random)
         unit = F.normalize(output.slots, dim=-1)
-        # off the diagonal of [B, K, K]
-        likeness = ((unit @ unit.mT).mean((1, 2)) * unit.shape[1] - 1) / (unit.shape[1] - 1)
+        K = unit.shape[1]
+        # the mean off the diagonal of [B, K, K], whose diagonal is all ones
+        similarity = ((unit @ unit.mT).mean((1, 2)) * K - 1) / (K - 1)
         mse = (output.reconstruction - image).square().mean((1, 2, 3))
         found.append(
             {
                 "fg_ari": foreground_ari(label, output.masks),
                 "mse": mse,
-                "likeness": likeness,
+                "slot_similarity": similarity,
                 **slot_statistics(output.masks, label),
             }
         )
@@ -371,12 +227,12 @@ def measure(
     name: str,  # A key of `SETTINGS`
     seed: int = 0,  # Weights, images and noise of the run
     steps: int = STEPS,  # Updates
-    every: int = EVERY,  # Steps between two looks
-    held_out: int = HELD_OUT,  # Images to look at
+    every: int = EVERY,  # Steps between two evaluations
+    held_out: int = HELD_OUT,  # Images to evaluate
 ) -> dict:  # A record: recipe, seed, code and machine, seconds, curve, final, picture
-    """Train one setting and write down what happens.
+    """Train one setting and return its record.
 
-    A run whose loss is no number stops and says so.
+    A run whose loss is not finite stops; `failed` says so.
     """
     model, setting = build(name, seed), SETTINGS[name]
     start = time.process_time()
@@ -385,7 +241,7 @@ def measure(
     stream = Batches(GeneratedScenes("tetrominoes"), BATCH, seed)
     scenes = evaluation_scenes("tetrominoes", held_out)
     optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], eps=1e-8)
-    curve, window, failed = [{"step": 0, **look(model, scenes)}], [], None
+    curve, window, failed = [{"step": 0, **evaluate_slots(model, scenes)}], [], None
     for step in range(check_int("steps", steps)):
         image, _ = halve(stream.batch(step))
         loss = F.mse_loss(
@@ -411,7 +267,7 @@ def measure(
                 ("loss", "grad_norm", "grad_mu", "grad_log_sigma"),
                 torch.tensor(window).mean(0).tolist(),
             )
-            curve.append({"step": step + 1} | dict(means) | look(model, scenes))
+            curve.append({"step": step + 1} | dict(means) | evaluate_slots(model, scenes))
             window = []
     curve = [
         {key: value if key == "step" else float(f"{value:.5g}") for key, value in point.items()}

@@ -38,6 +38,7 @@ from slot_attention_nbdev.data.sources import (
 from ..models.autoencoder import SlotAttentionAutoEncoder
 from ..models.set_predictor import SetPredictor
 from ..models.weights import find_weights, load_record, load_weights
+from ..nn.variants import Implicit, with_attention
 from slot_attention_nbdev.train.checkpoints import (
     load_checkpoint,
     records_folder,
@@ -63,7 +64,7 @@ def setting(
 
 MODELS = {
     "paper": "models.autoencoder:paper_autoencoder",
-    "paper_mlp": "experiments.shortcuts:pixel_autoencoder",
+    "paper_mlp": "models.pixel:pixel_autoencoder",
     "fast": "models.seeded:fast_autoencoder",
     # modules are read when a model is built
     "seeded": "models.seeded:seeded_autoencoder",
@@ -458,11 +459,9 @@ def build_model(
         model = resolve_name(f"slot_attention_nbdev.{MODELS[recipe.model]}")(
             tuple(resolution or resolution_of(recipe)), recipe.num_slots, recipe.num_iterations
         )
-    return (
-        model
-        if recipe.gradient == "all"
-        else resolve_name("slot_attention_nbdev.experiments.shortcuts:learn_from_last_step")(model)
-    )
+        if recipe.gradient == "implicit":
+            with_attention(model, Implicit)
+    return model
 
 # %% ../../nbs/library/05_recipes.ipynb #62c11acf
 def load_model(

@@ -101,7 +101,7 @@ def draw_pixels(
     "Which pixels a step paints and scores, by seed and step alone."
     if not pixels:
         return {}
-    if not getattr(model, "paints_pixels", False):
+    if not getattr(model, "decodes_pixels", False):
         raise InputError(
             f"pixels: expected 0, since {type(model).__name__} paints whole images; model=paper_mlp paints some"
         )

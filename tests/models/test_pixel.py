@@ -1,31 +1,27 @@
-"""The fast variants: exact where they claim to be, unbiased where they draw, and off unless asked for."""
+"""Pixel decoder and shortcuts: exact where they claim, unbiased where they draw, off by default."""
 
+import importlib.util
 import math
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
-from slot_attention_nbdev.experiments.shortcuts import (
-    PixelDecoder,
-    learn_from_last_step,
-    pixel_autoencoder,
-    variants,
-)
-from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.models.pixel import PixelDecoder, pixel_autoencoder
+from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels
 from slot_attention_nbdev.train.recipes import (
     Recipe,
     build_data,
     build_model,
     get_recipe,
-    load_model,
     run_fingerprint,
+    load_model,
 )
-from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
@@ -38,6 +34,8 @@ SHORT = dict(
     checkpoint_every=3,
     warmup_steps=1,
 )
+SOME_PIXELS = dict(model="paper_mlp", pixels=27)
+ALL_FOUR = SOME_PIXELS | dict(gradient="implicit", first_iterations=1, iteration_steps=3)
 
 
 def seeded(build, *args, seed=0, **options):
@@ -57,7 +55,7 @@ def test_a_pixel_is_a_pixel(resolution, layers):
     slots, (H, W) = draw(2, 3, 6), resolution
     whole = decoder(slots)
     assert whole.shape == (2, 3, 4, H, W)
-    linears = [layer for layer in decoder.paint if isinstance(layer, torch.nn.Linear)]
+    linears = [layer for layer in decoder.mlp if isinstance(layer, torch.nn.Linear)]
     assert len(linears) == layers
     for y in range(H):  # by hand, in Python's own loop over pixels
         for x in range(W):
@@ -166,99 +164,6 @@ def test_pixels_need_a_decoder_that_paints_them():
         PixelDecoder(4, (3, 3))(torch.zeros(2, 1, 4), torch.zeros(2, dtype=torch.long))
 
 
-def textbook_step(module, inputs, slots):
-    "One iteration, from the paper's page: no absorbed projections, no hand-written gradients."
-    x = module.norm_inputs(inputs)
-    k = module.project_k(x)
-    v = module.project_v(x)
-    q = module.project_q(module.norm_slots(slots))
-    attn = (k @ q.mT / math.sqrt(q.shape[-1])).softmax(-1) + module.eps
-    updates = (attn / attn.sum(1, keepdim=True)).mT @ v
-    slots = module.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-    return slots + module.mlp(module.norm_mlp(slots))
-
-
-@pytest.mark.parametrize("T", [1, 2, 3, 5])
-def test_gradients_of_the_last_step(T):
-    model = seeded(pixel_autoencoder, (4, 4), 3).double()
-    module = learn_from_last_step(model).slot_attention
-    inputs = draw(2, 10, 32).requires_grad_()
-    noise = draw(2, 3, 64)
-    weight = draw(2, 3, 64, seed=1)
-    start = lambda: module.slots_mu + module.slots_log_sigma.exp() * noise
-    watched = [inputs, *module.parameters()]
-
-    got = torch.autograd.grad(
-        (module(inputs, slots=start(), num_iterations=T) * weight).sum(), watched
-    )
-    slots = start()
-    for _ in range(T - 1):
-        slots = textbook_step(module, inputs, slots).detach()
-    if T > 1:
-        slots.requires_grad_()
-    loss = (textbook_step(module, inputs, slots) * weight).sum()
-    names = ["inputs", *dict(module.named_parameters())]
-    if T == 1:
-        want = dict(zip(names, torch.autograd.grad(loss, watched)))
-    else:
-        # what arrives at the last iteration's slots goes straight to μ, and times the derivative of
-        # the start to log σ
-        others = [w for name, w in zip(names, watched) if not name.startswith("slots_")]
-        arrived, *rest = torch.autograd.grad(loss, [slots, *others])
-        want = dict(zip((name for name in names if not name.startswith("slots_")), rest))
-        want["slots_mu"] = arrived.sum((0, 1), keepdim=True)
-        want["slots_log_sigma"] = (arrived * noise * module.slots_log_sigma.exp()).sum(
-            (0, 1), keepdim=True
-        )
-    for name, grad in zip(names, got):
-        torch.testing.assert_close(
-            grad, want[name], rtol=1e-8, atol=1e-10, msg=lambda m: f"{name}: {m}"
-        )
-    assert (
-        got[names.index("slots_mu")].norm() > 1e-3
-        and got[names.index("slots_log_sigma")].norm() > 1e-3
-    )
-
-
-def test_last_step_computes_the_same_and_keeps_less():
-    plain = seeded(pixel_autoencoder, (6, 6), 4)
-    model = learn_from_last_step(seeded(pixel_autoencoder, (6, 6), 4))
-    image = to_model(evaluation_scenes("tetrominoes", 2)["image"])[:, :, :6, :6]
-    for options in ({}, {"return_attention": True}, {"num_iterations": 5, "num_slots": 2}):
-        for a, b in zip(
-            *(m(image, generator=generator(0), **options) for m in (plain, model)), strict=True
-        ):
-            assert a is b is None or torch.allclose(a, b, atol=1e-6)
-    assert list(model.state_dict()) == list(plain.state_dict()) and isinstance(
-        model.slot_attention, SlotAttention
-    )
-
-    def kept(module, T):
-        sizes = {}
-        keep = lambda t: (
-            sizes.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t
-        )
-        inputs = torch.zeros(1, 8, 32, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            held = module(inputs, num_iterations=T, slots=torch.zeros(1, 64, 64))
-        return sum(sizes.values()) if held is not None else 0
-
-    assert kept(plain.slot_attention, 9) > 2 * kept(plain.slot_attention, 3)
-    # memory does not grow with T
-    assert kept(model.slot_attention, 9) == kept(model.slot_attention, 3)
-
-
-def test_last_step_of_other_models(tmp_path):
-    "Seeded slots stay seeded; whatever is not Slot Attention is refused."
-    fast = build_model(get_recipe("tiny", gradient="implicit"), (35, 35))
-    assert draw_noise(fast, 2, 0, 0) is None
-    scenes = evaluation_scenes("tetrominoes", 2)
-    Objective(fast)(scenes, None).backward()
-    assert fast.seed[1].weight.grad.norm() > 0  # the seeds still learn
-    with pytest.raises(InputError, match="gradient: expected 'all'"):
-        learn_from_last_step(fast)
-
-
 def test_the_schedule_of_iterations():
     rise = Recipe("rise", "", num_iterations=5, first_iterations=2, iteration_steps=90)
     found = [rise.iterations_at(step) for step in range(200)]
@@ -320,8 +225,20 @@ def test_the_defaults_change_nothing():
     )
 
 
+def test_the_benchmark_compares_each_shortcut_and_all_of_them():
+    path = Path(__file__).parents[2] / "benchmarks" / "variants.py"
+    spec = importlib.util.spec_from_file_location("variants_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    recipe = get_recipe("tetrominoes_paper", **SHORT)
+    found = benchmark.variants(recipe)
+    assert found["paper"] == recipe and len(found) == 6
+    assert found["some pixels"] == get_recipe("tetrominoes_paper", **SHORT, **SOME_PIXELS)
+    assert found["all four"] == get_recipe("tetrominoes_paper", **SHORT, **ALL_FOUR)
+
+
 def test_all_four_train_and_resume(tmp_path):
-    recipe = variants(get_recipe("tetrominoes_paper", **SHORT))["all four"]
+    recipe = get_recipe("tetrominoes_paper", **SHORT, **ALL_FOUR)
     whole = train(recipe, tmp_path / "whole", device="cpu", progress=False)
     assert whole["finished"] and 0 <= whole["final"]["mse"] < 4 and whole["recipe"]["pixels"] == 27
     run, (stream, _) = Trainer(recipe, resolution=(9, 9)), build_data(recipe)
@@ -337,18 +254,11 @@ def test_all_four_train_and_resume(tmp_path):
 
 @pytest.mark.parametrize("pieces", [2, 3])
 def test_pieces_of_a_batch_take_their_own_pixels(pieces):
-    recipe = variants(get_recipe("tetrominoes_paper", **SHORT | dict(batch_size=6)))["some pixels"]
-    stream, grads = build_data(recipe)[0], []
+    settings = SHORT | SOME_PIXELS | dict(batch_size=6)
+    stream, grads = build_data(get_recipe("tetrominoes_paper", **settings))[0], []
     for accumulate in (1, pieces):
         run = Trainer(
-            get_recipe(
-                "tetrominoes_paper",
-                **SHORT | dict(batch_size=6),
-                model="paper_mlp",
-                pixels=27,
-                accumulate=accumulate,
-            ),
-            resolution=(9, 9),
+            get_recipe("tetrominoes_paper", **settings, accumulate=accumulate), resolution=(9, 9)
         )
         run.training_step(stream.batch(0))
         grads.append([weight.grad for weight in run.model.parameters()])
@@ -358,19 +268,10 @@ def test_pieces_of_a_batch_take_their_own_pixels(pieces):
 @pytest.mark.slow
 def test_compiles_without_graph_breaks():
     settings = SHORT | dict(warmup_steps=0)
-    recipe = variants(get_recipe("tetrominoes_paper", **settings))["all four"]
+    settings |= SOME_PIXELS | dict(gradient="implicit")
+    recipe = get_recipe("tetrominoes_paper", **settings)
     run, plain = (
-        Trainer(
-            get_recipe(
-                "tetrominoes_paper",
-                **settings,
-                model="paper_mlp",
-                pixels=recipe.pixels,
-                gradient="implicit",
-                compile=kind,
-            ),
-            resolution=(9, 9),
-        )
+        Trainer(get_recipe("tetrominoes_paper", **settings, compile=kind), resolution=(9, 9))
         for kind in ("on", "off")
     )
     stream = build_data(recipe)[0]

@@ -1,4 +1,4 @@
-"""More objects, more slots, another line 8: scenes, scores and the exchange of what Equation 2 divides by."""
+"""Scenes with more objects and chosen pairs, and the scores of both kinds of mask."""
 
 import pytest
 import torch
@@ -7,14 +7,11 @@ from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sprites import PIECE_COLORS, to_model
 from slot_attention_nbdev.models.seeded import fast_autoencoder
 from slot_attention_nbdev.experiments.generalization import (
-    NORMALISATIONS,
     draw_crowd,
     draw_pieces,
     held_out_pairs,
     mask_scores,
-    normalise_by,
 )
-from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def test_pieces_are_whole_and_as_many_as_asked(count):
     assert torch.equal(scenes["image"], again["image"])
 
 
-def test_only_allowed_pairs_appear_and_their_colours_are_on_the_picture():
+def test_only_allowed_pairs_appear_and_their_colors_are_in_the_image():
     allowed = held_out_pairs()
     scenes = draw_pieces(40, 3, generator(0, "allowed"), allowed)
     assert allowed[scenes["shape"], scenes["hue"]].all()
@@ -84,58 +81,7 @@ def test_both_scores_against_scikit_learn(model):
     )
 
 
-def tokens_and_slots():
-    return torch.randn(2, 30, 16, generator=generator(0, "tokens")), torch.randn(
-        2, 4, 16, generator=generator(0, "slots")
-    )
-
-
-def module(name):
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        holder = torch.nn.Module()
-        holder.slot_attention = SlotAttention(16, 16, 4, 2)
-    return (normalise_by(holder, name) if name else holder).slot_attention
-
-
-def test_the_mean_is_the_module_itself():
-    tokens, slots = tokens_and_slots()
-    torch.testing.assert_close(
-        module("mean")(tokens, slots=slots), module(None)(tokens, slots=slots), rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("name", ["sum", "scaled sum"])
-def test_sums_against_a_loop(name):
-    tokens, slots = tokens_and_slots()
-    ours, x = module(name), tokens[0].double()
-    double = module(name).double()
-    with torch.no_grad():
-        x, s = double.norm_inputs(x), slots[0].double()
-        for _ in range(2):
-            q = double.project_q(double.norm_slots(s))
-            updates = torch.zeros(4, 16, dtype=torch.float64)
-            for i in range(30):
-                score = torch.stack(
-                    [(double.project_k(x[i]) * q[j]).sum() / 4 for j in range(4)]
-                ).softmax(0)
-                for j in range(4):
-                    updates[j] += score[j] * double.project_v(x[i])
-            s = double.gru(updates / (1 if name == "sum" else 30 / 4), s)
-            s = s + double.mlp(double.norm_mlp(s))
-        torch.testing.assert_close(ours(tokens, slots=slots)[0].double(), s, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_stay_when_the_program_is_exchanged(model):
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    for name in NORMALISATIONS:
-        normalise_by(model, name)
-        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    normalise_by(model, "mean")
-    assert not model.slot_attention.slots_mu.requires_grad  # seeded slots are still not drawn
-
-
-def test_bad_input(model):
+def test_bad_input():
     for call, words in [
         (lambda: draw_pieces(0, 3), "n: expected an integer ≥ 1"),
         (lambda: draw_pieces(1, 7), "count: expected an integer"),
@@ -143,7 +89,6 @@ def test_bad_input(model):
             lambda: draw_pieces(1, 1, allowed=torch.zeros(19, 6, dtype=torch.bool)),
             "allowed: no pair",
         ),
-        (lambda: normalise_by(model, "median"), "name: unknown 'median'"),
         (lambda: draw_crowd(1, 11), "count: expected an integer"),
     ]:
         with pytest.raises(InputError, match=words):
