@@ -78,7 +78,8 @@ def check_finite(
     if bad.any():
         first = [int(i) for i in bad.nonzero()[0]]
         raise InputError(
-            f"{name}: expected finite numbers, got {int(bad.sum())} NaN or Inf, the first at {first}"
+            f"{name}: expected finite numbers, got {int(bad.sum())} NaN or Inf, the first at "
+            f"{first}"
         )
     return x
 

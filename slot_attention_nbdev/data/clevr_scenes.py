@@ -55,7 +55,8 @@ def all_but(
             name = next((name for name, words in CLEVR_WORDS.items() if word in words), None)
             if name is None:
                 raise InputError(
-                    f"phrases: unknown word {word!r} in {phrase!r}; {suggest(word, sum(CLEVR_WORDS.values(), ()))}"
+                    f"phrases: unknown word {word!r} in {phrase!r}; "
+                    f"{suggest(word, sum(CLEVR_WORDS.values(), ()))}"
                 )
             index[name] = CLEVR_WORDS[name].index(word)
         allowed[tuple(index.values())] = False
@@ -161,7 +162,7 @@ def sample_scenes(
     attempts: int = 300,  # How often a scene may be arranged anew
     # Annotations [n, M], pixel_coords [n, M, 3], camera [n, 3], lamps [n, 3, 3]
 ) -> dict[str, Tensor]:
-    """Draw scenes by CLEVR_SETS's rules (Johnson et al. 2017, arXiv:1612.06890).
+    """Draw scenes by CLEVR's rules (Johnson et al. 2017, arXiv:1612.06890).
 
     Nothing is rendered but label maps, to see what is hidden.
     """
@@ -210,7 +211,8 @@ def sample_scenes(
         if not len(todo):
             return scene
     raise InputError(
-        f"num_objects, extent, min_visible: {len(todo)} of {n} scenes found no arrangement in {attempts} attempts; try fewer objects, more room or fewer pixels"
+        f"num_objects, extent, min_visible: {len(todo)} of {n} scenes found no arrangement in "
+        f"{attempts} attempts; try fewer objects, more room or fewer pixels"
     )
 
 

@@ -36,7 +36,8 @@ def preprocess_clevr(
     top, bottom, left, right = window or (0, H, 0, W)
     if not (0 <= top < bottom <= H and 0 <= left < right <= W):
         raise InputError(
-            f"window: expected one inside an image of {H} x {W}, got rows {top}:{bottom}, columns {left}:{right}"
+            f"window: expected one inside an image of {H} x {W}, got rows {top}:{bottom}, columns "
+            f"{left}:{right}"
         )
     cut = to_model(image[:, top:bottom, left:right])
     size = (check_int("resolution", resolution),) * 2
@@ -132,7 +133,7 @@ class ClevrFiles(Dataset):
         # Show the paper's square view; False squashes the whole frame, as for set prediction
         crop: bool = True,
         resolution: int = 128,  # Height and width of the images
-        on_error: str = "raise",  # What to do about images that cannot be read: see `filter_readable`
+        on_error: str = "raise",  # "raise" or "skip", as for `filter_readable`
     ):
         self.window = WIDE_WINDOW if crop else None
         self.size = check_int("resolution", resolution)
@@ -144,7 +145,8 @@ class ClevrFiles(Dataset):
         notes = Path(root) / "scenes" / f"CLEVR_{split}_scenes.json"
         if not folder.is_dir():
             raise FileError(
-                f"{root}: there is no folder images/{split}; expected CLEVR v1.0 as it is unzipped, with images/ and scenes/"
+                f"{root}: there is no folder images/{split}; expected CLEVR v1.0 as it is "
+                "unzipped, with images/ and scenes/"
             )
         there, table = sorted(path.name for path in folder.glob("*.png")), {}
         names = there
@@ -188,7 +190,8 @@ class ClevrFiles(Dataset):
         image = read_pixels(self.paths[index])  # RGB: the alpha channel is dropped
         if image.shape != (320, 480, 3):
             raise FileError(
-                f"{self.paths[index]}: expected 320 x 480 pixels, got {image.shape[0]} x {image.shape[1]}"
+                f"{self.paths[index]}: expected 320 x 480 pixels, got {image.shape[0]} x "
+                f"{image.shape[1]}"
             )
         scene = {name: values[self.rows[index]] for name, values in self.table.items()}
         return crop_scene({"image": image} | scene, self.window, self.size)

@@ -43,22 +43,26 @@ def _check_scenes(
         array, want = arrays[name], ("[N, H, W, 3]" if rank == 4 else "[N, H, W]")
         if array.dtype != np.uint8 or array.ndim != rank or (rank == 4 and array.shape[-1] != 3):
             raise error(
-                f"{where}: array {name!r}: expected uint8 {want}, got {array.dtype} {list(array.shape)}"
+                f"{where}: array {name!r}: expected uint8 {want}, got {array.dtype} "
+                f"{list(array.shape)}"
             )
     size = arrays["image"].shape[:3]
     if 0 in size:
         raise error(
-            f"{where}: array 'image': expected at least one image and one pixel, got {list(arrays['image'].shape)}"
+            f"{where}: array 'image': expected at least one image and one pixel, got "
+            f"{list(arrays['image'].shape)}"
         )
     if "label" in arrays and arrays["label"].shape != size:
         raise error(
-            f"{where}: array 'label': expected the images' size {list(size)}, got {list(arrays['label'].shape)}"
+            f"{where}: array 'label': expected the images' size {list(size)}, got "
+            f"{list(arrays['label'].shape)}"
         )
     for name in arrays.keys() - {"image", "label"}:
         array = arrays[name]
         if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or len(array) != size[0]:
             raise error(
-                f"{where}: array {name!r}: expected numbers [N={size[0]}, M] or [N={size[0]}, M, C], got {array.dtype} {list(array.shape)}"
+                f"{where}: array {name!r}: expected numbers [N={size[0]}, M] or [N={size[0]}, M, "
+                f"C], got {array.dtype} {list(array.shape)}"
             )
         if not np.isfinite(array).all():
             raise error(f"{where}: array {name!r}: expected finite numbers, got NaN or Inf")
@@ -115,7 +119,8 @@ def _read_arrays(
     "All arrays of a pack, checked; those named in `mapped` are not read if that can be helped."
     if not path.is_file() and _parts_of(path).is_dir():
         raise FileError(
-            f"{path}: is being written, or was left unfinished (see {_parts_of(path)}); what was started goes on when it is started again"
+            f"{path}: is being written, or was left unfinished (see {_parts_of(path)}); what was "
+            "started goes on when it is started again"
         )
     if not path.is_file():
         raise FileError(f"{path}: there is no such file")
@@ -236,7 +241,8 @@ class PackWriter:
         self.form = _form(load_pack(self.files[0], labeled=False)) if self.files else None
         if changed:
             raise InputError(
-                f"out: {self.parts} holds an unfinished pack of something else ({', '.join(changed)}); finish that, or remove the folder"
+                f"out: {self.parts} holds an unfinished pack of something else "
+                f"({', '.join(changed)}); finish that, or remove the folder"
             )
 
     @property
@@ -358,7 +364,8 @@ def _read_mask(path: Path, resolution: tuple[int, int]) -> Tensor:
         with Image.open(path) as image:
             if image.mode not in ("1", "L", "P"):
                 raise FileError(
-                    f"{path}: expected a grey or palette PNG whose pixel values are object numbers, got mode {image.mode}"
+                    f"{path}: expected a grey or palette PNG whose pixel values are object "
+                    f"numbers, got mode {image.mode}"
                 )
             values = Image.fromarray(np.asarray(image).astype(np.uint8))
             return torch.from_numpy(
@@ -377,7 +384,7 @@ class ImageFolder(Dataset):
         self,
         root: str | Path,  # Folder; folders in it are searched, too
         resolution: int = 128,  # Height and width to scale to
-        on_error: str = "raise",  # What to do about images that cannot be read: see `filter_readable`
+        on_error: str = "raise",  # "raise" or "skip", as for `filter_readable`
     ):
         from PIL import Image
 
@@ -402,7 +409,8 @@ class ImageFolder(Dataset):
         missing = [path for path in self.masks if not path.is_file()]
         if missing and len(missing) < len(self.masks):
             raise FileError(
-                f"{missing[0]}: is missing, though other images have a mask; give one to all of them or to none"
+                f"{missing[0]}: is missing, though other images have a mask; give one to all of "
+                "them or to none"
             )
         self.masks = [] if missing else self.masks
 

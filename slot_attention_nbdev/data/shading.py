@@ -33,11 +33,13 @@ ORIGIN = (-24.0627613, -17.9966698)
 END = 4.08
 WIDTH = 56.48
 PROFILE = [  # (U, height): flat under the objects, rising to a wall behind them
-    (-24, 0), (-14.713, 0.0039), (-12.038, 0.0137), (-9.428, 0.0396), (-8.146, 0.0646), (-6.752, 0.1086), (-5.504, 0.1719), (-4.391, 0.2595),
-    (-3.402, 0.3772), (-2.525, 0.5309), (-2.126, 0.6234), (-1.751, 0.7276), (-1.399, 0.8442), (-1.069, 0.9744), (-0.759, 1.1191), (-0.469,
-    1.2793), (-0.197, 1.4562), (0.058, 1.6508), (0.296, 1.8643), (0.519, 2.0979), (0.728, 2.3529), (0.925, 2.6303), (1.109, 2.9317), (1.444,
-    3.6113), (1.742, 4.4028), (2.008, 5.3178), (2.251, 6.3686), (2.475, 7.5679), (2.651, 8.6906), (2.821, 9.9337), (3.154, 12.8152), (3.457,
-    15.9073), (3.814, 19.9652), (4.3, 25.86),
+    (-24, 0), (-14.713, 0.0039), (-12.038, 0.0137), (-9.428, 0.0396), (-8.146, 0.0646),
+    (-6.752, 0.1086), (-5.504, 0.1719), (-4.391, 0.2595), (-3.402, 0.3772), (-2.525, 0.5309),
+    (-2.126, 0.6234), (-1.751, 0.7276), (-1.399, 0.8442), (-1.069, 0.9744), (-0.759, 1.1191),
+    (-0.469, 1.2793), (-0.197, 1.4562), (0.058, 1.6508), (0.296, 1.8643), (0.519, 2.0979),
+    (0.728, 2.3529), (0.925, 2.6303), (1.109, 2.9317), (1.444, 3.6113), (1.742, 4.4028),
+    (2.008, 5.3178), (2.251, 6.3686), (2.475, 7.5679), (2.651, 8.6906), (2.821, 9.9337),
+    (3.154, 12.8152), (3.457, 15.9073), (3.814, 19.9652), (4.3, 25.86),
 ]  # fmt: skip
 
 
@@ -163,13 +165,13 @@ def sample_lamp(
     "Pick a point of a lamp for each point of a surface."
     if number == 3:
         r, phi = SUN_RADIUS * u[0].sqrt(), 2 * math.pi * u[1]
-        l = unit(
+        light = unit(
             to_world(
                 point.new_tensor(SUN)[:, None],
                 torch.stack([r * phi.cos(), r * phi.sin(), torch.ones_like(r)]),
             )
         )
-        return l, torch.full_like(r, SUN_POWER), torch.full_like(r, torch.inf)
+        return light, torch.full_like(r, SUN_POWER), torch.full_like(r, torch.inf)
     p = lamps[:, number].T if len(lamps) == 1 else take(lamps[:, number].T, scene)
     out, (side, other) = unit(p), basis(unit(p))
     way = p + SIDES[number] * ((u[0] - 0.5) * side + (u[1] - 0.5) * other) - point
@@ -203,12 +205,12 @@ def ggx(
     alpha: Tensor,  # Roughness
     n: Tensor,  # Normals, [3, R]
     v: Tensor,  # Towards the viewer, [3, R]
-    l: Tensor,  # Towards the light, [3, R]
+    light: Tensor,  # Towards the light, [3, R]
 ) -> Tensor:  # Reflected radiance over irradiance, [R]
     "The GGX microfacet reflection (Walter et al. 2007)."
-    nh = dot(n, unit(v + l))
+    nh = dot(n, unit(v + light))
     facets = alpha**2 / (math.pi * (nh.square() * (alpha**2 - 1) + 1).square())
-    return facets * smith_visibility(alpha, dot(n, l), dot(n, v).clamp(min=1e-3))
+    return facets * smith_visibility(alpha, dot(n, light), dot(n, v).clamp(min=1e-3))
 
 # %% ../../nbs/data/02_shading.ipynb #e09ddd4b
 class Surface(NamedTuple):
@@ -290,24 +292,24 @@ def light_from(
         for number, pair in zip(numbers, u.split(2))
     ]
     # [3, L * R], [L * R], [L * R]
-    l, across, length = (torch.cat(parts, -1) for parts in zip(*samples))
-    arriving = across * dot(s.normal.repeat(1, len(numbers)), l).clamp(min=0)
+    light, across, length = (torch.cat(parts, -1) for parts in zip(*samples))
+    arriving = across * dot(s.normal.repeat(1, len(numbers)), light).clamp(min=0)
     R = s.point.shape[1]
     lit = (arriving > 0).nonzero()[:, 0]
     if shadows:
         dark = occluded(
             solids,
             *(take(x, lit % R) for x in (s.scene, s.point)),
-            take(l, lit),
+            take(light, lit),
             take(length, lit),
             *(take(x, lit % R) for x in (gap, s.solid)),
         )
         lit = take(lit, (~dark).nonzero()[:, 0])
-    i, tints = lit % R, l.new_tensor([TINTS[number] for number in numbers]).T  # [3, L]
+    i, tints = lit % R, light.new_tensor([TINTS[number] for number in numbers]).T  # [3, L]
     shiny = (take(s.chance, i) > 0).nonzero()[:, 0]
     reflected = take(s.diffuse, i) / math.pi
     gloss, *facets = (take(x, take(i, shiny)) for x in (s.gloss, s.alpha, s.normal, s.view))
-    reflected[:, shiny] += gloss * ggx(*facets, take(l, take(lit, shiny)))
+    reflected[:, shiny] += gloss * ggx(*facets, take(light, take(lit, shiny)))
     return torch.zeros_like(s.point).index_add_(
         1, i, reflected * take(arriving, lit) * take(tints, lit // R)
     )
@@ -334,12 +336,12 @@ def bounce(
     nh = ((1 - share) / (1 + (alpha**2 - 1) * share)).sqrt()
     h = to_world(n, torch.stack([*((1 - nh.square()).clamp(min=0).sqrt() * turn), nh]))
     vh = dot(v, h)
-    l = 2 * vh * h - v
-    nl = dot(n, l)
+    light = 2 * vh * h - v
+    nl = dot(n, light)
     weight = (
         4 * smith_visibility(alpha, nl.clamp(min=1e-6), dot(n, v).clamp(min=1e-3)) * nl * vh / nh
     )
-    d[:, i] = l
+    d[:, i] = light
     carried[:, i] = torch.where(metal, color, 0.8) * torch.where(
         (nl > 0) & (vh > 0), weight, 0.0
     ).clamp(max=4)

@@ -52,7 +52,8 @@ def generated_set(
         raise InputError(f"data: unknown {name!r}; {suggest(name, GENERATED)}")
     if denoised and name not in CLEVR_SETS:
         raise InputError(
-            f"denoise: only traced scenes have noise to take out, not {name}; there are: {', '.join(CLEVR_SETS)}"
+            f"denoise: only traced scenes have noise to take out, not {name}; there are: "
+            f"{', '.join(CLEVR_SETS)}"
         )
     spec, size = GENERATED[name], (resolution, resolution)
     spec = (
@@ -157,21 +158,23 @@ def parse_data_spec(
         )
     else:
         raise InputError(
-            f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of TFRecords, of CLEVR_SETS v1.0 or of a folder of images"
+            f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of "
+            "TFRecords, of CLEVR v1.0 or of a folder of images"
         )
     if name and (kind in ("pack", "folder") or kind == "clevr" and not name.startswith("clevr")):
         raise InputError(
-            f"data: {name}: cannot stand before a {kind} such as {path}; it says how TFRecords are split"
+            f"data: {name}: cannot stand before a {kind} such as {path}; it says how TFRecords are "
+            "split"
         )
     return DataSpec(kind, name, path, splits)
 
 
 def open_source(
-    # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR_SETS v1.0 or of a
+    # Name of a generated set, path of a pack, of TFRecords (* for several), of CLEVR v1.0 or of a
     # folder; or NAME:PATH
     data: str,
     split: str | None = None,  # Which split, for data that have some; None for the first
-    resolution: int = 0,  # Height and width for folders, CLEVR_SETS and traced scenes; 0 for 128
+    resolution: int = 0,  # Height and width for folders, CLEVR and traced scenes; 0 for 128
     on_error: str = "raise",  # "skip" leaves out what cannot be read
     start: int = 0,  # First record of TFRecords without a name
     shuffle: int = 1,  # Scenes in the shuffle buffer of TFRecords; 1 keeps their order
@@ -351,7 +354,7 @@ BUFFER = 256
 def hold_out(
     data: str,  # As for `open_source`
     k: int,  # How many scenes to hold out, at most
-    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR_SETS
+    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
     seed: int = 0,  # Decides the order of records
     # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in
     # every step
@@ -394,7 +397,7 @@ def hold_out(
 def evaluation_scenes(
     data: str,  # As for `open_source`
     n: int,  # How many, at most
-    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR_SETS
+    resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
 ) -> dict[str, Tensor]:  # image, label, properties
     """Labelled scenes to measure a model on: of the split that is held out or, where there are no
     splits, the first ones.
@@ -410,7 +413,8 @@ def evaluation_scenes(
     )
     if "label" not in scenes:
         raise FileError(
-            f"{data}: no array 'label': nobody has said where the objects are, so there is nothing to compare with"
+            f"{data}: no array 'label': nobody has said where the objects are, so there is nothing "
+            "to compare with"
         )
     return scenes
 
@@ -578,25 +582,47 @@ class DataCard(NamedTuple):
 
 _bucket = "https://storage.googleapis.com/multi-object-datasets/"
 _kabra = f"Kabra et al. 2019, github.com/deepmind/multi_object_datasets; {_bucket}"
-_apache = "published: repository under Apache-2.0, no separate licence for the data known; ours: drawn by this library, Apache-2.0"
-_drawn = "drawn anew by data.sprites, with exact masks; not the published images. NAME:FILE.tfrecords reads those"
-_half = "1,000,000 published; records 0 to 59,999 train, the next 320 test. Ours: as many as you like; fixed splits of 60,000 and 320"
+_apache = (
+    "published: repository under Apache-2.0, no separate licence for the data known; ours: drawn "
+    "by this library, Apache-2.0"
+)
+_drawn = (
+    "drawn anew by data.sprites, with exact masks; not the published images. NAME:FILE.tfrecords "
+    "reads those"
+)
+_half = (
+    "1,000,000 published; records 0 to 59,999 train, the next 320 test. Ours: as many as you "
+    "like; fixed splits of 60,000 and 320"
+)
 _traced = (
     "traced anew by data.clevr_scenes, with exact masks and properties; not the published images"
 )
-_masks = f"{_traced}. NAME:FILE.tfrecords reads those, cut to rows 29-220 and columns 64-255 and scaled to 128 x 128"
+_masks = (
+    f"{_traced}. NAME:FILE.tfrecords reads those, cut to rows 29-220 and columns 64-255 and scaled "
+    "to 128 x 128"
+)
 _ours = "Ours: as many as you like; fixed splits of 60,000 and 320"
-_clevr_kabra = f"Kabra et al. 2019, rendered with the generator of Johnson et al. 2017; {_bucket}clevr_with_masks (10.5 GB)"
-_clevr_licence = "repository under Apache-2.0, no separate licence for the data known; the generator is BSD-licensed"
+_clevr_kabra = (
+    "Kabra et al. 2019, rendered with the generator of Johnson et al. 2017; "
+    f"{_bucket}clevr_with_masks (10.5 GB)"
+)
+_clevr_licence = (
+    "repository under Apache-2.0, no separate licence for the data known; the generator is "
+    "BSD-licensed"
+)
 _sprites = {
-    "binarized": "two or three white sprites (square, ellipse, heart) on black, which melt into one where they overlap; 64 x 64",
-    "colored_on_grayscale": "two to five sprites (square, ellipse, heart) in random colours on a grey background, hiding each other in part; 64 x 64",
-    "colored_on_colored": "one to four sprites (square, ellipse, heart) in random colours on a coloured background; 64 x 64",
+    "binarized": "two or three white sprites (square, ellipse, heart) on black, which melt into "
+    "one where they overlap; 64 x 64",
+    "colored_on_grayscale": "two to five sprites (square, ellipse, heart) in random colours on a "
+    "grey background, hiding each other in part; 64 x 64",
+    "colored_on_colored": "one to four sprites (square, ellipse, heart) in random colours on a "
+    "coloured background; 64 x 64",
 }
 _cards = [
     DataCard(
         "tetrominoes",
-        "three bevelled pieces of 100 pixels each on black, never overlapping; six colours; 35 x 35",
+        "three bevelled pieces of 100 pixels each on black, never overlapping; six colours; "
+        "35 x 35",
         _drawn,
         _half,
         f"{_kabra}tetrominoes",
@@ -612,7 +638,8 @@ _cards += [
         "clevr6",
         "three to six solids on a grey floor, with shadows and reflections; 128 x 128",
         _masks,
-        f"published: records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 are held out (320 are used). {_ours}",
+        "published: records 0 to 69,999 with at most six objects train, those of 70,000 to 99,999 "
+        f"are held out (320 are used). {_ours}",
         _clevr_kabra,
         _clevr_licence,
     ),
@@ -620,13 +647,15 @@ _cards += [
         "clevr10",
         "three to ten solids on a grey floor, with shadows and reflections; 128 x 128",
         _masks,
-        f"published: records 70,000 to 99,999 are held out, all counts up to ten; it is not trained on. {_ours}",
+        "published: records 70,000 to 99,999 are held out, all counts up to ten; it is not "
+        f"trained on. {_ours}",
         _clevr_kabra,
         _clevr_licence,
     ),
     DataCard(
         "clevr10_full",
-        "three to ten solids on a grey floor, with properties; the whole frame squashed to 128 x 128, for set prediction",
+        "three to ten solids on a grey floor, with properties; the whole frame squashed to 128 x "
+        "128, for set prediction",
         _traced,
         _ours,
         _clevr_kabra,
@@ -635,7 +664,8 @@ _cards += [
     DataCard(
         "clevr",
         "three to ten solids on a grey floor, with properties, but without masks; 480 x 320",
-        "read from the unzipped archive, by its folder; the view of the paper's square, or the whole frame squashed",
+        "read from the unzipped archive, by its folder; the view of the paper's square, or the "
+        "whole frame squashed",
         "70,000 train, 15,000 val, 15,000 test (test without annotations)",
         "Johnson et al. 2017, https://dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip (17.7 GiB)",
         "CC BY 4.0",

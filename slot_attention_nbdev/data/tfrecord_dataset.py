@@ -221,11 +221,14 @@ class TFRecordScenes(IterableDataset):
                 break
         if number <= self.start or number < self.stop < math.inf:
             raise FileError(
-                f"{self.files[-1]}: expected records up to {max(self.start, self.stop - 1 if self.stop < math.inf else 0):,}, the files end after {number:,}"
+                f"{self.files[-1]}: expected records up to "
+                f"{max(self.start, self.stop - 1 if self.stop < math.inf else 0):,}, the files "
+                f"end after {number:,}"
             )
         if passed == 0:
             raise FileError(
-                f"{self.files[-1]}: expected scenes with at most {self.max_objects} objects, there is none in the range"
+                f"{self.files[-1]}: expected scenes with at most {self.max_objects} objects, there "
+                "is none in the range"
             )
 
     def _decode(self, record: Record) -> list[dict[str, Tensor]]:

@@ -150,9 +150,11 @@ def read_tfrecords(
                         "",
                     )
                     raise FileError(
-                        f"{where}: the checksum of its length is wrong: damaged, and nothing after it can be read"
+                        f"{where}: the checksum of its length is wrong: damaged, and nothing after "
+                        "it can be read"
                         if number
-                        else f"{path}: not a TFRecord file (plain, gzip or zlib), or damaged: it starts with {header.hex(' ')}{looks}"
+                        else f"{path}: not a TFRecord file (plain, gzip or zlib), or damaged: it "
+                        f"starts with {header.hex(' ')}{looks}"
                     )
                 length = int.from_bytes(header[:8], "little")
                 if length > MAX_PAYLOAD:
@@ -303,20 +305,20 @@ class Schema(NamedTuple):
         "The shape that some axes have."
         return tuple(self.sizes[axis] if axis in self.sizes else int(axis) for axis in axes)
 
-    @cache
     def expected(
         self,
     ) -> dict[str, tuple[tuple[int, ...], type]]:  # By feature: shape as stored, type
         "What a record must hold."
-        stored = {"image": (self.image, np.uint8), "mask": (self.mask, np.uint8)} | {
-            name: ("E", np.uint8) for name in self.codes
-        }
-        return {
-            name: (self.shape(axes), kind)
-            for name, (axes, kind) in (
-                stored | {n: (axes, np.float32) for n, axes in self.floats.items()}
-            ).items()
-        }
+        return _expected(self)
+
+
+@cache
+def _expected(schema: Schema) -> dict[str, tuple[tuple[int, ...], type]]:
+    "What a record must hold, found once for each schema."
+    stored = {"image": (schema.image, np.uint8), "mask": (schema.mask, np.uint8)}
+    stored |= {name: ("E", np.uint8) for name in schema.codes}
+    stored |= {name: (axes, np.float32) for name, axes in schema.floats.items()}
+    return {name: (schema.shape(axes), kind) for name, (axes, kind) in stored.items()}
 
 
 _piece = {"x": "E", "y": "E", "shape": "E", "visibility": "E", "color": "EC"}
@@ -381,7 +383,10 @@ def _complaint(
             return f"no feature {name!r}, there are: {', '.join(sorted(values)) or 'none'}"
         got = values[name]
         if got.dtype != kind or got.size != math.prod(shape):
-            return f"feature {name!r}: expected {math.prod(shape):,} values of {kind.__name__} {list(shape)}, got {got.size:,} of {got.dtype}"
+            return (
+                f"feature {name!r}: expected {math.prod(shape):,} values of {kind.__name__} "
+                f"{list(shape)}, got {got.size:,} of {got.dtype}"
+            )
     return None
 
 
@@ -404,7 +409,8 @@ def detect_schema(
             f"{name} ({value.size:,} {value.dtype})" for name, value in sorted(values.items())
         )
         raise FileError(
-            f"{where}: a record of none of the sets {', '.join(SCHEMAS)}; its features are: {features or 'none'}"
+            f"{where}: a record of none of the sets {', '.join(SCHEMAS)}; its features are: "
+            f"{features or 'none'}"
         )
     return schema
 
@@ -429,7 +435,8 @@ def _label(masks: np.ndarray, where: str) -> np.ndarray:
         pixels = wrong.any(0)
         first = np.argwhere(pixels)[0].tolist()
         raise FileError(
-            f"{where}: masks: expected 255 in exactly one mask of each pixel, 0 in the others; {pixels.sum():,} pixels differ, the first at {first}"
+            f"{where}: masks: expected 255 in exactly one mask of each pixel, 0 in the others; "
+            f"{pixels.sum():,} pixels differ, the first at {first}"
         )
     return label
 
@@ -438,7 +445,8 @@ def _word_codes(stored: np.ndarray, name: str, there: np.ndarray, where: str) ->
     "CLEVR's integers, from 1 in the files' order, as integers from 0 in ours."
     if (stored > len(CLEVR_STORED[name])).any() or (there & (stored == 0)).any():
         raise FileError(
-            f"{where}: feature {name!r}: expected 1 to {len(CLEVR_STORED[name])} for every object, got {stored.tolist()}"
+            f"{where}: feature {name!r}: expected 1 to {len(CLEVR_STORED[name])} for every object, "
+            f"got {stored.tolist()}"
         )
     return np.array([0] + [CLEVR_WORDS[name].index(word) for word in CLEVR_STORED[name]])[stored]
 
@@ -473,7 +481,8 @@ def decode_scene(
         there = masks[1:].any((1, 2)) if schema.drawn else stored == 1
         if not (schema.drawn or (there | (stored == 0)).all()):
             raise FileError(
-                f"{where}: feature 'visibility': expected 0 or 1 for every entity, got {stored.tolist()}"
+                f"{where}: feature 'visibility': expected 0 or 1 for every entity, got "
+                f"{stored.tolist()}"
             )
         stored[:] = there
     everyone = there.all()

@@ -1,4 +1,6 @@
-"Traced CLEVR_SETS scenes: the rules of the scenes, geometry and light against published figures, pictures against Blender's."
+"""Traced CLEVR scenes: the rules of the scenes, geometry and light against published figures,
+images against Blender's.
+"""
 
 import json
 import math
@@ -41,7 +43,10 @@ from slot_attention_nbdev.data.rays import (
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SLOT_ATTENTION_SHARED", ROOT.parent / "shared"))
 ANNOTATIONS = (*POSE, *CLEVR_WORDS, "visibility", "camera", "lamps")
-MISSING = "the larger set of Blender renders is not here; set SLOT_ATTENTION_SHARED to the folder that has clevr_blender/"
+MISSING = (
+    "the larger set of Blender renders is not here; set SLOT_ATTENTION_SHARED to the folder that "
+    "has clevr_blender/"
+)
 
 
 def random(seed: int = 0) -> torch.Generator:
@@ -198,14 +203,14 @@ def test_rays_and_projection_undo_each_other(row, column):
 def test_irradiance(point, expected):
     u = (torch.cartesian_prod(torch.arange(100), torch.arange(100)).T + 0.5) / 100
     for lamp in range(4):
-        l, across, _ = sample_lamp(
+        light, across, _ = sample_lamp(
             torch.tensor([LAMPS]),
             lamp,
             torch.zeros(10_000, dtype=torch.long),
             torch.tensor(point)[:, None].expand(3, 10_000),
             u,
         )
-        assert (across * l[2]).mean().item() == pytest.approx(
+        assert (across * light[2]).mean().item() == pytest.approx(
             expected[lamp], rel=3e-3 if lamp == 3 else 2e-4
         )
 

@@ -1,4 +1,6 @@
-"""Every source through one door: what it yields, in which order, and what happens when something breaks."""
+"""Every source through one loader: what it yields, in which order, and what happens when
+something breaks.
+"""
 
 import json
 import os

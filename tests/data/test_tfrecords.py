@@ -1,4 +1,6 @@
-"""TFRecords: bytes against a slow parser, round trips of every set, sharding and resuming, and ten thousand damaged records."""
+"""TFRecords: bytes against a slow parser, round trips of every set, sharding and resuming, and
+ten thousand damaged records.
+"""
 
 import gzip
 import itertools
@@ -97,7 +99,7 @@ def oracle_example(payload):
         parts = list(oracle_message(entry))
         name = [value for field, _, value in parts if field == 1][-1].decode()
         kind, body = None, b""
-        for field, wire, value in oracle_message(
+        for field, _, value in oracle_message(
             b"".join(value for field, _, value in parts if field == 2)
         ):
             if field in (1, 2, 3):

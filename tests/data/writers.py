@@ -24,9 +24,9 @@ def write_tfrecords(
     if compression not in kinds:
         raise InputError(f"compression: expected 'gzip', 'zlib' or None, got {compression!r}")
     engine = zlib.compressobj(wbits=kinds[compression])
-    count = 0
+    payload = None
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        for count, payload in enumerate(payloads, 1):
+        for payload in payloads:
             length = len(payload).to_bytes(8, "little")
             for part in (
                 length,
@@ -35,7 +35,7 @@ def write_tfrecords(
                 masked_crc(payload).to_bytes(4, "little"),
             ):
                 file.write(engine.compress(part) if compression else part)
-        if count == 0:
+        if payload is None:
             raise InputError("payloads: expected at least one record, got none")
         file.write(engine.flush() if compression else b"")
 
@@ -74,7 +74,8 @@ def encode_example(
             feature = _field(3, _field(1, *map(_varint, array.ravel().tolist())))
         else:
             raise InputError(
-                f"features: {name!r}: expected bytes, or an array of integers or floats, got {array.dtype}"
+                f"features: {name!r}: expected bytes, or an array of integers or floats, got "
+                f"{array.dtype}"
             )
         entries.append(_field(1, _field(1, name.encode()), _field(2, feature)))
     return _field(1, *entries)
@@ -89,14 +90,16 @@ def encode_scene(
     schema = find_schema(schema)
     if missing := {"label", *schema.expected()} - {"mask", *scene}:
         raise InputError(
-            f"scene: expected {', '.join(sorted(missing))} as well; there are: {', '.join(sorted(scene))}"
+            f"scene: expected {', '.join(sorted(missing))} as well; there are: "
+            f"{', '.join(sorted(scene))}"
         )
     E = schema.sizes["E"]
     C = schema.sizes["C"]
     label = scene["label"].numpy()
     if label.max() >= E:
         raise InputError(
-            f"scene: 'label': expected at most {E - 1} in a scene of {schema.name}, got {label.max()}"
+            f"scene: 'label': expected at most {E - 1} in a scene of {schema.name}, got "
+            f"{label.max()}"
         )
     masks = [255 * (label == k).astype(np.uint8) for k in range(E)]
     features = {
@@ -120,7 +123,8 @@ def encode_scene(
     for name, (shape, kind) in schema.expected().items():
         if features[name].shape != shape or features[name].dtype != kind:
             raise InputError(
-                f"scene: {name!r}: expected {list(shape)} of {kind.__name__} as stored, got {list(features[name].shape)} of {features[name].dtype}"
+                f"scene: {name!r}: expected {list(shape)} of {kind.__name__} as stored, got "
+                f"{list(features[name].shape)} of {features[name].dtype}"
             )
     # CATER's images are one string, the others' are a string for each byte
     whole = "T" in schema.sizes
