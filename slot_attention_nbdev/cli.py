@@ -117,8 +117,7 @@ def train_command(
       slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume
       slot-attention train tiny data=photos/ resolution=64 --device cuda
     """
-    from slot_attention_nbdev.train.recipes import get_recipe, parse_overrides
-    from slot_attention_nbdev.train.schedule import parse_budget
+    from slot_attention_nbdev.train.recipes import get_recipe, parse_budget, parse_overrides
     from slot_attention_nbdev.train.trainer import train
 
     recipe = get_recipe(arguments.recipe, **parse_overrides(arguments.overrides))
@@ -317,7 +316,7 @@ def add_predict_arguments(
 def predict_command(
     arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Predict the objects of images: a table of their properties and, with --out, a picture of each.
+    """Predict the objects of images: a table of properties and, with --out, a picture of each.
 
     examples:
       slot-attention predict sprites_properties a.png --out found

@@ -86,7 +86,7 @@ def test_every_control_moves_the_picture_and_the_words(figures, name):
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_each_answers_in_under_a_tenth_of_a_second(figures, name):
     """From the value of a control to the bytes that are sent, on one core, by the processor's
-    clock; the fastest of a few, since others may share the core.
+    clock; the fastest of a few, since other programs may use the core.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -129,7 +129,7 @@ def test_what_fails_is_shown():
     def draw(x):
         if x > 1:
             raise InputError("x: too large")
-        return live.encode(np.zeros((2, 2, 3), np.uint8)), "small"
+        return live.encode_png(np.zeros((2, 2, 3), np.uint8)), "small"
 
     figure = live.LiveFigure(draw, {"x": live.slider("x", 0, 0, 2)}, {})
     figure.controls["x"].value = 2
@@ -155,12 +155,14 @@ def test_softmax_picture_against_numpy():
 def test_competition_is_soft_k_means():
     from sklearn.cluster import KMeans
 
-    points = live.clumps(3)
+    points = live.clusters(3)
     starts = torch.tensor([[-1.0, 0.0], [0.5, 0.3], [2.0, 1.0]])
-    path, votes = live.compete(points, starts, 30, temperature=0.01)  # cold: votes are nearly whole
+    path, attention = live.compete(
+        points, starts, 30, temperature=0.01
+    )  # cold: weights are nearly 0 or 1
     hard = KMeans(3, init=starts.numpy(), n_init=1).fit(points.numpy())
     np.testing.assert_allclose(path[-1].numpy(), hard.cluster_centers_, atol=0.02)
-    assert (votes[-1].argmax(1).numpy() == hard.labels_).mean() > 0.98
+    assert (attention[-1].argmax(1).numpy() == hard.labels_).mean() > 0.98
 
 
 def test_a_stage_draws_what_matplotlib_draws(model):
@@ -213,7 +215,7 @@ def test_surgery_changes_one_slot_alone(model):
     slots, centre = live_scenes.find_slots(model, images)
     with torch.inference_mode():
         torch.testing.assert_close(
-            live_scenes.paint_slots(model, slots, centre)[0], model(images).reconstruction
+            live_scenes.decode_slots(model, slots, centre)[0], model(images).reconstruction
         )
     patient, donor = ((slots[i : i + 1], centre[i : i + 1]) for i in (2, 5))
     for operation in live_scenes.OPERATIONS[2:]:
@@ -224,7 +226,7 @@ def test_surgery_changes_one_slot_alone(model):
         )
         assert torch.equal(what[:, 2], donor[0][:, 2]) == (operation != "exchange only where it is")
         assert torch.equal(where[:, 2], donor[1][:, 2]) == (operation != "exchange only what it is")
-    removed = live_scenes.paint_slots(model, *live_scenes.operate(patient, donor, 2, "remove it"))
+    removed = live_scenes.decode_slots(model, *live_scenes.operate(patient, donor, 2, "remove it"))
     torch.testing.assert_close(removed[2].sum(1), torch.ones(1, 35, 35))
     with pytest.raises(InputError, match="slot: expected an integer ≥ 0 and ≤ 3"):
         live_scenes.operate(patient, donor, 4, "leave it")
@@ -232,7 +234,7 @@ def test_surgery_changes_one_slot_alone(model):
 
 def test_a_quick_look_shows_the_scene():
     scene = sample_scenes(1, (4, 4), generator=generator(8, "scenes"))
-    quick = live_scenes.look(scene).float()
+    quick = live_scenes.preview_scene(scene).float()
     slow = to_srgb(
         trace(scene, "full", (84, 112), samples=32, bounces=1, generator=generator(0, "noise"))[0][
             0
@@ -243,4 +245,4 @@ def test_a_quick_look_shows_the_scene():
         and (quick - slow).abs().mean() < 8
         and (quick - slow).abs().median() < 6
     )
-    assert torch.equal(quick, live_scenes.look(scene).float())
+    assert torch.equal(quick, live_scenes.preview_scene(scene).float())
