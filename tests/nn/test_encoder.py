@@ -1,4 +1,4 @@
-"SAME padding, the position embedding and the encoders: shapes, the original's numbers, wrong input."
+"SAME padding, the position embedding and the encoders: shapes, recorded numbers, wrong input."
 
 import pytest
 import torch
