@@ -135,10 +135,18 @@ def finish(process) -> None:
 
 
 def same(a: Path, b: Path) -> bool:
-    "Whether two runs ended with the same bytes, in the last and in the best weights."
-    return all(
-        (a / name).read_bytes() == (b / name).read_bytes()
-        for name in ("model.safetensors", "best.safetensors")
+    "Whether two runs ended with the same weights, to the byte, and with the same curve."
+    from slot_attention_nbdev.models.weights import load_record
+
+    weights = ("model.safetensors", "best.safetensors")
+    curves = [load_record(out / "record.json")["curve"] for out in (a, b)]
+    for point in (*curves[0], *curves[1]):
+        point["seconds"] = 0
+    leftovers = [*b.glob(".*.part*")]
+    return (
+        all((a / name).read_bytes() == (b / name).read_bytes() for name in weights)
+        and curves[0] == curves[1]
+        and not leftovers
     )
 
 

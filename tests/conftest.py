@@ -51,6 +51,10 @@ def golden():
     return read
 
 
+# settings that make a run of the recipe "tiny" end within a second or two
+TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=8, checkpoint_every=5)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "The folder of a finished run."
@@ -58,9 +62,7 @@ def run(tmp_path_factory):
     from slot_attention_nbdev.train.trainer import train
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(
-        get_recipe("tiny", steps=4, log_every=2, eval_images=4), out, device="cpu", progress=False
-    )
+    train(get_recipe("tiny", **TINY), out, device="cpu", progress=False)
     return out
 
 

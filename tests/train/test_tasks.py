@@ -1,12 +1,15 @@
-"""The switches that make training quicker or smaller: what they change, and that they change nothing else."""
+"""The switches that make training quicker or smaller change nothing else."""
 
 import math
 
 import pytest
 import torch
+
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
+from slot_attention_nbdev.train.checkpoints import load_checkpoint
+from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, run_fingerprint
 from slot_attention_nbdev.train.tasks import (
     Objective,
     draw_noise,
@@ -14,8 +17,6 @@ from slot_attention_nbdev.train.tasks import (
     resolve_precision,
     show_slots,
 )
-from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, run_fingerprint
-from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(

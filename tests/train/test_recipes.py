@@ -113,8 +113,8 @@ def test_overrides_are_typed():
 
 
 @pytest.mark.parametrize("settings", [
-    {"steps": True}, {"steps": 3.0}, {"learning_rate": math.nan}, {"learning_rate": "1"}, {"clip_norm": -0.1},
-    {"data": 3}, {"name": None}, {"decay_rate": 1.5}, {"warmup_steps": -1},
+    {"steps": True}, {"steps": 3.0}, {"learning_rate": math.nan}, {"learning_rate": "1"},
+    {"clip_norm": -0.1}, {"data": 3}, {"name": None}, {"decay_rate": 1.5}, {"warmup_steps": -1},
 ])  # fmt: skip
 def test_bad_settings_in_python(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
@@ -240,8 +240,8 @@ def test_short_recipes_keep_the_model_and_fit_ten_minutes(name):
 
 
 def test_head_tells_every_seed(tmp_path, monkeypatch):
-    from slot_attention_nbdev.train import recipes
     from slot_attention_nbdev.models.weights import save_record
+    from slot_attention_nbdev.train import recipes
 
     monkeypatch.setattr(recipes, "records_folder", lambda: tmp_path)
     assert describe_recipe(RECIPES["tiny"]).count("not run yet") == 3

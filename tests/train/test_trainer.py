@@ -1,4 +1,4 @@
-"""The training loop: schedules, figures, budget, signals, and what it does when something is wrong."""
+"""The training loop: schedules, metrics, budget, signals, and what happens in an accident."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
+from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.train import trainer as training
-from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.recipes import build_model, get_recipe
 from slot_attention_nbdev.train.trainer import (
@@ -34,6 +34,7 @@ from slot_attention_nbdev.train.trainer import (
     train,
 )
 
+# as the fixture `run` of conftest
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=8, checkpoint_every=5)
 
 
@@ -43,14 +44,6 @@ def tiny(**overrides):
 
 def go(out, recipe=None, **options):
     return train(recipe or tiny(), out, device="cpu", progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    "A finished run."
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    go(out)
-    return out
 
 
 @pytest.mark.parametrize("task", ["object_discovery", "set_prediction"])
@@ -450,35 +443,33 @@ def spoil(run, tmp_path, how):
     weights, checkpoint = tmp_path / "bad.safetensors", tmp_path / "bad.pt"
     content = (run / "model.safetensors").read_bytes()
     whole = (run / "checkpoint.pt").read_bytes()
-    if how == "cut weights":
-        weights.write_bytes(content[: len(content) // 2])
-    elif how == "bit in weights":
-        weights.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    elif how == "edited description":
-        weights.write_bytes(content.replace(b"tetrominoes", b"tetrominous"))
-    elif how == "foreign weights":
+    middle = len(whole) // 2
+    if how == "foreign weights":
         save_file({"weight": torch.ones(3)}, weights)
-    elif how == "empty weights":
-        weights.write_bytes(b"")
-    elif how == "cut checkpoint":
-        checkpoint.write_bytes(whole[:-1000])
-    elif how == "bit in checkpoint":
-        middle = len(whole) // 2
-        checkpoint.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    elif how == "foreign checkpoint":
-        torch.save({"model": torch.ones(3)}, checkpoint)
-    elif how == "pickle":
-        torch.save({"model": Exploding()}, checkpoint)
-    elif how == "text":
-        checkpoint.write_text("weights")
-    elif how == "another model":
-        torch.save(
-            {**load_checkpoint(run / "checkpoint.pt"), "ema": {"weight": torch.ones(3)}}, checkpoint
-        )
-    elif how == "another recipe":
-        torch.save(
-            {**load_checkpoint(run / "checkpoint.pt"), "recipe": {"name": "tiny"}}, checkpoint
-        )
+    of_weights = {
+        "cut weights": content[: len(content) // 2],
+        "bit in weights": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+        "edited description": content.replace(b"tetrominoes", b"tetrominous"),
+        "empty weights": b"",
+    }
+    if how in of_weights:
+        weights.write_bytes(of_weights[how])
+    of_checkpoint = {
+        "cut checkpoint": whole[:-1000],
+        "bit in checkpoint": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "text": b"weights",
+    }
+    if how in of_checkpoint:
+        checkpoint.write_bytes(of_checkpoint[how])
+    state = load_checkpoint(run / "checkpoint.pt")
+    content_of = {
+        "foreign checkpoint": {"model": torch.ones(3)},
+        "pickle": {"model": Exploding()},
+        "another model": {**state, "ema": {"weight": torch.ones(3)}},
+        "another recipe": {**state, "recipe": {"name": "tiny"}},
+    }
+    if how in content_of:
+        torch.save(content_of[how], checkpoint)
     return weights if weights.exists() else checkpoint
 
 

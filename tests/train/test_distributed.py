@@ -1,4 +1,4 @@
-"""Several processes train as one: same gradients, same weights, one end; and they go on with each other's checkpoints."""
+"""Several processes train as one: same gradients, weights, end; each resumes another's run."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ import time
 
 import pytest
 import torch
-from slot_attention_nbdev.core import InputError
+
+from slot_attention_nbdev.core import InputError, rank_slice
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import evaluation_scenes
-from slot_attention_nbdev.core import rank_slice
-from slot_attention_nbdev.train.distributed import open_accelerator
-from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
+from slot_attention_nbdev.train.distributed import open_accelerator
+from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
@@ -36,7 +36,7 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_processes import RECIPES, gradients
+from test_distributed import RECIPES, gradients
 from slot_attention_nbdev.train.distributed import leave
 from slot_attention_nbdev.train.trainer import train
 place = Path(sys.argv[2])

@@ -1,10 +1,11 @@
-"""Two checkpoints, the best weights, and the layer in which a number stopped being one."""
+"""Checkpoints: two of them, kills at random moments, the best weights, the layer of a NaN."""
 
-import importlib.util
 import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,22 +25,12 @@ from slot_attention_nbdev.train.checkpoints import (
 from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.train.trainer import Trainer, load_model, train
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=4, checkpoint_every=4)
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("kills", "seed"), [(6, 1), pytest.param(50, 2, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(tmp_path, kills, seed):
-    import subprocess
-    import sys
-
     out = tmp_path / "kills.json"
     done = subprocess.run(
         [
@@ -62,15 +53,6 @@ def test_kills_at_random_moments(tmp_path, kills, seed):
         record["good"] == record["kills"] == kills
         and record["same_weights_as_a_run_left_alone"]
         and record["most_lost"] <= 1
-    )
-
-
-def test_the_record_of_fifty_kills():
-    record = json.loads((ROOT / "results" / "kills.json").read_text())
-    assert (
-        record["kills"] == record["good"] == 50
-        and record["same_weights_as_a_run_left_alone"]
-        and min(record["kinds"].values()) >= 12
     )
 
 
@@ -142,7 +124,7 @@ def test_the_best_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("figures", "value"),
+    ("metrics", "value"),
     [
         ({"fg_ari": 0.5}, 0.5),
         ({"mse": 0.2}, -0.2),
@@ -150,8 +132,8 @@ def test_the_best_is_kept(tmp_path, monkeypatch):
         ({"fg_ari": math.nan}, -math.inf),
     ],
 )
-def test_merit(figures, value):
-    assert selection_metric(figures) == value
+def test_selection_metric(metrics, value):
+    assert selection_metric(metrics) == value
 
 
 class Twice(nn.Module):
@@ -159,7 +141,7 @@ class Twice(nn.Module):
         return {"all": (x, [x * 2, x.log()])}
 
 
-def test_watch_looks_into_containers():
+def test_nan_watch_looks_into_containers():
     model = nn.Sequential(nn.Linear(2, 2), Twice())
     with torch.no_grad():
         model[0].weight.zero_()
@@ -169,7 +151,7 @@ def test_watch_looks_into_containers():
     assert found[0] == "the output of 1"
 
 
-@pytest.mark.parametrize("where", ["forward", "gradient", "average"])
+@pytest.mark.parametrize("where", ["forward", "gradient", "nowhere"])
 def test_the_layer_is_named(tmp_path, monkeypatch, where):
     "From step 6 on a layer of the model breaks, as if the weights had come to such a place."
     update = Trainer.training_step
@@ -191,7 +173,7 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
             hook.remove()
 
     monkeypatch.setattr(Trainer, "training_step", broken)
-    if where == "average":  # nothing breaks
+    if where == "nowhere":
         assert train(get_recipe("tiny", **TINY), tmp_path, device="cpu", progress=False)["finished"]
         return
     with pytest.raises(TrainingError) as error:

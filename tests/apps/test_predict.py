@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from PIL import Image
+
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
+from slot_attention_nbdev.metrics.sets import average_precision
 from slot_attention_nbdev.models.seeded_sets import (
     SPRITES,
     THRESHOLDS,
@@ -18,9 +20,8 @@ from slot_attention_nbdev.models.seeded_sets import (
     properties_loss,
     read_images,
 )
-from slot_attention_nbdev.train.recipes import RECIPES, build_model, get_recipe
-from slot_attention_nbdev.metrics.sets import average_precision
 from slot_attention_nbdev.models.set_predictor import SetPredictor
+from slot_attention_nbdev.train.recipes import RECIPES, build_model, get_recipe
 from slot_attention_nbdev.train.trainer import evaluate, load_model, train
 
 NAME = "multi_dsprites_colored_on_grayscale"
