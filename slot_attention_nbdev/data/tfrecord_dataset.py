@@ -128,9 +128,8 @@ class TFRecordScenes(IterableDataset):
         self,
         # Names or patterns, read in this order (a pattern's files by name)
         files: str | Path | Iterable[str | Path],
-        schema: Schema
-        | str
-        | None = None,  # The records' form; None detects it from the first record
+        # The records' form; None detects it from the first record
+        schema: Schema | str | None = None,
         start: int = 0,  # First record, counted through all files
         stop: int | None = None,  # Record after the last; None for all
         max_objects: int | None = None,  # Only scenes with at most so many objects

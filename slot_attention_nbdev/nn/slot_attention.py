@@ -106,8 +106,8 @@ class SlotAttention(nn.Module):
         self,
         batch_size: int,  # B
         num_slots: int | None = None,  # K; None takes the module's own
-        generator: torch.Generator
-        | None = None,  # Source of noise; None takes PyTorch's global one
+        # Source of noise; None takes PyTorch's global one
+        generator: torch.Generator | None = None,
     ) -> Tensor:  # Slots, [B, K, D]
         "Draw all slots from one Gaussian with learned mean and deviation (Algorithm 1, line 1)."
         K = self.num_slots if num_slots is None else check_int("num_slots", num_slots)
