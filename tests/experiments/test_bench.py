@@ -1,32 +1,30 @@
-"""The benchmark: its rivals compute the same function, its scales weigh right, its command writes what it says."""
+"""The benchmark: both forms are one function, bytes are counted right, the record is written."""
 
 import json
 
 import pytest
 import torch
-from slot_attention_nbdev.experiments.bench import (
-    STEPS,
-    TextbookSlotAttention,
-    bench_growth,
-    bench_module,
-    kept_bytes,
-    race,
-    slope,
-    textbook,
-)
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
-from slot_attention_nbdev.models.autoencoder import paper_autoencoder
-from slot_attention_nbdev.nn.slot_attention import LOOPS, SlotAttention
+from slot_attention_nbdev.experiments.bench import (
+    STEPS,
+    bench_growth,
+    bench_module,
+    bench_step,
+    saved_tensor_bytes,
+    slope,
+    time_interleaved,
+)
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from torch.testing import assert_close
 
 
 @pytest.mark.parametrize(
     "B, N, K, D, T", [(2, 9, 3, 8, 3), (1, 1, 1, 4, 1), (3, 4, 7, 5, 2), (2, 300, 4, 64, 3)]
 )
-def test_the_textbook_is_the_same_module(B, N, K, D, T):
-    ours = SlotAttention(D, D, K, T, 2 * D).double()
-    plain = TextbookSlotAttention(D, D, K, T, 2 * D).double()
+def test_both_forms_are_the_same_module(B, N, K, D, T):
+    ours = SlotAttention(D, D, K, T, 2 * D, implementation="one_pass").double()
+    plain = SlotAttention(D, D, K, T, 2 * D).double()
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(B, N, D, generator=generator(0), dtype=torch.float64)
     slots = torch.randn(B, K, D, generator=generator(1), dtype=torch.float64)
@@ -44,22 +42,22 @@ def test_the_textbook_is_the_same_module(B, N, K, D, T):
 
 
 @pytest.mark.parametrize("size", STEPS)
-def test_the_textbook_autoencoder_shares_values_not_memory(size):
-    (resolution, K) = STEPS[size]
-    ours = paper_autoencoder(resolution, K)
-    plain = textbook(ours)
-    assert all(
-        torch.equal(a, b) and a.data_ptr() != b.data_ptr()
-        for a, b in zip(ours.parameters(), plain.parameters())
-    )
-    assert (
-        type(plain.slot_attention) is TextbookSlotAttention
-        and type(ours.slot_attention) is SlotAttention
-    )
+def test_a_step_is_timed_in_each_form(size, monkeypatch):
+    forms = []
+    forward = SlotAttention.forward
+
+    def watched(module, *arguments, **options):
+        forms.append(module.implementation)
+        return forward(module, *arguments, **options)
+
+    monkeypatch.setattr(SlotAttention, "forward", watched)
+    row = bench_step(size, 1, rounds=1)
+    assert forms == ["plain", "one_pass"] * 2
+    assert row["plain / one_pass"] == row["plain ms"] / row["one_pass ms"]
+    assert "plain / plain" not in row
 
 
-def test_memory_grows_with_tokens_not_with_attention(monkeypatch):
-    monkeypatch.delitem(LOOPS, "cpu", raising=False)
+def test_memory_grows_with_tokens_not_with_attention():
     growth = bench_growth(
         B=1,
         rounds=1,
@@ -67,36 +65,22 @@ def test_memory_grows_with_tokens_not_with_attention(monkeypatch):
         sweeps={"N": (4096, 16384), "T": (1, 8), "K": (2, 16)},
     )
     exponent = {factor: each["exponents"] for factor, each in growth.items()}
-    assert 0.9 < exponent["N"]["ours MB"] < 1.05
-    assert exponent["T"]["ours MB"] < 0.1 < exponent["T"]["textbook MB"]
-    assert exponent["K"]["ours MB"] < 0.1 < exponent["K"]["textbook MB"]
+    assert 0.9 < exponent["N"]["one_pass MB"] < 1.05
+    assert exponent["T"]["one_pass MB"] < 0.1 < exponent["T"]["plain MB"]
+    assert exponent["K"]["one_pass MB"] < 0.1 < exponent["K"]["plain MB"]
 
 
-def test_by_compiled_loops_nothing_is_kept_that_grows_with_tokens():
-    pytest.importorskip("numba")
-    growth = bench_growth(
-        B=1, rounds=1, middle={"N": 8192, "K": 4, "D": 64, "T": 2}, sweeps={"N": (4096, 16384)}
-    )["N"]
-    assert abs(growth["exponents"]["ours MB"]) < 0.01
-    assert all(10 * row["ours MB"] < row["textbook MB"] for row in growth["rows"])
-
-
-def test_kept_bytes_counts_a_storage_once():
+def test_a_storage_is_counted_once():
     x = torch.ones(10, requires_grad=True)
-    assert kept_bytes(lambda: (y := x.exp()) * y, x) == 40
-    assert kept_bytes(lambda: x + 1, x) == 0
+    assert saved_tensor_bytes(lambda: (y := x.exp()) * y, x) == 40
+    assert saved_tensor_bytes(lambda: x + 1, x) == 0
 
 
-def test_every_contestant_runs_once_more_than_counts():
-    laps = {"a": 0, "b": 0}
+def test_every_call_runs_once_more_than_counts():
     order = []
-
-    def lap(name):
-        laps[name] += 1
-        order.append(name)
-
-    race({name: lambda name=name: lap(name) for name in laps}, rounds=3)
-    assert laps == {"a": 4, "b": 4} and order == ["a", "b"] * 4
+    calls = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    assert list(time_interleaved(calls, rounds=3)) == ["a", "b"]
+    assert order == ["a", "b"] * 4
 
 
 def test_slope_of_a_power():
@@ -118,16 +102,12 @@ def test_the_command_writes_record_and_picture(tmp_path, capsys):
     )
     said = json.loads(capsys.readouterr().out)
     kept = json.loads((tmp_path / "b" / "bench.json").read_text())
-    assert (
-        said["modules"] == kept["modules"]
-        and kept["hardware"]
-        and kept["commit"] is not None
-        or "commit" in kept
-    )
+    assert said["modules"] == kept["modules"] and "one_pass ms" in kept["modules"][0]
+    assert kept["hardware"] and "commit" in kept
     assert (tmp_path / "b" / "growth.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("rounds", [0, 1.5, None])
 def test_bad_rounds(rounds):
     with pytest.raises(InputError, match="rounds"):
-        race({"a": lambda: None}, rounds)
+        time_interleaved({"a": lambda: None}, rounds)
