@@ -24,17 +24,17 @@ def _nearest(predictions: Tensor, targets: Tensor, schema: ObjectSchema) -> tupl
     """Distance to the nearest real object whose categories all agree, float64 [B, N] (inf if there
     is none), and its number [B, N].
     """
-    places, categories = [], []
+    positions = []
+    categories = []
     for vectors in (predictions, targets):
         found = schema.decode(vectors)
-        places.append(torch.stack([found[name].double() for name in schema.position], -1))
+        positions.append(torch.stack([found[name].double() for name in schema.position], -1))
         categories.append([found[p.name] for p in schema.properties if isinstance(p, Categorical)])
     allowed = (targets[..., -1] > 0.5)[:, None].expand(-1, predictions.shape[1], -1)  # [B, N, M]
-    for said, true in zip(*categories):
-        allowed = allowed & (said[:, :, None] == true[:, None])
-    distance = (
-        (places[0][:, :, None] - places[1][:, None]).norm(dim=-1).masked_fill(~allowed, math.inf)
-    )
+    for predicted, true in zip(*categories):
+        allowed = allowed & (predicted[:, :, None] == true[:, None])
+    distance = (positions[0][:, :, None] - positions[1][:, None]).norm(dim=-1)
+    distance = distance.masked_fill(~allowed, math.inf)
     nearest = distance.argmin(2)  # a tie goes to the first
     return distance.gather(2, nearest[..., None])[..., 0], nearest
 
@@ -44,7 +44,8 @@ def _check(predictions: Tensor, targets: Tensor, schema: ObjectSchema) -> None:
         schema.check(name, vectors)
         if vectors.numel() == 0:
             raise InputError(
-                f"{name}: expected at least one image with at least one row, got shape {list(vectors.shape)}"
+                f"{name}: expected at least one image with at least one row, "
+                f"got shape {list(vectors.shape)}"
             )
     check_shape("targets", targets, "B M width", B=len(predictions))
 
@@ -57,7 +58,10 @@ def precision_recall(
     schema: ObjectSchema = CLEVR,  # What the numbers mean
     # Precision and recall, float64 [thresholds, steps], from the most confident step on
 ) -> tuple[Tensor, Tensor]:
-    """Precision and recall after each confidence, over all images (rules of Locatello et al. 2020, supplement)."""
+    """Precision and recall after each confidence, over all images.
+
+    The rules are those of Locatello et al. 2020, supplement.
+    """
     _check(predictions, targets, schema)
     limits = torch.as_tensor(list(thresholds), dtype=torch.float64)
     if limits.numel() == 0 or not (limits > 0).all():
@@ -80,8 +84,8 @@ def precision_recall(
     true_positives = (hit & (rank == first.gather(1, objects))).cumsum(1)
     # equal confidences count as one step
     step = torch.cat([confidence[1:] != confidence[:-1], torch.ones(1, dtype=torch.bool)])
-    found, said = true_positives[:, step].double(), (rank[:, step] + 1).double()
-    return found / said, found / (targets[..., -1] > 0.5).sum()
+    found = true_positives[:, step].double()
+    return found / (rank[:, step] + 1).double(), found / (targets[..., -1] > 0.5).sum()
 
 
 def area_under_curve(
@@ -102,7 +106,10 @@ def average_precision(
     thresholds: Sequence[float] = THRESHOLDS,
     schema: ObjectSchema = CLEVR,  # What the numbers mean
 ) -> Tensor:  # One number for each threshold, float64, 0…1; NaN if no image has an object
-    """Average precision of predicted sets, all categories right and near enough (Locatello et al. 2020, Section 4.2)."""
+    """Average precision of predicted sets, all categories right and near enough.
+
+    See Locatello et al. 2020, Section 4.2.
+    """
     return area_under_curve(*precision_recall(predictions, targets, thresholds, schema))
 
 # %% ../../nbs/library/13_set_metrics.ipynb #e0eca47a
@@ -111,34 +118,32 @@ def property_scores(
     targets: Tensor,  # [B, M, width]; zero rows where there is no object
     schema: ObjectSchema = CLEVR,  # What the numbers mean
     cost: Callable[[Tensor, Tensor], Tensor] = huber_cost,  # What matches them
-    # A category: share of right values; a number: mean absolute error in its unit; found, count
+    # A category: accuracy; a number: mean absolute error in its unit; found, count
 ) -> dict[str, float]:
-    "What matched objects get right, property by property; NaN if no real object is matched."
+    "Accuracy or error of each property of matched objects; NaN if no real object is matched."
     _check(predictions, targets, schema)
     predictions, targets = predictions.detach().cpu(), targets.detach().cpu()
     pairs = hungarian(cost(predictions, targets))
     # [B, L, width]
-    pick = lambda vectors, rows: vectors.gather(1, rows[..., None].expand(-1, -1, schema.width))
-    said, true = pick(predictions, pairs[:, 1]), pick(targets, pairs[:, 0])
+    take = lambda vectors, rows: vectors.gather(1, rows[..., None].expand(-1, -1, schema.width))
+    predicted = take(predictions, pairs[:, 1])
+    true = take(targets, pairs[:, 0])
     real = true[..., -1] > 0.5
-    said_scene, true_scene = schema.decode(said), schema.decode(true)
+    predicted_scene = schema.decode(predicted)
+    true_scene = schema.decode(true)
     scores = {}
     for p in schema.properties:
-        a, b = said_scene[p.name][real], true_scene[p.name][real]
+        a = predicted_scene[p.name][real]
+        b = true_scene[p.name][real]
         if isinstance(p, Categorical):
             scores[p.name] = (a == b).double().mean().item()
             continue
         error = (a - b).abs().double()
-        scores[p.name] = (
-            (torch.minimum(error, p.period - error) if isinstance(p, Angle) else error)
-            .mean()
-            .item()
-        )
+        if isinstance(p, Angle):
+            error = torch.minimum(error, p.period - error)
+        scores[p.name] = error.mean().item()
     objects = (targets[..., -1] > 0.5).sum(1)
-    scores["found"] = (
-        ((said[..., -1] > 0.5) & real).sum().item() / max(int(objects.sum()), 1)
-        if objects.any()
-        else math.nan
-    )
+    confident = (predicted[..., -1] > 0.5) & real
+    scores["found"] = confident.sum().item() / int(objects.sum()) if objects.any() else math.nan
     scores["count"] = ((predictions[..., -1] > 0.5).sum(1) == objects).double().mean().item()
     return scores
