@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Average precision of 15,000 images with 10 statements each, against a plain loop.
+"""Average precision of 15,000 images with 10 predictions each, against a plain loop.
 
     OMP_NUM_THREADS=1 python benchmarks/average_precision.py
     ... --json results/benchmarks/average_precision.json  # writes the record
@@ -26,7 +26,7 @@ GROUPS = [(3, 5), (5, 7), (7, 10), (10, 18)]
 
 
 def scenes() -> tuple[torch.Tensor, torch.Tensor]:
-    "Three to ten CLEVR objects an image; predictions with noisy places and some wrong categories."
+    "Three to ten CLEVR objects an image; predictions with noisy positions, some wrong categories."
     g = generator(0, "scenes")
     size = (IMAGES, OBJECTS)
     scene = {axis: 6 * torch.rand(size, generator=g) - 3 for axis in "xyz"}
@@ -48,10 +48,10 @@ def scenes() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loop(predictions: list, targets: list, threshold: float) -> float:
-    "The rules, statement by statement; equal confidences are one step."
+    "The rules, prediction by prediction; equal confidences are one step."
     kinds = lambda row: [max(range(a, b), key=row.__getitem__) for a, b in GROUPS]
     real = [[(row[:3], kinds(row)) for row in rows if row[18] > 0.5] for rows in targets]
-    said = sorted(
+    ranked = sorted(
         ((row[18], b, row) for b, rows in enumerate(predictions) for row in rows),
         key=lambda s: -s[0],
     )
@@ -59,19 +59,21 @@ def loop(predictions: list, targets: list, threshold: float) -> float:
     points = []
     found = 0
     objects = sum(map(len, real))
-    for i, (confidence, b, row) in enumerate(said, start=1):
+    for i, (confidence, b, row) in enumerate(ranked, start=1):
         own = kinds(row)
         near = [
-            (6 * math.dist(place, row[:3]), m)
-            for m, (place, kind) in enumerate(real[b])
+            (6 * math.dist(position, row[:3]), m)
+            for m, (position, kind) in enumerate(real[b])
             if kind == own
         ]
         if near and min(near)[0] < threshold and (b, min(near)[1]) not in taken:
             taken.add((b, min(near)[1]))
             found += 1
-        if i == len(said) or said[i][0] != confidence:
+        if i == len(ranked) or ranked[i][0] != confidence:
             points.append((found / i, found / objects))
-    area, best, after = 0.0, 0.0, None
+    area = 0.0
+    best = 0.0
+    after = None
     # from the right: the best precision so far holds for the recall on its left
     for precision, recall in reversed(points):
         area += best * (after - recall) if after is not None else 0.0
@@ -95,7 +97,7 @@ def main() -> None:
     oracle = [loop(rows, truth, threshold) for threshold in THRESHOLDS]
     slow = time.process_time() - start
     worst = max(abs(a - b) for a, b in zip(ours.tolist(), oracle))
-    print(f"{IMAGES:,} images x {OBJECTS} statements, {len(THRESHOLDS)} thresholds, one core\n")
+    print(f"{IMAGES:,} images x {OBJECTS} predictions, {len(THRESHOLDS)} thresholds, one core\n")
     print("| | seconds | AP at " + ", ".join(map(str, THRESHOLDS)) + " |\n|---|---:|---|")
     for name, seconds, values in (("ours", min(took), ours.tolist()), ("plain loop", slow, oracle)):
         print(f"| {name} | {seconds:.2f} | {', '.join(f'{v:.4f}' for v in values)} |")
@@ -105,7 +107,7 @@ def main() -> None:
     )
     assert worst < 1e-9
     if arguments.json:
-        figures = {
+        measured = {
             "seconds": min(took),
             "loop_seconds": slow,
             "ratio": slow / min(took),
@@ -117,7 +119,7 @@ def main() -> None:
                 "recipe": "benchmarks/average_precision.py",
                 "seed": 0,
                 **run_facts(torch.device("cpu")),
-                "figures": figures,
+                "measured": measured,
             },
         )
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What matching 512 sets of 10 costs.
+"""The time of matching 512 sets of 10.
 
-And which share of a training step of the paper's set predictor that is.
+Also as a part of a training step of the paper's set predictor.
 
     OMP_NUM_THREADS=1 python benchmarks/matching.py
     python benchmarks/matching.py --device cuda
     python benchmarks/matching.py --json results/benchmarks/matching.json
 
-On a CPU it times the processor, on one core, and takes a training step of fewer images times as
-many as are missing to 512; on a GPU it times the clock, with the device waited for, and the whole
-batch. Median of several runs.
+On a CPU it times the processor, on one core, and scales the time of a training step of fewer images
+up to 512; on a GPU it times the clock, synchronizes the device, and takes the whole batch. Median
+of several runs.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SOLVERS = {
     "Hungarian (SciPy)": hungarian,
     "auction": auction,
     "greedy": greedy,
-    "Sinkhorn, 100 rounds": sinkhorn,
+    "Sinkhorn, 100 iterations": sinkhorn,
     "Chamfer": chamfer,
 }
 
@@ -99,16 +99,16 @@ def main() -> None:
         f"{SETS} sets of {OBJECTS}, {device.type}; the rest of a training step takes"
         f" {1e3 * rest:,.0f} ms ({images} images timed)\n"
     )
-    print("| matching | ms | share of the step | dearer than the cheapest |\n|---|---:|---:|---:|")
+    print("| matching | ms | part of the step | cost above the optimum |\n|---|---:|---:|---:|")
     targets = padded_targets(SETS, device)
     predictions = torch.rand(targets.shape, generator=generator(0, "predictions")).to(device)
     cost = huber_cost(predictions, targets)
     best = matched_cost(cost, hungarian(cost))
-    figures = {"rest_of_step_ms": 1e3 * rest, "images_timed": images}
+    measured = {"rest_of_step_ms": 1e3 * rest, "images_timed": images}
     for name, solver in SOLVERS.items():
         took = seconds(lambda: solver(cost), device)
         excess = (matched_cost(cost, solver(cost)) / best - 1).mean().item()
-        figures[name] = {"ms": 1e3 * took, "share": took / (took + rest), "excess": excess}
+        measured[name] = {"ms": 1e3 * took, "share": took / (took + rest), "excess": excess}
         print(f"| {name} | {1e3 * took:.2f} | {took / (took + rest):.3%} | {excess:+.3%} |")
     print(
         "\nThe cost alone:"
@@ -121,7 +121,7 @@ def main() -> None:
                 "recipe": "benchmarks/matching.py",
                 "seed": 0,
                 **run_facts(device),
-                "figures": figures,
+                "measured": measured,
             },
         )
 

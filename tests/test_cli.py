@@ -244,11 +244,11 @@ def test_data_goes_on_where_it_was_stopped(say, tmp_path, monkeypatch, capsys):
 
     save, calls = files.save_pack, []
 
-    def full(path, scenes, labelled=True):
+    def full(path, scenes, labeled=True):
         calls.append(path)
         if len(calls) == 3:
             raise FileError(f"{path}: cannot be written: No space left on device")
-        save(path, scenes, labelled)
+        save(path, scenes, labeled)
 
     words = ("data", "tetrominoes", "--n", "1000", "--out", str(tmp_path / "pack.npz"))
     with monkeypatch.context() as patched:
