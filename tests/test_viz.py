@@ -74,7 +74,8 @@ def test_figures_leave_no_pyplot_state(scenes, output, tmp_path):
 def test_figures_need_no_screen(tmp_path):
     code = (
         "import torch; from slot_attention_nbdev.viz import draw_grid, save_figure;"
-        f"save_figure(draw_grid([[torch.zeros(4, 4, 3, dtype=torch.uint8)]], ['a']), {str(tmp_path / 'a.png')!r})"
+        "grid = draw_grid([[torch.zeros(4, 4, 3, dtype=torch.uint8)]], ['a']);"
+        f"save_figure(grid, {str(tmp_path / 'a.png')!r})"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PATH": "", "MPLCONFIGDIR": str(tmp_path)}
@@ -169,7 +170,7 @@ def test_statistics_against_loops(shape):
     random = generator(1, *shape)
     masks = (3 * torch.randn(shape, generator=random)).softmax(1)
     label = torch.randint(0, 3, (shape[0], *shape[2:]), generator=random)
-    found = viz.slot_statistics(masks, label, min_share=0.1)
+    found = viz.slot_statistics(masks, label, min_coverage=0.1)
     for b in range(shape[0]):
         points = [(y, x) for y in range(shape[2]) for x in range(shape[3])]
         entropy = sum(-float(m) * math.log(m) for y, x in points for m in masks[b, :, y, x])
