@@ -10,8 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from slot_attention_nbdev.models.card import model_card
 from slot_attention_nbdev.core import atomic_write
+from slot_attention_nbdev.models.base import create_model, model_card
 from slot_attention_nbdev.models.weights import file_digest, load_record, load_weights, save_record
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "slot_attention_nbdev" / "weights"
@@ -21,11 +21,8 @@ LIMIT = 2_000_000  # bytes; every clone and every install pays for them
 def card(record: dict) -> str:
     "The card of shipped weights."
     recipe = record["recipe"]
-    config = {key: recipe[key] for key in ("model", "num_slots", "num_iterations")} | {
-        "resolution": record["resolution"],
-        "sha256": record["sha256"],
-    }
-    return model_card(config, record)
+    sizes = record["resolution"], recipe["num_slots"], recipe["num_iterations"]
+    return model_card(create_model(recipe["model"], *sizes), record["sha256"], record)
 
 
 def ship(run: Path) -> str:

@@ -88,10 +88,7 @@ def original_set_predictor(
 ) -> SetPredictor:  # A set predictor for CLEVR with the original's defaults
     "The set predictor as the original implementation builds it."
     return keras_defaults(
-        paper_set_predictor(
-            resolution=resolution, num_slots=num_slots, num_iterations=num_iterations
-        ),
-        generator,
+        paper_set_predictor(resolution, num_slots, num_iterations), generator
     )
 
 # %% ../../nbs/library/14_original.ipynb #a0ceeb57

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core import check_int, check_shape
 from .autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
+from .base import register_model
 from ..nn.decoder import mix_slots
 from ..nn.encoder import ConvEncoder, position_grid
 from ..nn.slot_attention import SlotAttention
@@ -97,6 +98,10 @@ class PixelAutoEncoder(SlotAttentionAutoEncoder):
         return AutoEncoderOutput(*mix_slots(self.decoder(slots, pixels)), slots, attention)
 
 
+@register_model(
+    "paper_mlp",
+    about="The paper's encoder and Slot Attention, with a decoder of ours for each pixel by itself",
+)
 def pixel_autoencoder(
     resolution: tuple[int, int] = (35, 35),  # Height and width
     num_slots: int = 4,  # K

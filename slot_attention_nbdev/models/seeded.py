@@ -18,6 +18,7 @@ from ..core import check_int, check_shape
 from ..nn.decoder import CoarseDecoder, SameConvTranspose2d, mix_slots
 from ..nn.encoder import ImageEncoder, PatchEncoder, same_pad
 from .autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
+from .base import register_model
 from ..nn.slot_attention import SlotAttention
 
 # %% ../../nbs/library/15_seeded.ipynb #89532b5f
@@ -336,6 +337,7 @@ class FastAutoEncoder(SlotAttentionAutoEncoder):
         return self.decoder(slots, centre)
 
 
+@register_model("fast", about="Our own small autoencoder for CPUs, not the paper's")
 def fast_autoencoder(
     resolution: tuple[int, int] = (35, 35),  # Height and width
     num_slots: int = 4,  # K, one of them for the background
@@ -580,6 +582,7 @@ class SeededAutoEncoder(FastAutoEncoder):
         return torch.cat([color, logit], dim=2)
 
 
+@register_model("seeded", about="Our own seeded autoencoder for larger images, not the paper's")
 def seeded_autoencoder(
     resolution: tuple[int, int] = (64, 64),  # Height and width
     num_slots: int = 6,  # K, one of them for the background
@@ -589,6 +592,7 @@ def seeded_autoencoder(
     return SeededAutoEncoder(resolution, num_slots, num_iterations)
 
 # %% ../../nbs/library/15_seeded.ipynb #a1966276
+@register_model("solids", about="Our own seeded autoencoder for solids in light, not the paper's")
 class SolidsAutoEncoder(SeededAutoEncoder):
     """Our model for lit solids on a CPU, not the paper's: seeds by hue and place, as many as there
     are things, and masks that start from the attention itself.

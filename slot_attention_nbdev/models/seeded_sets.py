@@ -36,12 +36,13 @@ from slot_attention_nbdev.metrics.matching import (
     mixed_cost,
     set_loss,
 )
+from .base import register_model
 from .original import original_set_predictor
 from ..metrics.sets import average_precision, property_scores
 from ..data.objects import Categorical, Continuous, DetectedObject, ObjectSchema
 from .set_predictor import SetPredictor, SetPredictorOutput
 from ..nn.slot_attention import SlotAttention
-from ..viz import find_objects, plot_decomposition, plot_objects, save_figure
+from .. import viz
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #24d1a052
 SPRITES = ObjectSchema(
@@ -59,6 +60,9 @@ SPRITES = ObjectSchema(
 THRESHOLDS = {"CLEVR": (math.inf, 1.0, 0.5, 0.25, 0.125), "sprites": (math.inf, 8.0, 4.0, 2.0, 1.0)}
 
 
+@register_model(
+    "properties_clevr", about="The paper's set predictor, with the original's first values"
+)
 def properties_clevr(
     resolution: tuple[int, int],  # Height and width
     num_slots: int,  # K
@@ -73,6 +77,9 @@ WEIGHTS = {"x": 4.0, "y": 4.0, "scale": 1.0, "color": 4.0, "shape": 0.5, "presen
 KINDS_OF_COST = {"shape": "cross_entropy", "presence": "binary_cross_entropy"}  # the others: Huber
 
 
+@register_model(
+    "properties_sprites", about="Our own small set predictor for CPUs, not the paper's"
+)
 class SeededSetPredictor(SetPredictor):
     """Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a read-
     out of shape, a second look.
@@ -295,8 +302,8 @@ def plot_answer(
 ) -> Figure:  # The slots' pictures, or the objects
     "What a model of either kind makes of images."
     if isinstance(model, SetPredictor):
-        return plot_objects(image, *find_objects(model, image, generator))
-    return plot_decomposition(image, model(image, generator=generator), label)
+        return viz.plot_objects(image, *viz.find_objects(model, image, generator))
+    return viz.plot_decomposition(image, model(image, generator=generator), label)
 
 # %% ../../nbs/library/16_seeded_sets.ipynb #04de1657
 def check_verb(
@@ -352,8 +359,8 @@ def segment_files(
             labels.resize(
                 ImageOps.exif_transpose(PILImage.open(path)).size, PILImage.Resampling.NEAREST
             ).save(temporary)
-        picture = save_figure(
-            plot_decomposition(image, output, masks=True), out / f"{name}_slots.png"
+        picture = viz.save_figure(
+            viz.plot_decomposition(image, output, masks=True), out / f"{name}_slots.png"
         )
         written.append(
             {"image": str(path), "labels": str(out / f"{name}_labels.png"), "slots": str(picture)}
@@ -371,9 +378,9 @@ def predict_files(
     check_verb(model, "predict")
     device, answers = next(model.parameters()).device, []
     for name, path, image in read_images(model, paths):
-        objects, places = find_objects(model, image, generator(seed, "slots", device=device))
+        objects, places = viz.find_objects(model, image, generator(seed, "slots", device=device))
         picture = out and str(
-            save_figure(plot_objects(image, objects, places), out / f"{name}_objects.png")
+            viz.save_figure(viz.plot_objects(image, objects, places), out / f"{name}_objects.png")
         )
         said = [{"confidence": each.confidence, **each.properties} for each in objects[0]]
         answers.append(

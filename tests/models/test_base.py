@@ -5,22 +5,24 @@ import hashlib
 import http.server
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import threading
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import ModelCard, constants
-from slot_attention_nbdev.models.card import KINDS, model_card
+
+from slot_attention_nbdev import SetPredictor, SlotAttentionAutoEncoder
 from slot_attention_nbdev.core import FileError, InputError, generator
+from slot_attention_nbdev.models.autoencoder import paper_autoencoder
+from slot_attention_nbdev.models.base import MODELS, create_model, load_pretrained, model_card
 from slot_attention_nbdev.models.seeded import fast_autoencoder
-from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, paper_autoencoder
-from slot_attention_nbdev.models.hub import BUILDERS, build_described, describe_model
-from slot_attention_nbdev.train.recipes import MODELS, load_model
 from slot_attention_nbdev.models.weights import (
     file_digest,
     load_record,
@@ -29,8 +31,9 @@ from slot_attention_nbdev.models.weights import (
     save_weights,
     shipped_weights,
 )
-from slot_attention_nbdev.models.set_predictor import SetPredictor
+from slot_attention_nbdev.train.recipes import load_model
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "seeded": (64, 64),
     "properties_sprites": (64, 64),
@@ -42,9 +45,7 @@ SIZES = {
 
 def built(key: str) -> torch.nn.Module:
     "A model of a kind, with weights that are nobody's first values."
-    model = build_described(
-        {"model": key, "resolution": SIZES.get(key, (35, 35)), "num_slots": 5, "num_iterations": 2}
-    )
+    model = create_model(key, SIZES.get(key, (35, 35)), num_slots=5, num_iterations=2)
     noise = generator(3, key)
     with torch.no_grad():
         for weight in model.parameters():
@@ -60,7 +61,7 @@ def kept(tmp_path):
     )
 
 
-@pytest.mark.parametrize("key", BUILDERS)
+@pytest.mark.parametrize("key", MODELS)
 def test_every_kind_of_model_comes_back_the_same(key, tmp_path):
     model = built(key)
     family = SetPredictor if key.startswith(("properties", "set")) else SlotAttentionAutoEncoder
@@ -73,8 +74,14 @@ def test_every_kind_of_model_comes_back_the_same(key, tmp_path):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 
 
-def test_builders_hold_every_model_that_recipes_train():
-    assert MODELS.keys() <= BUILDERS.keys() and BUILDERS.keys() <= KINDS.keys()
+@pytest.mark.parametrize("key", MODELS)
+def test_every_model_keeps_its_config_and_has_something_to_say_on_its_card(key):
+    model = built(key)
+    size = list(SIZES.get(key, (35, 35)))
+    assert model.config == {"model": key, "resolution": size, "num_slots": 5, "num_iterations": 2}
+    assert deepcopy(model).config == model.config
+    assert tuple(size) == tuple(model.resolution) and model.slot_attention.num_slots == 5
+    assert MODELS[key].about and f"\n{MODELS[key].about}. " in model_card(model, 64 * "0")
 
 
 def test_a_run_is_loaded_kept_and_told(run, tmp_path):
@@ -130,14 +137,12 @@ def test_a_run_is_not_written_over(run):
 
 def test_a_model_put_together_by_hand_is_refused(tmp_path):
     paper = paper_autoencoder((35, 35), 4)
-    with pytest.raises(InputError, match="none of our builders"):
-        SlotAttentionAutoEncoder(
-            fast_autoencoder().encoder, paper.slot_attention, paper.decoder
-        ).save_pretrained(tmp_path)
-    odd = paper_autoencoder((35, 35), 4)
-    odd.slot_attention.eps = 0.5  # the same class, shapes and weights
-    with pytest.raises(InputError, match="none of our builders"):
-        describe_model(odd)
+    mixed = SlotAttentionAutoEncoder(
+        fast_autoencoder().encoder, paper.slot_attention, paper.decoder
+    )
+    for model in (paper, mixed):
+        with pytest.raises(InputError, match="built by hand.*create_model"):
+            model.save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,10 +174,8 @@ def test_shipped_weights_are_checked_against_their_record(monkeypatch, tmp_path)
     for path in shipped_weights().values():
         record = load_record(path.with_suffix(".json"))
         assert record["sha256"] == file_digest(path)
-        config = {
-            key: record["recipe"][key] for key in ("model", "num_slots", "num_iterations")
-        } | {"resolution": record["resolution"], "sha256": record["sha256"]}
-        assert path.with_suffix(".md").read_text() == model_card(config, record)
+        model = load_pretrained(path.stem)
+        assert path.with_suffix(".md").read_text() == model_card(model, record["sha256"], record)
         shutil.copy(path, tmp_path)
         save_record(tmp_path / f"{path.stem}.json", record | {"sha256": "0" * 64})
         with pytest.raises(FileError, match=f"{path.stem}.json said 000"):
@@ -202,7 +205,7 @@ def test_nothing_is_unpickled(name, kept, monkeypatch):
 
 BAD = {
     "a model that is not ours": {"model": "os.system"},
-    "an enormous picture": {"resolution": [10**9, 10**9]},
+    "an enormous image": {"resolution": [10**9, 10**9]},
     "as many slots as there are atoms": {"num_slots": 10**80},
     "three iterations in words": {"num_iterations": "three"},
     "other sizes than the weights'": {"model": "paper"},
@@ -400,7 +403,7 @@ def test_what_was_looked_for_and_where_is_said(hub, monkeypatch, tmp_path):
     with pytest.raises(FileError, match="http://127.0.0.1:9 cannot be reached"):
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
     with pytest.raises(FileError, match="not published: http://127.0.0.1:9 cannot be reached"):
-        fast_autoencoder().push_to_hub("nobody/nothing", token="hf_test")
+        built("fast").push_to_hub("nobody/nothing", token="hf_test")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileError, match="HF_HUB_OFFLINE is set"):
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
@@ -421,16 +424,43 @@ import sys, socket
 sys.modules["huggingface_hub"] = None
 def refuse(*_, **__): raise AssertionError("a connection")
 socket.socket.connect = refuse
-from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder
+from slot_attention_nbdev import SlotAttentionAutoEncoder
 print(type(SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")).__name__)
 try: SlotAttentionAutoEncoder.from_pretrained("a/b")
 except ImportError as error: print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FastAutoEncoder\n") and "huggingface_hub" in done.stdout
+
+
+def snippet(card: str) -> str:
+    "The Python that a card tells its reader to run."
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    return code
+
+
+@pytest.mark.parametrize("path", shipped_weights().values(), ids=shipped_weights())
+def test_the_lines_on_a_shipped_card_run(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(snippet(path.with_suffix(".md").read_text()), scope)
+    assert scope["model"].origin["sha256"] == file_digest(path)
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_the_lines_on_the_card_of_every_kind_of_model_run(key, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = built(key).save_pretrained("mine", name="mine")
+    scope = {}
+    exec(snippet((folder / "README.md").read_text()), scope)
+    assert scope["model"].config["model"] == key
+
+
+def test_the_lines_on_a_published_card_run(hub):
+    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").push_to_hub(
+        "somebody/slots", token="hf_test"
+    )
+    scope = {}
+    exec(snippet(hub.files["somebody/slots"]["README.md"].decode()), scope)
+    assert scope["model"].origin["name"] == "somebody/slots"

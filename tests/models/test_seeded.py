@@ -1,4 +1,4 @@
-"Our small model: seeds, shape read-out, stamps, and the autoencoder around an untouched Slot Attention."
+"Our small model: seeds, shape read-out, stamps, the autoencoder around plain Slot Attention."
 
 from copy import deepcopy
 
