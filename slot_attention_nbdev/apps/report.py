@@ -194,7 +194,8 @@ def is_far_below_best(
     name, value = run.selection_metric
     if name not in ("fg_ari", "ap_inf") or run.state != "finished":
         return False
-    group = [other for other in runs if settings_of(other) == settings_of(run)]
+    settings = settings_of(run)
+    group = [other for other in runs if settings_of(other) == settings]
     scores = [other.selection_metric for other in group]
     return (value or 0) < max(score or 0 for other, score in scores if other == name) - 0.1
 
