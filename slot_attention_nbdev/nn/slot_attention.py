@@ -64,7 +64,8 @@ def _choose_form(
     if module.implementation == "plain" or not is_absorbable(module):
         return module
     for name in ("prepare", "attend"):  # a variant's own lines are kept
-        if getattr(getattr(module, name), "__func__", None) is not getattr(SlotAttention, name):
+        own = getattr(type(module), name) is not getattr(SlotAttention, name)
+        if own or name in module.__dict__:
             return module
     return AbsorbedAttention(module, return_attention)
 

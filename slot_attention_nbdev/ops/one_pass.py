@@ -205,9 +205,11 @@ class AbsorbedAttention:
         queries = q * gain
         bias = q @ shift  # [B, K, C] @ [C] -> [B, K]
         weighted_sum, attn_sum = one_pass(tokens, queries, bias, module.eps)
+        # the weighted sum of normalized tokens: each has the gain and the bias of the LayerNorm
+        normalized_sum = weighted_sum * gain + attn_sum[..., None] * shift
         # the mean of an empty set is zero
-        mean = weighted_sum / attn_sum.clamp_min(torch.finfo(attn_sum.dtype).tiny)[..., None]
-        updates = module.project_v((mean * gain + shift).to(slots.dtype))
+        mean = normalized_sum / attn_sum.clamp_min(torch.finfo(attn_sum.dtype).tiny)[..., None]
+        updates = module.project_v(mean.to(slots.dtype))
         if not self.return_attention:
             return updates, None
         return updates, absorbed_attention(tokens, queries, bias).mT

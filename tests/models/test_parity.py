@@ -1,5 +1,6 @@
-"""The same function as the original implementation: outputs, gradients, weights by name, learning rates, padding."""
+"The same function as the original: outputs, gradients, weights by name, learning rates, padding."
 
+import itertools
 import random
 from copy import deepcopy
 
@@ -59,13 +60,15 @@ def check_gradient(path, ours, theirs, limit):
 # The module
 
 
-@pytest.fixture(params=FILES)
+@pytest.fixture(params=itertools.product(FILES, ["plain", "one_pass"]), ids="-".join)
 def module(request, golden):
-    arrays = golden(request.param)
+    file, implementation = request.param
+    arrays = golden(file)
     batch, tokens, slots, iterations, dim, hidden = arrays["config"].tolist()
     sa = load_original(
         original_slot_attention(dim, dim, slots, iterations, hidden), weights(arrays)
     )
+    sa.implementation = implementation
     return sa, {name: torch.as_tensor(x) for name, x in arrays.items() if x.dtype.kind in "fi"}
 
 

@@ -1,8 +1,10 @@
 "Algorithm 1: against loops; everything a caller may vary; everything PyTorch may do to a module."
 
 import copy
+import inspect
 import io
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -30,9 +32,14 @@ def make(seed=0, **kwargs):
     return module
 
 
+@pytest.fixture(params=["plain", "one_pass"])
+def implementation(request):
+    return request.param
+
+
 @pytest.fixture
-def module():
-    return make()
+def module(implementation):
+    return make(implementation=implementation)
 
 
 @pytest.fixture
@@ -168,6 +175,9 @@ def test_an_empty_set_does_no_harm(module):
         (lambda m, x: SlotAttention(4, num_slots=-1), "num_slots"),
         (lambda m, x: SlotAttention(4, num_iterations=0), "num_iterations"),
         (lambda m, x: SlotAttention(4, mlp_hidden_dim=0), "mlp_hidden_dim"),
+        (lambda m, x: SlotAttention(4, implementation="one-pass"), "did you mean 'one_pass'?"),
+        (lambda m, x: SlotAttention(4, implementation="fast"), "plain, triton"),
+        (lambda m, x: SlotAttention(4, implementation=None), "implementation: unknown None"),
     ],
 )
 def test_bad_arguments(module, inputs, call, message):
@@ -253,8 +263,8 @@ def test_one_iteration_is_enough_for_mu_and_sigma(module, inputs):
     assert module.slots_mu.grad.abs().sum() > 0 and module.slots_log_sigma.grad.abs().sum() > 0
 
 
-def test_gradcheck():
-    module = make(slot_dim=3, mlp_hidden_dim=4)
+def test_gradcheck(implementation):
+    module = make(slot_dim=3, mlp_hidden_dim=4, implementation=implementation)
     x = torch.randn(1, 4, D_IN, generator=generator(3), dtype=torch.float64, requires_grad=True)
     s = torch.randn(1, 2, 3, generator=generator(4), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, s: module(x, slots=s, num_iterations=2), (x, s))
@@ -267,14 +277,14 @@ def test_gradcheck():
 # What PyTorch may do to a module
 
 
-def test_deepcopy_and_state_dict(module, inputs, slots):
+def test_deepcopy_and_state_dict(module, implementation, inputs, slots):
     want = module(inputs, slots=slots)
     clone = copy.deepcopy(module)
     assert torch.equal(clone(inputs, slots=slots), want)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
-    other = make(seed=9)
+    other = make(seed=9, implementation=implementation)
     assert not torch.equal(other(inputs, slots=slots), want)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(inputs, slots=slots), want)
@@ -283,9 +293,9 @@ def test_deepcopy_and_state_dict(module, inputs, slots):
     assert module.slots_mu.abs().sum() > 0
 
 
-def test_names_in_the_state_dict_do_not_change():
+def test_names_in_the_state_dict_do_not_change(implementation):
     # checkpoints depend on them
-    assert sorted(SlotAttention(4).state_dict()) == sorted(
+    assert sorted(SlotAttention(4, implementation=implementation).state_dict()) == sorted(
         [
             "slots_mu",
             "slots_log_sigma",
@@ -310,10 +320,15 @@ def test_names_in_the_state_dict_do_not_change():
     )
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.2), (torch.float16, 0.02)]
+)
 def test_dtypes_agree(module, inputs, slots, dtype, tolerance):
-    out = copy.deepcopy(module).to(dtype)(inputs.to(dtype), slots=slots.to(dtype))
-    assert out.dtype == dtype
+    narrow = copy.deepcopy(module).to(dtype)
+    out = narrow(inputs.to(dtype), slots=slots.to(dtype))
+    assert out.dtype == dtype and narrow(inputs.to(dtype)).dtype == dtype
+    out.float().sum().backward()
+    assert all(w.grad.isfinite().all() for w in narrow.parameters() if w.grad is not None)
     assert_close(out.double(), module(inputs, slots=slots), atol=tolerance, rtol=tolerance)
 
 
@@ -357,22 +372,23 @@ def compiling():
     torch.compiler.reset()
 
 
-def test_compile_whole_graph(inputs, slots, compiling):
-    module = make(num_iterations=2)
+def test_compile_whole_graph(inputs, slots, compiling, implementation):
+    module = make(num_iterations=2, implementation=implementation)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     assert_close(compiled(inputs, slots=slots), module(inputs, slots=slots))
     # another batch
     assert_close(compiled(inputs[:2], slots=slots[:2]), module(inputs[:2], slots=slots[:2]))
 
 
-def test_compile_and_draw(inputs, compiling):
-    compiled = torch.compile(make(num_iterations=1), fullgraph=True, backend="eager", dynamic=True)
+def test_compile_and_draw(inputs, compiling, implementation):
+    module = make(num_iterations=1, implementation=implementation)
+    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
     assert compiled(inputs).shape == (B, K, D)  # drawn inside the graph
     assert compiled(inputs[:2], num_slots=7).shape == (2, 7, D)
 
 
-def test_compile_with_gradients(inputs, slots, compiling):
-    module = make(num_iterations=1)
+def test_compile_with_gradients(inputs, slots, compiling, implementation):
+    module = make(num_iterations=1, implementation=implementation)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     compiled(inputs, slots=slots).square().sum().backward()
     grads = [w.grad.clone() for w in module.parameters() if w.grad is not None]
@@ -393,8 +409,8 @@ def test_compiled_errors_are_ours(module, inputs, compiling):
 
 
 @pytest.mark.slow
-def test_compile_with_inductor(inputs, slots, compiling):
-    module = make(num_iterations=2)
+def test_compile_with_inductor(inputs, slots, compiling, implementation):
+    module = make(num_iterations=2, implementation=implementation)
     compiled = torch.compile(module, fullgraph=True)
     assert_close(compiled(inputs, slots=slots), module(inputs, slots=slots))
 
@@ -420,16 +436,18 @@ def test_export_that_draws(module, inputs):
 
 def test_needs_torch_alone():
     code = (
-        "import sys, torch; before = set(sys.modules); import slot_attention_nbdev.nn.slot_attention;"
-        "new = {m.split('.')[0] for m in set(sys.modules) - before} - {'slot_attention_nbdev', 'torch'};"
+        "import sys, torch; before = set(sys.modules);"
+        "import slot_attention_nbdev.nn.slot_attention;"
+        "ours = {'slot_attention_nbdev', 'torch'};"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before} - ours;"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_gradients_of_each_sample_by_torch_func():
-    module = SlotAttention(8, 8, 3, mlp_hidden_dim=16).double()
+def test_gradients_of_each_sample_by_torch_func(implementation):
+    module = SlotAttention(8, 8, 3, mlp_hidden_dim=16, implementation=implementation).double()
     x = torch.randn(4, 9, 8, dtype=torch.float64)
     slots = torch.randn(4, 3, 8, dtype=torch.float64)
     weights = {name: w.detach() for name, w in module.named_parameters()}
@@ -445,3 +463,104 @@ def test_gradients_of_each_sample_by_torch_func():
     for name in ("gru.weight_ih", "project_k.weight", "norm_inputs.bias", "project_v.weight"):
         assert each[name].shape[0] == 4
         assert_close(each[name].sum(0), module.get_parameter(name).grad)
+
+
+def test_double_backward(module, inputs, slots):
+    inputs = inputs.requires_grad_()
+    gradient = torch.autograd.grad(module(inputs, slots=slots).sum(), inputs, create_graph=True)[0]
+    penalty = gradient.square().sum()
+    penalty.backward()
+    got = [w.grad.clone() for w in module.parameters() if w.grad is not None]
+    step = 1e-6
+    with torch.no_grad():
+        direction = torch.randn(module.project_k.weight.shape, generator=generator(8)).double()
+    sizes = []
+    for sign in (1, -1):
+        moved = copy.deepcopy(module)
+        with torch.no_grad():
+            moved.project_k.weight.add_(sign * step * direction)
+        gradient = torch.autograd.grad(moved(inputs, slots=slots).sum(), inputs)[0]
+        sizes.append(gradient.square().sum())
+    slope = (sizes[0] - sizes[1]) / (2 * step)
+    assert_close((module.project_k.weight.grad * direction).sum(), slope, rtol=1e-5, atol=1e-6)
+    assert all(part.isfinite().all() for part in got)
+
+
+@pytest.mark.parametrize("which", ["inputs", "slots"])
+def test_forward_mode(module, inputs, slots, which):
+    call = {"inputs": lambda x: module(x, slots=slots), "slots": lambda s: module(inputs, slots=s)}[
+        which
+    ]
+    at = {"inputs": inputs, "slots": slots}[which]
+    tangent = torch.randn(at.shape, generator=generator(9)).double()
+    value, got = torch.func.jvp(call, (at,), (tangent,))
+    step = 1e-6
+    slope = (call(at + step * tangent) - call(at - step * tangent)) / (2 * step)
+    assert_close(value, call(at))
+    assert_close(got, slope, rtol=1e-5, atol=1e-6)
+    with torch.autograd.forward_ad.dual_level():
+        dual = call(torch.autograd.forward_ad.make_dual(at, tangent))
+        assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, got)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_hessian(inputs):
+    found = []
+    for implementation in ("plain", "one_pass"):
+        module = make(implementation=implementation, slot_dim=3, mlp_hidden_dim=4)
+        module.load_state_dict(found[0][0].state_dict() if found else module.state_dict())
+        call = lambda s: module(inputs[:1], slots=s, num_iterations=2).square().sum()
+        start = torch.randn(1, 2, 3, generator=generator(4), dtype=torch.float64)
+        found.append((module, torch.func.hessian(call)(start)))
+    assert_close(found[0][1], found[1][1])
+
+
+class Wrapped(nn.Module):
+    "A module that takes its initial slots by position."
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs, slots):
+        return self.module(inputs, slots=slots)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_trace_and_save(module, inputs, slots):
+    traced = torch.jit.trace(Wrapped(module), (inputs, slots))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    # another batch, other numbers of tokens and slots; the scale was traced in single precision
+    x, s = torch.cat([inputs, inputs], 1)[:2], torch.cat([slots, slots + 1], 1)[:2]
+    assert_close(loaded(x, s), module(x, slots=s), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_tensorboards_graph(module, inputs, tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    with tensorboard.SummaryWriter(tmp_path) as writer:
+        writer.add_graph(module, inputs)
+    assert any(file.stat().st_size > 1000 for file in tmp_path.iterdir())
+
+
+def test_batched_backward(module, inputs, slots):
+    inputs = inputs.requires_grad_()
+    out = module(inputs, slots=slots)
+    directions = torch.randn(2, *out.shape, generator=generator(5), dtype=torch.float64)
+    keep = {"retain_graph": True}
+    each = [torch.autograd.grad(out, inputs, direction, **keep)[0] for direction in directions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # slower than it could be
+        batched = torch.autograd.grad(out, inputs, directions, is_grads_batched=True, **keep)[0]
+    assert_close(batched, torch.stack(each))
+
+
+def test_the_algorithm_is_read_in_two_minutes():
+    lines = inspect.getsource(SlotAttention).splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
+    numbered = "\n".join(lines[lines.index("    def initial_slots(") :])
+    for number in (1, 3, 4, 7, 8, 11):
+        assert len(re.findall(rf"# line {number}$", numbered, re.M)) >= 1, number

@@ -66,12 +66,14 @@ def build(kind, case, **kwargs):
     return shaken(kind(case["d_in"], **sizes, **kwargs), case["seed"])
 
 
+@pytest.mark.parametrize("implementation", ["plain", "one_pass"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_proposition_1(dtype):
+def test_proposition_1(dtype, implementation):
     @quick
     @given(cases())
     def check(case):
-        assert max(deviations(build(SlotAttention, case), case, dtype)) < TOLERANCE[dtype]
+        module = build(SlotAttention, case, implementation=implementation)
+        assert max(deviations(module, case, dtype)) < TOLERANCE[dtype]
 
     check()
 
@@ -145,7 +147,7 @@ class PositionInside(SlotAttention):
 
 
 class WideLayerNorm(SlotAttention):
-    "LayerNorm over tokens x channels, with a gain for each place."
+    "LayerNorm over tokens x channels, with a gain for each position."
 
     def __init__(self, *args, num_tokens=CASE["N"], **kwargs):
         super().__init__(*args, **kwargs)
