@@ -68,8 +68,9 @@ def draw_attributes(
     allowed: Tensor,  # Which combinations may be drawn, [2, 2, 3, 8]
     generator: torch.Generator | None = None,  # Source of random numbers
 ) -> dict[str, Tensor]:  # size, material, shape, color: integers, [n]
-    """Draw size, then shape, then colour, then material, each uniform among what is allowed with
-    those before.
+    """Random attributes: size, then shape, then colour, then material.
+
+    Each is uniform among what is allowed together with those before.
     """
     one = lambda weights: torch.multinomial(weights.float(), 1, generator=generator)[:, 0]
     size = one(allowed.any((1, 2, 3)).expand(n, -1))
@@ -91,8 +92,9 @@ def place_objects(
     extent: float = 3.0,  # Objects lie in [-extent, extent] along x and y
     generator: torch.Generator | None = None,  # Source of random numbers
 ) -> tuple[Tensor, Tensor]:  # x and y [B, M, 2]; whether all found a place [B]
-    """Give objects places one after another, each the first of fifty tries that keeps its distance
-    and its margin to all before.
+    """Positions of objects on the floor, one after another.
+
+    Each takes the first of fifty tries that keeps its distance and its margin to all before.
     """
     B, M = radius.shape
     places = radius.new_zeros(B, M, 2)
@@ -219,9 +221,9 @@ def sample_scenes(
 def _arrange(
     there: Tensor, camera: Tensor, allowed: Tensor, extent: float, generator: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One attempt at every scene: attributes, places, where the camera sees them.
+    """One attempt at every scene: attributes, positions, where the camera sees them.
 
-    And the scenes in which every object found a place.
+    The second result lists the scenes in which every object found a position.
     """
     B, M = there.shape
     # [B * M] -> [B, M]
@@ -248,8 +250,9 @@ def _arrange(
 
 
 def _all_visible(scene: dict[str, Tensor], min_visible: int) -> Tensor:
-    """Whether every object, and the background, shows enough pixels, [B]: a coarse look for all, a
-    closer one where that is not sure.
+    """Whether every object, and the background, shows enough pixels, [B].
+
+    A coarse label map decides for most scenes, a finer one where that is not sure.
     """
     pixels = _fewest_pixels(scene, (60, 80))
     close = ((pixels > 0.7 * min_visible) & (pixels < 1.35 * min_visible)).nonzero()[:, 0]
@@ -262,9 +265,9 @@ def _all_visible(scene: dict[str, Tensor], min_visible: int) -> Tensor:
 
 
 def _fewest_pixels(scene: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """How much of the full frame the least visible object, or the background, shows, [B].
+    """Pixels of the full frame that the least visible object, or the background, shows, [B].
 
-    Counted on a map of that size.
+    They are counted on a label map of the given size.
     """
     # [B, 1 + M]
     label = label_scenes(scene, "full", size).flatten(1)
@@ -361,9 +364,9 @@ def trace(
     chunk: int | None = None,
     # Linear radiance, albedo and normal at the first hit: means over the samples, [B, H, W, 3]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Trace paths from the camera into the scene and gather the light of the lamps.
+    """Path tracing: light of the lamps along paths from the camera into the scene.
 
-    Kajiya 1986, doi:10.1145/15922.15902.
+    Source: Kajiya 1986, doi:10.1145/15922.15902.
     """
     camera = scene["camera"]
     images = []

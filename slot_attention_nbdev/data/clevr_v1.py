@@ -118,9 +118,9 @@ def read_clevr_scenes(
 
 
 class ClevrFiles(Dataset):
-    """CLEVR v1.0 as it is unzipped: dictionaries of image and properties (test: image alone).
+    """CLEVR v1.0 as it is unzipped: images and properties, without labels.
 
-    There are no labels.
+    The split "test" has images alone.
     """
 
     def __init__(

@@ -95,8 +95,9 @@ def _header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 def _read_member(
     path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: bool
 ) -> np.ndarray:
-    """One array of a pack; if it may be mapped, and is stored as it is, it stays on the disk until
-    it is asked for.
+    """One array of a pack.
+
+    If it may be mapped, and is stored uncompressed, it stays on the disk until it is used.
     """
     with archive.open(info) as member, open(path, "rb") as file:
         if not mapped or info.compress_type != zipfile.ZIP_STORED:
@@ -169,10 +170,9 @@ def load_pack(
 
 # %% ../../nbs/library/02_files.ipynb #ac572407
 class PackScenes(Dataset):
-    """The scenes of a pack.
+    """Scenes of a pack as a data set.
 
-    Images and labels that are stored uncompressed are fetched from the disk when they are asked
-    for.
+    Images and labels that are stored uncompressed are read from the disk when they are used.
     """
 
     def __init__(
@@ -333,7 +333,7 @@ def filter_readable(
     # later
     on_error: str = "raise",
 ) -> list[Path]:  # The files to use
-    "Decide once, before anything is counted, which of many image files there are."
+    "Image files that can be read, decided once before anything is counted."
 
     def fine(path: Path) -> bool:
         try:
@@ -351,7 +351,7 @@ def read_image(
     resolution: tuple[int, int],  # Height and width the model wants
     nearest: bool = False,  # As for `read_pixels`
 ) -> Tensor:  # float32 [1, 3, H, W] in [-1, 1]
-    "Read an image as a model takes it."
+    "Image file as a model's input."
     scaled = read_pixels(path, resolution, nearest).float() / 127.5 - 1
     return scaled.permute(2, 0, 1)[None].contiguous()  # [H, W, 3] -> [1, 3, H, W]
 
@@ -376,8 +376,9 @@ def _read_mask(path: Path, resolution: tuple[int, int]) -> Tensor:
 
 
 class ImageFolder(Dataset):
-    """A folder of images of any size and format, in the order of their names, with masks if there
-    are NAME_mask.png.
+    """A folder of images of any size and format, in the order of their names.
+
+    Masks are read from NAME_mask.png if there are some.
     """
 
     def __init__(

@@ -106,9 +106,9 @@ ROUNDING = {"cube": 0.18, "cylinder": 0.05}  # radius of the rounded edges over 
 def distance_to_cube(
     p: Tensor,  # Points in the cube's own frame, half edge 1, [3, P]
 ) -> Tensor:  # [P]
-    """Signed distance to the rounded cube: negative inside (Quilez.
+    """Signed distance to the rounded cube: negative inside.
 
-    Hart 1996, doi:10.1007/s003710050084).
+    Sources: Quilez; Hart 1996, doi:10.1007/s003710050084.
     """
     q = p.abs() - (1 - ROUNDING["cube"])
     return q.clamp(min=0).square().sum(0).sqrt() + q.amax(0).clamp(max=0) - ROUNDING["cube"]
@@ -129,8 +129,10 @@ def hit_rounded(
     distance: Callable[[Tensor], Tensor],
     steps: int = 24,  # Most steps
 ) -> Tensor:  # Distance to the surface; inf for a miss, [P]
-    """Sphere tracing: from where a ray enters the box, step by the distance to the surface, which
-    can't jump over it (Hart 1996).
+    """Distance along rays to a rounded solid, by sphere tracing (Hart 1996).
+
+    From where a ray enters the box it steps by the distance to the surface, which it cannot jump
+    over.
     """
     way = torch.where(d.abs() < 1e-9, 1e-9, d)
     faces = torch.stack([(-1 - o) / way, (1 - o) / way])  # [2, 3, P]
@@ -314,8 +316,9 @@ def screen_bounds(
 
 # %% ../../nbs/data/01_rays.ipynb #cb1338be
 def _by_ray(solids: Solids, values: Tensor, scene: Tensor) -> Tensor:
-    """A value of each solid [..., B * M] for each ray's scene: [..., M, R], or [..., M, 1] where
-    there is one scene only.
+    """Values of the solids [..., B * M] in each ray's scene, [..., M, R].
+
+    Where there is one scene only, the last axis has size 1.
     """
     values = values.unflatten(-1, (solids.scenes, solids.many))  # [..., B * M] -> [..., B, M]
     return values.mT if solids.scenes == 1 else take(values.mT, scene)
@@ -359,8 +362,9 @@ def solid_normals(
     k: Tensor,  # Which solid, [P]
     point: Tensor,  # Points on its surface, [3, P]
 ) -> Tensor:  # Unit vectors that point outwards, [3, P]
-    """Normals of the solids, with a cylinder's rim a little rounder than it is, as Blender shades
-    it.
+    """Normals of the solids.
+
+    A cylinder's rim is a little rounder than its shape, as Blender shades it.
     """
     p = turn_into(solids, k, point - take(solids.center, k)) / take(solids.radius, k)
     cube = (p.abs() - (1 - ROUNDING["cube"])).clamp(min=0) * p.sign()

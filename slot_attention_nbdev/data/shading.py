@@ -45,8 +45,9 @@ PROFILE = [  # (U, height): flat under the objects, rising to a wall behind them
 
 @cache
 def _floor_table(device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """Height and slope at 4,096 places from U = -24 to END, smoothed over 0.42 units so that no
-    facet shows; and their spacing.
+    """Height and slope of the floor at 4,096 positions from U = -24 to END, and their spacing.
+
+    The profile is smoothed over 0.42 units, so that no facet shows.
     """
     knots, heights = torch.tensor(PROFILE, dtype=torch.float64).T.contiguous()
     step = (END + 24) / 4095
@@ -82,8 +83,9 @@ def hit_floor(
     d: Tensor,  # Where they go, unit vectors, [3, R]
     least: Tensor | float = 1e-3,  # Hits nearer than this don't count, [R]
 ) -> Tensor:  # Distance; inf for a miss, [R]
-    """Where rays meet the floor: Newton's method from beyond it, which can't overshoot since the
-    floor only ever bends upwards.
+    """Distance along rays to the floor, by Newton's method.
+
+    It starts beyond the floor and cannot overshoot, since the floor only bends upwards.
     """
     u = along_sweep(o) - along_sweep(torch.tensor([*ORIGIN, 0.0]))
     du = along_sweep(d)
@@ -320,8 +322,9 @@ def bounce(
     u: Tensor,  # Uniform numbers, [3, R]
     # Direction [3, R]; what it carries [3, R]; whether it was a mirror's [R]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw where light may have come from: matt surfaces by the cosine, glossy ones by their
-    microfacets.
+    """Random directions from which light may have come.
+
+    Matt surfaces draw them by the cosine, glossy ones by their microfacets.
     """
     phi = 2 * math.pi * u[2]
     turn = torch.stack([phi.cos(), phi.sin()])

@@ -47,7 +47,7 @@ def generated_set(
     # Trace scenes at this height and width; 0 for their own, 128; sprites have one size
     resolution: int = 0,
 ) -> SpriteSet:  # How it is drawn
-    "Look a generated set up."
+    "Generated set with a name, at the size that is asked for."
     if name not in GENERATED:
         raise InputError(f"data: unknown {name!r}; {suggest(name, GENERATED)}")
     if denoised and name not in CLEVR_SETS:
@@ -105,7 +105,7 @@ def collate_rows(
     source: Dataset,  # A source of scenes, to be indexed or walked through
     rows: Iterable[int],  # Which scenes; records give the first ones, however they are numbered
 ) -> dict[str, Tensor]:  # Them stacked: image [N, H, W, 3], ...
-    "Take several scenes at once; `InputError` if there are none."
+    "Several scenes of a source, stacked; `InputError` if there are none."
     rows = list(rows)
     if isinstance(source, PackScenes):
         return source[rows]
@@ -120,7 +120,7 @@ def collate_rows(
 
 # %% ../../nbs/library/03_sources.ipynb #3b68ecf2
 class DataSpec(NamedTuple):
-    "What a text says about data."
+    "Data that a text names: kind, name, path and splits."
 
     kind: str  # "generated", "pack", "records", "clevr" or "folder"
     name: str  # Name of the set, if one is given
@@ -137,7 +137,7 @@ class DataSpec(NamedTuple):
 def parse_data_spec(
     data: str,  # As for `open_source`
 ) -> DataSpec:  # What it is
-    "Say what kind of source a text means; nothing is opened."
+    "Kind of source that a text means; nothing is opened."
     if data in GENERATED:
         return DataSpec("generated", data, Path(), tuple(SPLIT_SIZES))
     name, colon, rest = data.partition(":")
@@ -180,7 +180,7 @@ def open_source(
     shuffle: int = 1,  # Scenes in the shuffle buffer of TFRecords; 1 keeps their order
     seed: int = 0,  # Decides that order
 ) -> Dataset:  # Yields dictionaries: image uint8 [H, W, 3], label uint8 [H, W] if known, properties
-    "Open any data."
+    "Source of scenes that a text names, opened."
     kind, name, path, splits = parse_data_spec(data)
     if split is not None and split not in splits:
         raise InputError(
@@ -248,7 +248,7 @@ class EpochSampler(Sampler[int]):
 
 # %% ../../nbs/library/03_sources.ipynb #25f77a6e
 class Batches:
-    """An endless stream of batches, or of a rank's share of them.
+    """Endless stream of batches, or of one rank's rows of them.
 
     Batch `step` depends on the seed and the step alone, whatever was drawn before.
     """
@@ -399,8 +399,9 @@ def evaluation_scenes(
     n: int,  # How many, at most
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
 ) -> dict[str, Tensor]:  # image, label, properties
-    """Labelled scenes to measure a model on: of the split that is held out or, where there are no
-    splits, the first ones.
+    """Labelled scenes to measure a model on.
+
+    They are the first ones of the split that is held out or, where there are no splits, of all.
     """
     spec, n = parse_data_spec(data), check_int("n", n)
     source = open_source(data, spec.held_out, resolution)
@@ -508,7 +509,7 @@ def draw_blocks(
 ) -> Iterator[dict[str, Tensor]]:  # Scenes start … n - 1, some at a time
     """Draw fresh scenes of a generated set, none of which is in its fixed splits.
 
-    The first of many are those of few.
+    A larger n only adds scenes: the first ones stay the same.
     """
     size = min(spec.block, PART)
     firsts = range(start, n, size)
@@ -561,7 +562,7 @@ def draw_pack(
 
 # %% ../../nbs/library/03_sources.ipynb #c498cff2
 class DataCard(NamedTuple):
-    "What one should know about a set."
+    "Data card: what a set shows, where it comes from, under which license."
 
     name: str  # What it is called here
     shows: str  # What is in the images

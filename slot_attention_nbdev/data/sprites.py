@@ -33,8 +33,9 @@ PIECE_COLORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]
 
 @cache
 def _pieces(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cell corners [19, 4, 2], pixels [19, 100, 2] as (row, column), and the relief of those pixels
-    [100].
+    """Tables of the 19 pieces, rows and columns last.
+
+    Cell corners [19, 4, 2], pixels [19, 100, 2], and the relief of those pixels [100].
     """
     cells = 5 * torch.tensor(
         [
@@ -81,8 +82,9 @@ def draw_tetrominoes(
 
 # %% ../../nbs/course/04_sprites.ipynb #0e92f044
 def _place_pieces(shape: Tensor, generator: torch.Generator | None, tries: int = 20) -> Tensor:
-    """Corners (row, column) [B, n, 2]: each piece takes the first of its tries that is free, else
-    its image starts again.
+    """Corners of the pieces as (row, column), [B, n, 2].
+
+    Each piece takes the first of its tries that is free; if none is, its image starts again.
     """
     B, n = shape.shape
     cells = _pieces(shape.device)[0][shape]  # [B, n, 4, 2]
@@ -111,8 +113,9 @@ def tetrominoes(
     generator: torch.Generator | None = None,  # Source of random numbers, on the same device
     device: str | torch.device = "cpu",  # Where to draw
 ) -> dict[str, Tensor]:  # image, label; per piece: shape, x, y (top-left corner), color, visibility
-    """Draw Tetrominoes scenes: three bevelled pieces of 100 pixels each on black, 35 x 35, never
-    overlapping.
+    """Draw Tetrominoes scenes, 35 x 35.
+
+    Three bevelled pieces of 100 pixels each lie on black and never overlap.
     """
     check_int("n", n)
     shape = torch.randint(len(PIECES), (n, 3), generator=generator, device=device)
@@ -141,8 +144,9 @@ LOWER = [(0, 9.037), (0.826, 6.523), (9.755, 0.187), (9.715, -3.706)]
 
 @cache
 def _heart_edges(device: torch.device) -> Tensor:
-    """Top and bottom of the heart [2, 2561] at |u| = 0, 1/256, ..., 10 pixels: two cubic Bezier
-    curves of thirty points each.
+    """Top and bottom of the heart at |u| = 0, 1/256, ..., 10 pixels, [2, 2561].
+
+    They are two cubic Bezier curves of thirty points each.
     """
     t = torch.linspace(0, 1, 30)[:, None]
     # [30, 4]

@@ -120,8 +120,10 @@ def _existing(files: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 class TFRecordScenes(IterableDataset):
-    """Scenes from TFRecord files as a stream: a range of records, filtered, shuffled, sharded,
-    resumable, with bounded memory.
+    """Scenes from TFRecord files as a stream, with bounded memory.
+
+    It takes a range of the records, filters and shuffles it, divides it among processes and
+    workers, and can be resumed.
     """
 
     def __init__(

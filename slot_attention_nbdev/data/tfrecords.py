@@ -25,9 +25,9 @@ from .objects import CLEVR_WORDS
 def masked_crc(
     data: bytes | memoryview,  # What to protect
 ) -> int:  # 32 bits
-    """The checksum in a TFRecord: CRC-32C, turned right by 15 bits, plus a constant.
+    """The checksum in a TFRecord: CRC-32C, rotated right by 15 bits, plus a constant.
 
-    TensorFlow, lib/io/record_writer.
+    Source: TensorFlow, lib/io/record_writer.
     """
     try:
         from crc32c import crc32c
@@ -59,9 +59,9 @@ def _is_header(data: bytes) -> bool:
 
 
 def _inflate(file) -> Iterator[bytes]:
-    """Unpack zlib, or gzip of one or more members, which zeros may separate.
+    """Unpacked bytes of zlib, or of gzip with one or more members, which zeros may separate.
 
-    Never more than PIECE bytes at a time.
+    They come at most PIECE bytes at a time.
     """
     engine, data = None, b""
     while data := data or file.read(CHUNK):
@@ -216,8 +216,9 @@ def _joined(parts: list[memoryview]) -> memoryview:
 
 # %% ../../nbs/data/05_tfrecords.ipynb #d54d379e
 def _byte_strings(data: memoryview) -> np.ndarray:
-    """All strings of a BytesList, joined: by the pattern 0a 01 xx if they have one byte each, else
-    one by one.
+    """All strings of a BytesList, joined.
+
+    Strings of one byte each are found by their pattern, 0a 01 xx, others one by one.
     """
     triples = np.frombuffer(data, np.uint8)
     if len(triples) % 3 == 0 and (triples[0::3] == 10).all() and (triples[1::3] == 1).all():
@@ -279,9 +280,9 @@ def parse_example(
 
 # %% ../../nbs/data/05_tfrecords.ipynb #9f368058
 class Schema(NamedTuple):
-    """How a set's records store a scene.
+    """Form of a set's records: how they store a scene.
 
-    One letter for each axis: E entities, T time, H, W, C channels, a digit for itself.
+    Axes have one letter each: E entities, T time, H, W, C channels, a digit for itself.
     """
 
     name: str  # A key of SCHEMAS
@@ -401,7 +402,7 @@ def detect_schema(
     payload: bytes | memoryview,  # A record's payload
     where: str = "record",  # File and number, for messages
 ) -> Schema:  # The first schema that fits
-    "Say which set a record belongs to, by its features and their sizes."
+    "Schema of a record, found by its features and their sizes."
     values = parse_example(payload, where=where)
     schema = _matching_schema(values)
     if schema is None:
@@ -458,7 +459,7 @@ def decode_scene(
     # image, label; properties of the M = E - 1 entities after the background, [M] or [M, C]; time
     # comes first
 ) -> dict[str, Tensor]:
-    "Turn a record into a scene; `FileError` says what is wrong with it."
+    "Scene of a record; `FileError` says what is wrong with it."
     schema, values = find_schema(schema), parse_example(payload, where=where)
     expected = schema.expected()
     if complaint := _complaint(values, expected):
