@@ -23,6 +23,7 @@ from slot_attention_nbdev.apps.report import (
     METRIC_NAMES,
     SIGNS,
     RunSummary,
+    count_seeds,
     find_runs,
     format_duration,
     format_mean_std,
@@ -60,17 +61,6 @@ def seconds_to(run: RunSummary, key: str, goal: float) -> str:
         if (point.get(key) or 0) >= goal:
             return f"{point['seconds']:,.0f} s"
     return "never"
-
-
-def count_seeds(group: list[RunSummary], judge: bool = True) -> str:
-    "How many seeds finished, and which did not or are far below the best."
-    finished = [run for run in group if run.state == "finished"]
-    parts = [f"{len(finished)} of {len(group)} finished"]
-    parts += [f"{run.state}: {run.record['seed']}" for run in group if run.state != "finished"]
-    low = [str(run.record["seed"]) for run in group if judge and is_far_below_best(run, group)]
-    if low:
-        parts.append(f"far below the best: {', '.join(low)}")
-    return "; ".join(parts)
 
 
 def name_of(group: list[RunSummary], groups: list[list[RunSummary]]) -> str:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'SIGNS', 'DASHES', 'CURVE_ORDER', 'STYLE', 'RunSummary', 'read_run', 'find_runs', 'format_number',
            'format_duration', 'format_mean_std', 'settings_of', 'differing_settings', 'group_seeds',
-           'is_far_below_best', 'summarize_runs', 'hardware_of', 'run_rows', 'curve_points', 'curve_names',
-           'draw_curves', 'Picture', 'metric_tables', 'report_sections', 'title_of', 'markdown_table', 'markdown_page',
-           'html_table', 'html_page', 'add_runs_arguments', 'runs_command', 'add_report_arguments', 'report_command']
+           'is_far_below_best', 'count_seeds', 'summarize_runs', 'hardware_of', 'run_rows', 'curve_points',
+           'curve_names', 'draw_curves', 'Picture', 'metric_tables', 'report_sections', 'title_of', 'markdown_table',
+           'markdown_page', 'html_table', 'html_page', 'add_runs_arguments', 'runs_command', 'add_report_arguments',
+           'report_command']
 
 # %% ../../nbs/library/12_report.ipynb #04db204d
 import argparse
@@ -200,35 +201,32 @@ def is_far_below_best(
     return (value or 0) < max(score or 0 for other, score in scores if other == name) - 0.1
 
 
+def count_seeds(
+    group: Sequence[RunSummary],  # Runs with the same settings
+    judge: bool = True,  # Whether seeds far below the best are named
+) -> str:  # Such as "2 of 3 finished; failed: 2; far below the best: 1"
+    "How many seeds finished, and which did not, or are far below the best."
+    finished = [run for run in group if run.state == "finished"]
+    parts = [f"{len(finished)} of {len(group)} finished"]
+    parts += [f"{run.state}: {run.record['seed']}" for run in group if run.state != "finished"]
+    low = [str(run.record["seed"]) for run in group if judge and is_far_below_best(run, group)]
+    return "; ".join(parts + ([f"far below the best: {', '.join(low)}"] if low else []))
+
+
 def summarize_runs(
     runs: Sequence[RunSummary],  # Runs
-) -> list[str]:  # A sentence or two for each experiment
+) -> list[str]:  # A line for each experiment
     "The outcome in words."
     lines = []
     groups = group_seeds(runs)
     recipes = [group[0].record["recipe"]["name"] for group in groups]
-    for group, title in zip(groups, recipes):
-        if recipes.count(title) > 1:
-            title += f" ({group[0].name})"
-        states = [run.state for run in group]
-        counts = [
-            f"{states.count(state)} {state}"
-            for state in ("finished", "running", "stopped", "failed")
-            if state in states
-        ]
-        line = f"{title}: {', '.join(counts)}."
-        finished = [run for run in group if run.state == "finished"]
-        if finished:
-            name = finished[0].selection_metric[0]
-            scores = format_mean_std([run.selection_metric[1] for run in finished])
-            line += f" {METRIC_NAMES.get(name, name)} {scores}"
-            if len(finished) > 1:
-                line += f", mean ± standard deviation of {len(finished)} seeds"
-            line += "."
-        else:
-            line += " No final metrics."
-        behind = [str(run.record["seed"]) for run in group if is_far_below_best(run, runs)]
-        lines.append(line + (f" Far below the best: seed {', '.join(behind)}." if behind else ""))
+    for group, recipe in zip(groups, recipes):
+        title = recipe if recipes.count(recipe) == 1 else f"{recipe} ({group[0].name})"
+        scores = [run.selection_metric for run in group if run.state == "finished"]
+        name = scores[0][0] if scores else "no final metrics"
+        mean_std = format_mean_std([value for _, value in scores]) if scores else ""
+        outcome = f"{METRIC_NAMES.get(name, name)} {mean_std}".strip()
+        lines.append(f"{title}: {outcome}; seeds: {count_seeds(group)}")
     return lines
 
 # %% ../../nbs/library/12_report.ipynb #a6fe8fae
