@@ -351,7 +351,7 @@ def add_bench_arguments(
 def bench_command(
     arguments: argparse.Namespace,  # `device`, `peers`, `quick`, `out`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Time the module and whole training steps beside the textbook form, and fit how cost grows.
+    """Time the module and whole training steps in both forms, and fit how cost grows.
 
     examples:
       slot-attention bench --peers --out bench
