@@ -15,6 +15,8 @@ import ast
 import base64
 import json
 import re
+import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,8 +270,16 @@ def check(paths: list[Path]) -> list[str]:
 def too_slow(text: str) -> list[str]:
     "Notebooks over the time limit, from the output of `nbdev_test --timing`."
     took = re.findall(r"^(\S+\.ipynb): (\d+) secs", text, re.M)
-    slow = [(name, seconds) for name, seconds in took if int(seconds) > MAX_SECONDS]
-    return [f"{name}:0 time: {seconds} s, at most {MAX_SECONDS}" for name, seconds in slow]
+    return [name for name, seconds in took if int(seconds) > MAX_SECONDS]
+
+
+def processor_seconds(name: str) -> float:
+    "What a notebook takes by the processor's clock: other programs count for nothing."
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    path = next(p for p in all_notebooks() if p.name == Path(name).name)
+    nbdev_test = Path(sys.executable).with_name("nbdev_test")
+    subprocess.run([nbdev_test, "--path", path], capture_output=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
 def main() -> int:
@@ -280,7 +290,8 @@ def main() -> int:
     paths = [p.resolve() for p in arguments.notebooks] or all_notebooks()
     faults = check(paths)
     if arguments.timings:
-        faults += too_slow(arguments.timings.read_text())
+        slow = {n: processor_seconds(n) for n in too_slow(arguments.timings.read_text())}
+        faults += [f"{n}:0 time: {s:.0f} s" for n, s in slow.items() if s > MAX_SECONDS]
     print("\n".join(faults) if faults else f"{len(paths)} notebooks are in form.")
     return 1 if faults else 0
 
