@@ -35,8 +35,8 @@ SOLVERS = {
     "chamfer": chamfer,
 }
 PARTS = [
-    CostPart("place", 2),
-    CostPart("colour", 2, "cross_entropy"),
+    CostPart("position", 2),
+    CostPart("color", 2, "cross_entropy"),
     CostPart("there", 1, "binary_cross_entropy", 0.5),
 ]
 CASES = [
@@ -60,7 +60,7 @@ def cheapest(cost):
 
 
 def check_pairs(pairs, M, N):
-    "Targets ascend, nobody twice, everyone exists."
+    "Pairs are valid: targets ascend, no prediction twice, all numbers exist."
     assert pairs.shape[1:] == (2, min(M, N)) and not pairs.is_floating_point()
     for targets, predictions in pairs.tolist():
         assert targets == sorted(set(targets)) and len(set(predictions)) == len(predictions)
@@ -151,7 +151,7 @@ def test_auction_of_padded_targets_and_equal_tables():
     check_pairs(auction(cost, phases=1, rounds=1), 10, 10)  # far too short: still a matching
 
 
-def test_auction_and_the_other_device_solvers_ask_the_device_nothing():
+def test_auction_and_the_other_device_solvers_do_not_synchronize():
     "On the meta device there are no numbers: a value that is looked at is an error."
     cost = torch.zeros(4, 5, 7, device="meta")
     for solver in (auction, greedy, sinkhorn, chamfer):
@@ -223,11 +223,11 @@ def test_cross_entropy_of_a_sure_mistake_is_finite():
     wrong = mixed_cost(
         torch.tensor([[[1.0, 0.0]]]),
         torch.tensor([[[0.0, 1.0]]]),
-        [CostPart("colour", 2, "cross_entropy")],
+        [CostPart("color", 2, "cross_entropy")],
     )
     assert 10 < wrong.item() < 20
     nothing = mixed_cost(
-        torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]), [CostPart("colour", 2, "cross_entropy")]
+        torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]), [CostPart("color", 2, "cross_entropy")]
     )
     assert math.isfinite(nothing.item())
 
@@ -312,13 +312,13 @@ BAD = [
     (
         "widths",
         lambda: mixed_cost(x, y, PARTS[:2]),
-        "parts: expected widths that sum to 5, got place 2, colour 2",
+        "parts: expected widths that sum to 5, got position 2, color 2",
     ),
     ("kind", lambda: mixed_cost(x, y, [CostPart("all", 5, "l1")]), "parts: all: unknown kind 'l1'"),
     (
         "not a share",
         lambda: mixed_cost(x - 1, y, PARTS),
-        "predictions: colour: cross_entropy expects numbers in [0, 1]",
+        "predictions: color: cross_entropy expects numbers in [0, 1]",
     ),
 ]
 
