@@ -44,11 +44,15 @@ def check_shape(
 ) -> dict[str, int]:  # Size of every dimension by name
     "Check a tensor's rank and known sizes; `InputError` says what was expected."
     names = pattern.split()
-    want = "[" + ", ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names) + "]"
+
+    # a function, since writing a size down makes a constant of it for a compiler
+    def want() -> str:
+        return "[" + ", ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names) + "]"
+
     if not isinstance(x, Tensor):
-        raise InputError(f"{name}: expected a tensor of shape {want}, got {type(x).__name__}")
+        raise InputError(f"{name}: expected a tensor of shape {want()}, got {type(x).__name__}")
     if x.dim() != len(names) or any(x.shape[names.index(n)] != size for n, size in sizes.items()):
-        raise InputError(f"{name}: expected shape {want}, got {list(x.shape)}")
+        raise InputError(f"{name}: expected shape {want()}, got {list(x.shape)}")
     return dict(zip(names, x.shape))
 
 
@@ -59,6 +63,8 @@ def check_int(
     maximum: int | None = None,  # Largest value allowed; None for no limit
 ) -> int:  # The value itself
     "Check that a value is an integer in a range; `InputError` otherwise."
+    if torch.jit.is_tracing() and isinstance(value, Tensor):
+        return value  # a size of a tensor, as `torch.jit.trace` hands it out
     wanted = f"an integer ≥ {minimum}" + ("" if maximum is None else f" and ≤ {maximum}")
     too_big = maximum is not None and isinstance(value, int) and value > maximum
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum or too_big:

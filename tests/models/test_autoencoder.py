@@ -226,3 +226,24 @@ def test_feature_maps_are_channels_last(model):
             )
     model(images(2))
     assert layouts and all(layouts)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_trace():
+    model = paper_autoencoder((35, 35), num_slots=3).eval()
+    slots = torch.randn(2, 3, 64, generator=generator(0))
+
+    class Reconstruction(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, image, slots):
+            return self.model(image, slots=slots).reconstruction
+
+    image = torch.randn(2, 3, 35, 35, generator=generator(1))
+    with torch.no_grad():
+        traced = torch.jit.trace(Reconstruction(), (image, slots))
+        torch.testing.assert_close(
+            traced(image[:1], slots[:1]), model(image[:1], slots=slots[:1])[0]
+        )

@@ -415,10 +415,13 @@ def test_compile_with_inductor(inputs, slots, compiling, implementation):
     assert_close(compiled(inputs, slots=slots), module(inputs, slots=slots))
 
 
-def test_export_with_dynamic_sizes(module, inputs, slots):
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_dynamic_sizes(module, inputs, slots, strict):
     batch, tokens, count = (torch.export.Dim(name) for name in ("batch", "tokens", "count"))
     shapes = {"inputs": {0: batch, 1: tokens}, "slots": {0: batch, 1: count}}
-    program = torch.export.export(module, (inputs,), {"slots": slots}, dynamic_shapes=shapes)
+    program = torch.export.export(
+        module, (inputs,), {"slots": slots}, dynamic_shapes=shapes, strict=strict
+    )
     x = torch.randn(5, 17, D_IN, generator=generator(6)).double()
     s = torch.randn(5, 9, D, generator=generator(7)).double()
     assert_close(program.module()(x, slots=s), module(x, slots=s))
