@@ -23,12 +23,12 @@ from slot_attention_nbdev.experiments.generalization import (
     held_out_pairs,
     mask_scores,
 )
-from slot_attention_nbdev.models.seeded_sets import evaluate_properties
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.nn.variants import ScaledSum, WeightedSum, with_attention
 from slot_attention_nbdev.train.recipes import get_recipe, load_model
 from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.train.checkpoints import run_facts
+from slot_attention_nbdev.train.tasks import evaluate
 from slot_attention_nbdev.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalization"
@@ -65,7 +65,7 @@ def crowds(model, n: int) -> list[dict]:
     for count, slots, T in dict.fromkeys(settings):
         scenes = draw_crowd(n, count, generator(0, LABEL, count))
         model.slot_attention.num_iterations = T
-        scores = evaluate_properties(model, scenes, num_slots=slots)
+        scores = evaluate(model, scenes, num_slots=slots)
         rows.append(
             {
                 "objects": count,

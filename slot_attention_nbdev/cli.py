@@ -205,12 +205,7 @@ def data_command(
       slot-attention data clevr6 --card
     """
     from slot_attention_nbdev.core import InputError, check_int
-    from slot_attention_nbdev.data.sources import (
-        data_card,
-        draw_pack,
-        draw_scenes,
-        generated_set,
-    )
+    from slot_attention_nbdev.data.sources import data_card, draw_pack, draw_scenes, generated_set
     from slot_attention_nbdev.viz import save_figure, show_scenes
 
     name, out = arguments.name, arguments.out
@@ -297,7 +292,7 @@ def segment_command(
     examples:
       slot-attention segment runs/demo photo.png --out segments
     """
-    from slot_attention_nbdev.models.seeded_sets import segment_files
+    from slot_attention_nbdev.apps.predict import segment_files
     from slot_attention_nbdev.train.trainer import load_model
 
     model, _ = load_model(arguments.checkpoint, device=arguments.device)
@@ -322,7 +317,7 @@ def predict_command(
       slot-attention predict sprites_properties a.png --out found
     """
     from slot_attention_nbdev.core import table
-    from slot_attention_nbdev.models.seeded_sets import predict_files
+    from slot_attention_nbdev.apps.predict import predict_files
     from slot_attention_nbdev.train.trainer import load_model
 
     model, _ = load_model(arguments.checkpoint, device=arguments.device)

@@ -27,7 +27,6 @@ from slot_attention_nbdev.core import (
 )
 from ..data.sources import Batches
 from ..data.sprites import to_model
-from ..models.seeded_sets import check_scenes, plot_answer
 from ..models.weights import save_record, save_weights
 from slot_attention_nbdev.train.checkpoints import (
     NotFinite,
@@ -63,18 +62,18 @@ from slot_attention_nbdev.train.tasks import (
     draw_noise,
     draw_pixels,
     evaluate,
-    place,
     resolve_precision,
     resolve_switch,
-    show_slots,
     speed_up,
+    task_of,
+    to_device,
     validation_metric,
 )
 from ..viz import plot_curve, save_figure
 
 # %% ../../nbs/library/09_trainer.ipynb #d8a20b6d
 class Trainer:
-    "A run between two updates: everything that the next update depends on."
+    "The state of a run, everything that the next update depends on, and the update itself."
 
     def __init__(
         self,
@@ -90,12 +89,14 @@ class Trainer:
         self.seed = seed
         self.budget = budget
         self.accelerator = open_accelerator(device, precision)
-        device, self.world = self.accelerator.device, self.accelerator.num_processes
+        device = self.accelerator.device
+        self.world = self.accelerator.num_processes
         if recipe.batch_size < self.world * recipe.accumulate:
             raise InputError(
-                f"accumulate: expected an integer ≤ {recipe.batch_size // self.world}, the images of each process, got {recipe.accumulate}"
+                f"accumulate: expected an integer ≤ {recipe.batch_size // self.world}, the images "
+                f"of each process, got {recipe.accumulate}"
             )
-        self.model = place(build_model(recipe, resolution, seed), device)
+        self.model = to_device(build_model(recipe, resolution, seed), device)
         self.ema = deepcopy(self.model) if recipe.ema_decay else self.model
         speed_up(
             self.model,
@@ -119,8 +120,9 @@ class Trainer:
 
     @property
     def progress(self) -> float:  # In [0, recipe.steps]; at the upper end the run is over
-        """Where the run stands on its schedule: the steps done or, if it has a budget, the share of
-        it that is spent.
+        """Progress on the schedule: the steps done.
+
+        With a budget, the share of it that is spent, in steps of the schedule.
         """
         return min(
             self.recipe.steps * self.seconds / self.budget if self.budget else self.step,
@@ -129,7 +131,7 @@ class Trainer:
 
     @property
     def lr(self) -> float:  # The learning rate of the next update
-        "The recipe's schedule, read where the run stands."
+        "The learning rate of the recipe's schedule at the run's progress."
         r = self.recipe
         if r.schedule == "cosine":
             return cosine_rate(self.progress, r.learning_rate, r.warmup_steps, r.steps)
@@ -139,10 +141,10 @@ class Trainer:
 
     def training_step(
         self,
-        # This process's share of a batch; an autoencoder looks at its images alone
+        # This process's rows of a batch; object discovery uses its images alone
         scenes: dict[str, Tensor],
     ) -> None:
-        "Update the weights once."
+        "One update of the weights."
         r = self.recipe
         whole = len(scenes["image"]) if self.world == 1 else self.recipe.batch_size
         drawn = (
@@ -173,13 +175,13 @@ class Trainer:
             norm = torch.zeros_like(norm)
         if self.ema is not self.model:
             self.update_ema()
-        # not read here: on a GPU, reading means waiting
+        # not read here: reading a value would make the program wait for the GPU
         self.window.append(torch.stack([loss, norm]))
         self.step += 1
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the average a little towards the weights.
+        """Update the exponential moving average of the weights.
 
         Polyak and Juditsky 1992, doi:10.1137/0330046.
         """
@@ -187,7 +189,7 @@ class Trainer:
             mean.lerp_(weight, 1 - self.recipe.ema_decay)
 
     def flush_metrics(self) -> dict[str, float]:  # Means of loss and grad_norm
-        """Look back at the updates since the last point of the curve, over all processes.
+        """Mean loss and gradient norm since the last point of the curve, over all processes.
 
         `NotFinite` if one was not finite.
         """
@@ -203,7 +205,7 @@ class Trainer:
     def log(
         self,
         board: SummaryWriter | None,  # TensorBoard's file; None in processes that write none
-        picture: Tensor | None = None,  # What the slots look like, uint8 [3, H, W]
+        picture: Tensor | None = None,  # A sheet of the slots, uint8 [3, H, W]
         **values: float,  # What was measured, such as loss=0.1
     ) -> None:
         "Add a point to the curve and to TensorBoard."
@@ -217,7 +219,7 @@ class Trainer:
         }
 
     def info(self) -> dict:  # recipe, resolution, seed, step, version
-        "What is said about the weights, wherever they go."
+        "The description of the weights, wherever they go."
         version = self.facts["versions"]["slot_attention_nbdev"]
         return {
             "recipe": to_dict(self.recipe),
@@ -228,8 +230,8 @@ class Trainer:
         }
 
     # model, ema, optimizer, scaler (of fp16, else empty), step, seconds, best
-    def parts(self) -> dict:
-        "What the next update depends on."
+    def state_dict(self) -> dict:
+        "The state that the next update depends on."
         kept = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         return {
@@ -243,21 +245,25 @@ class Trainer:
     def save(
         self,
         out: Path,  # The run's folder
-        final: dict | None = None,  # Figures on held-out images, when the run is over
+        final: dict | None = None,  # Metrics on held-out images, when the run is over
     ) -> dict:  # The record
         """Write the checkpoint and the record.
 
-        A run that has gone wrong raises `NotFinite` and writes nothing.
+        A run with a loss that is not finite raises `NotFinite` and writes nothing.
         """
         self.flush_metrics()
-        story = self.info() | {"seconds": self.seconds, "budget": self.budget, "curve": self.curve}
-        record = {**story, **self.facts, "finished": final is not None, "final": final}
+        described = self.info() | {
+            "seconds": self.seconds,
+            "budget": self.budget,
+            "curve": self.curve,
+        }
+        record = {**described, **self.facts, "finished": final is not None, "final": final}
         if self.accelerator.is_main_process:
             rotate_checkpoint(
                 out / "checkpoint.pt",
                 {
-                    **story,
-                    **self.parts(),
+                    **described,
+                    **self.state_dict(),
                     "window": self.window,
                     "fingerprint": run_fingerprint(self.recipe, self.seed),
                 },
@@ -268,13 +274,13 @@ class Trainer:
     def keep_best(
         self,
         out: Path,  # The run's folder
-        figures: dict[str, float],  # What was measured on held-out images
+        metrics: dict[str, float],  # What was measured on held-out images
     ) -> None:
         "Write the weights if they are the best so far."
-        if selection_metric(figures) > self.best:
-            self.best = selection_metric(figures)
+        if selection_metric(metrics) > self.best:
+            self.best = selection_metric(metrics)
             if self.accelerator.is_main_process:
-                save_weights(out / "best.safetensors", self.ema.state_dict(), self.info() | figures)
+                save_weights(out / "best.safetensors", self.ema.state_dict(), self.info() | metrics)
 
     def restore(
         self,
@@ -285,7 +291,7 @@ class Trainer:
         """
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        optimizer = deepcopy(state["optimizer"])  # else it would update the very tensors of `state`
+        optimizer = deepcopy(state["optimizer"])  # avoids aliasing the loaded state
         # how it is computed may change
         optimizer["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
         self.optimizer.load_state_dict(optimizer)
@@ -299,21 +305,21 @@ class Trainer:
         self.budget = self.budget or state["budget"]
 
     def snapshot(self) -> None:
-        "Keep a copy of a good state, to come back to."
-        self.good = deepcopy(self.parts())
+        "Keep a copy of a state that is finite, to go back to."
+        self.good = deepcopy(self.state_dict())
 
     def locate_nan(
         self,
         stream: Batches,  # Where the batches come from
         step: int,  # Step in which something was not finite
     ) -> str:  # Where it began
-        "Go back, repeat the step, and watch."
+        "Go back to the snapshot, repeat the step with hooks, and name the layer."
         from accelerate.utils import gather_object
 
         self.restore({**self.good, "curve": self.curve, "window": [], "budget": self.budget})
         while self.step < step:
             self.training_step(stream.batch(self.step))
-        # what is compiled cannot be watched
+        # compiled code calls no hooks
         eager = getattr(torch.compiler, "set_stance", nullcontext)
         with (
             eager("force_eager"),
@@ -338,7 +344,7 @@ def train(
     budget: float | None = None,
     progress: bool = True,  # Whether to show a bar
 ) -> dict:  # The run's record
-    "Train a recipe's model into a folder."
+    "Train a recipe's model; everything that comes of it lies in one folder."
     device, out = resolve_device(device), Path(out)
     state = open_run(out, run_fingerprint(recipe, seed), resume, load_latest)
     here = open_accelerator(device)
@@ -353,10 +359,10 @@ def train(
             budget or (None if state else recipe.budget or None),
             tuple(held_out["image"].shape[1:3]),
         )
-        check_scenes(run.model, held_out)
+        task_of(run.model).check(run.model, held_out)
         if state:
             run.restore(state)
-        # nobody writes into the folder before everybody has looked at it
+        # no process writes into the folder before all have checked it
         run.accelerator.wait_for_everyone()
         run.save(out)  # so that a run killed in its first step can go on, too
         try:
@@ -364,22 +370,24 @@ def train(
             run.save(out)
         except NotFinite as error:
             raise TrainingError(
-                f"{error}; {run.locate_nan(stream, error.step)}; the checkpoint in {out} is from before it"
+                f"{error}; {run.locate_nan(stream, error.step)}; "
+                f"the checkpoint in {out} is from before it"
             ) from None
         except OSError as error:
             raise FileError(f"{out}: cannot be written: {error.strerror or error}") from error
         if stopped:
             raise Interrupted(
-                f"stopped after step {run.step}, nothing is lost; go on with --resume (resume=True) and the same settings and folder, {out}",
+                f"stopped after step {run.step}, nothing is lost; go on with --resume "
+                f"(resume=True) and the same settings and folder, {out}",
                 stopped,
             )
         return _finish(run, held_out, out)
 
 
 def _loop(run, stream, held_out, out, progress, signals):
-    """Update, look, save, until the schedule ends or a signal comes.
+    """Update, evaluate, save, until the schedule ends or a signal comes.
 
-    Says which one came, 0 for none.
+    Returns the signal's number, 0 for none.
     """
     recipe = run.recipe
     started = time.perf_counter() - run.seconds
@@ -403,10 +411,10 @@ def _loop(run, stream, held_out, out, progress, signals):
                 run.snapshot()
             if over or run.step % recipe.eval_every == 0:
                 run.flush_metrics()
-                figures = validation_metric(run.ema, held_out, run.seed)
-                (slots, picture) = show_slots(run.ema, held_out, run.seed)
-                run.log(board, picture, **figures, **slots)
-                run.keep_best(out, figures)
+                metric = validation_metric(run.ema, held_out, run.seed)
+                slots, picture = task_of(run.ema).preview(run.ema, held_out, run.seed)
+                run.log(board, picture, **metric, **slots)
+                run.keep_best(out, metric)
             if run.step % recipe.checkpoint_every == 0:
                 run.save(out)
             bar.set_postfix(run.latest, refresh=False)
@@ -414,19 +422,13 @@ def _loop(run, stream, held_out, out, progress, signals):
     return stopped
 
 
-@torch.no_grad()
 def _finish(run, held_out, out):
-    "Write the model, the pictures and the final figures."
+    "Write the model, the pictures and the final metrics; the record."
+    task = task_of(run.ema)
     if run.accelerator.is_main_process:
         save_weights(out / "model.safetensors", run.ema.state_dict(), run.info())
         save_figure(plot_curve(run.curve), out / "curve.png")
-        image, random = to_model(held_out["image"][:4]), generator(run.seed, "evaluate")
-        save_figure(
-            plot_answer(
-                run.ema, image, held_out["label"][:4] if "label" in held_out else None, random
-            ),
-            out / "slots.png",
-        )
-    return run.save(
-        out, final=evaluate(run.ema, held_out, seed=run.seed, labelled="label" in held_out)
-    )
+        some = {key: value[:4] for key, value in held_out.items()}
+        save_figure(task.figure(run.ema, some, run.seed), out / "slots.png")
+    labelled = "label" in held_out
+    return run.save(out, final=task.evaluate(run.ema, held_out, seed=run.seed, labelled=labelled))

@@ -6,23 +6,18 @@ import pytest
 import torch
 from PIL import Image
 
+from slot_attention_nbdev.apps.predict import read_images
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.sets import average_precision
-from slot_attention_nbdev.models.seeded_sets import (
-    SPRITES,
-    THRESHOLDS,
-    SeededSetPredictor,
-    evaluate_properties,
-    find_objects,
-    properties_loss,
-    read_images,
-)
+from slot_attention_nbdev.models.seeded_sets import SPRITES, SeededSetPredictor
 from slot_attention_nbdev.models.set_predictor import SetPredictor
 from slot_attention_nbdev.train.recipes import RECIPES, build_model, get_recipe
+from slot_attention_nbdev.train.tasks import THRESHOLDS, task_of
 from slot_attention_nbdev.train.trainer import evaluate, load_model, train
+from slot_attention_nbdev.viz import find_objects
 
 NAME = "multi_dsprites_colored_on_grayscale"
 SHORT = dict(
@@ -132,7 +127,8 @@ def test_the_loss_falls_on_one_batch():
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     losses = []
     for _ in range(60):
-        loss = properties_loss(model, model(to_model(scenes["image"])), scenes)
+        image = to_model(scenes["image"])
+        loss = task_of(model).loss(model, model(image), image, scenes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -142,7 +138,7 @@ def test_the_loss_falls_on_one_batch():
 
 def test_evaluation_is_average_precision():
     model, scenes = SeededSetPredictor((64, 64), 6, 3), evaluation_scenes(NAME, 20)
-    found = evaluate_properties(model, scenes, batch_size=7)
+    found = evaluate(model, scenes, batch_size=7)
     with torch.no_grad():
         said = model(to_model(scenes["image"])).predictions
     # ranked by how sure it is that there is an object, and of its shape
@@ -153,7 +149,7 @@ def test_evaluation_is_average_precision():
     assert [found[name] for name in ("ap_inf", "ap_8", "ap_4", "ap_2", "ap_1")] == pytest.approx(
         expected, abs=1e-6
     )
-    assert evaluate_properties(model, scenes, num_slots=8)["n"] == 20
+    assert evaluate(model, scenes, num_slots=8)["n"] == 20
 
 
 def test_the_number_in_the_picture_stands_at_the_object():

@@ -15,7 +15,7 @@ from slot_attention_nbdev.train.tasks import (
     draw_noise,
     evaluate,
     resolve_precision,
-    show_slots,
+    task_of,
 )
 from slot_attention_nbdev.train.trainer import Trainer, train
 
@@ -100,7 +100,7 @@ def test_resume_across_switches(tmp_path):
     state = load_checkpoint(tmp_path / "half" / "checkpoint.pt")
     assert state["optimizer"]["param_groups"][0]["fused"] is True
     train(recipe, tmp_path / "half", device="cpu", resume=True, progress=False)  # and back
-    with pytest.raises(InputError, match="precision was None and is now 'bf16'"):
+    with pytest.raises(InputError, match="precision was 'auto' and is now 'bf16'"):
         train(
             get_recipe("tiny", steps=8, **SHORT, precision="bf16"),
             tmp_path / "half",
@@ -147,7 +147,7 @@ def test_compiles_without_graph_breaks(kind, recompute):
         assert run.flush_metrics() == pytest.approx(plain.flush_metrics(), rel=1e-3)
 
 
-def test_objective_looks_at_images_alone():
+def test_objective_uses_images_alone():
     model, scenes = build_model(get_recipe("tiny")), evaluation_scenes("tetrominoes", 2)
     loss = Objective(model)({"image": scenes["image"]}, None)
     assert loss.item() == pytest.approx(
@@ -162,7 +162,7 @@ def test_objective_looks_at_images_alone():
 def test_slots_shown_against_plain_loops(name):
     recipe = get_recipe(name)
     scenes, model = evaluation_scenes(recipe.data, 5), build_model(recipe)
-    figures, sheet = show_slots(model, scenes, seed=3, most=3, shown=2)
+    metrics, sheet = task_of(model).preview(model, scenes, seed=3, most=3, shown=2)
     image = to_model(scenes["image"][:3])
     with torch.no_grad():
         output = model(image, generator=generator(3, "evaluate"), return_attention=True)
@@ -184,8 +184,8 @@ def test_slots_shown_against_plain_loops(name):
         )
         winners = [pixel.index(max(pixel)) for pixel in pixels]
         dead.append(sum(winners.count(k) < 0.001 * len(pixels) for k in range(K)))
-    assert figures["slot_entropy"] == pytest.approx(sum(entropies) / 3, abs=1e-4)
-    assert figures["dead_slots"] == pytest.approx(sum(dead) / 3)
+    assert metrics["slot_entropy"] == pytest.approx(sum(entropies) / 3, abs=1e-4)
+    assert metrics["dead_slots"] == pytest.approx(sum(dead) / 3)
     height, width = image.shape[-2:]
     columns = K + (3 if hasattr(output, "masks") else 2)
     assert sheet.dtype == torch.uint8 and sheet.shape == (
@@ -200,7 +200,7 @@ def test_slots_shown_against_plain_loops(name):
 def test_slots_are_shown_without_labels_and_change_nothing():
     model, scenes = build_model(get_recipe("tiny")), evaluation_scenes("tetrominoes", 4)
     before, state = evaluate(model, scenes), torch.get_rng_state()
-    show_slots(model, {"image": scenes["image"]})
+    task_of(model).preview(model, {"image": scenes["image"]})
     assert torch.equal(torch.get_rng_state(), state) and evaluate(model, scenes) == before
     with pytest.raises(InputError, match="most"):
-        show_slots(model, scenes, most=0)
+        task_of(model).preview(model, scenes, most=0)
