@@ -5,7 +5,7 @@ __all__ = ["SetPredictor", "SlotAttention", "SlotAttentionAutoEncoder", "load_pr
 
 
 def __getattr__(name):
-    "A public name, imported when it is first asked for: importing the package imports nothing else."
+    "A public name, imported at its first use: importing the package imports nothing else."
     if name == "SlotAttention":
         from .nn.slot_attention import SlotAttention as found
     elif name == "SlotAttentionAutoEncoder":
