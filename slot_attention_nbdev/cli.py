@@ -499,8 +499,6 @@ def main(
 
 def console() -> None:
     "The console script `slot-attention`."
-    # PyTorch's threads spin while they wait for each other; beside other programs for far too long
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     code = main()
     try:
         sys.stdout.flush()
