@@ -311,9 +311,7 @@ def draw_curves(
     from slot_attention_nbdev.viz import SLOT_COLORS
 
     buffer = io.StringIO()
-    # the same bytes each time; and a "$" in a run's name begins no formula
-    style = {"svg.fonttype": "none", "svg.hashsalt": metric, "text.parse_math": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": metric}):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
         for index, run in enumerate(runs):
@@ -321,8 +319,9 @@ def draw_curves(
             steps = [step for step, _ in points]
             values = [value for _, value in points]
             color = SLOT_COLORS[index % 7]
-            # the space in front, since matplotlib leaves out labels that begin with "_"
-            axes.plot(steps, values, c=color, ls=DASHES[index % 4], label=f" {run.label}")
+            # matplotlib leaves out labels that begin with "_", and takes "$" for a formula
+            label = " " + run.label.replace("$", r"\$")
+            axes.plot(steps, values, c=color, ls=DASHES[index % 4], label=label)
             if run.state == "failed":
                 axes.plot(steps[-1:], values[-1:], "X", c=color, markersize=9)
         if metric == "fg_ari" or metric.startswith("ap_"):
@@ -476,7 +475,8 @@ def html_page(
             if isinstance(block, Picture):
                 kind = "svg+xml" if block.name.endswith(".svg") else "png"
                 data = f"data:image/{kind};base64,{base64.b64encode(block.content).decode()}"
-                body += f'<p><img src="{data}" alt="{escape(block.text)}"></p>'
+                text = escape(block.text)
+                body += f'<p><img src="{data}" alt="{text}"><br><small>{text}</small></p>'
             else:
                 body += f"<p>{escape(block)}</p>" if isinstance(block, str) else html_table(block)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
