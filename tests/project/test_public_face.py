@@ -84,7 +84,7 @@ print(time.process_time() - start)
     assert float(python(code)) < 0.2
 
 
-@pytest.mark.parametrize("name", ["SlotAttention"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_public_name_needs_torch_alone(name):
     code = f"""
 import sys, warnings
