@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slot_attention_nbdev.core import FileError, InputError
+from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import GENERATED, evaluation_scenes
+from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.train.recipes import (
     RECIPES,
     Recipe,
@@ -276,3 +277,17 @@ def test_scenes_and_budget_are_settings():
     for bad in ("scenes=-1", "budget=-3", "budget=inf"):
         with pytest.raises(InputError, match=bad.split("=")[0]):
             parse_overrides([bad])
+
+
+@pytest.mark.parametrize("name", ["plain", "one_pass"])
+def test_implementation_is_set_on_the_model_and_changes_rounding_alone(name):
+    recipe = get_recipe("tetrominoes_paper", implementation=name)
+    model = build_model(recipe)
+    assert model.slot_attention.implementation == name
+    assert run_fingerprint(recipe, 0) == run_fingerprint(RECIPES["tetrominoes_paper"], 0)
+    image = to_model(evaluation_scenes("tetrominoes", 2)["image"])
+    plain = build_model(get_recipe("tetrominoes_paper", implementation="plain"))
+    ours, theirs = (each(image, generator=generator(0)).reconstruction for each in (model, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="implementation: unknown 'fast'"):
+        get_recipe("tiny", implementation="fast")
