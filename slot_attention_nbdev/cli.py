@@ -164,7 +164,8 @@ def evaluate_command(
       slot-attention evaluate model.safetensors --data pack.npz --n 1000 --json
     """
     from slot_attention_nbdev.data.sources import evaluation_scenes, parse_data_spec
-    from slot_attention_nbdev.train.trainer import evaluate, load_model
+    from slot_attention_nbdev.train.recipes import load_model
+    from slot_attention_nbdev.train.tasks import evaluate
 
     model, info = load_model(arguments.checkpoint, device=arguments.device)
     resolution = info["recipe"].get("resolution", 0)
@@ -293,7 +294,7 @@ def segment_command(
       slot-attention segment runs/demo photo.png --out segments
     """
     from slot_attention_nbdev.apps.predict import segment_files
-    from slot_attention_nbdev.train.trainer import load_model
+    from slot_attention_nbdev.train.recipes import load_model
 
     model, _ = load_model(arguments.checkpoint, device=arguments.device)
     written = segment_files(model, arguments.images, arguments.out, arguments.seed)
@@ -318,7 +319,7 @@ def predict_command(
     """
     from slot_attention_nbdev.core import table
     from slot_attention_nbdev.apps.predict import predict_files
-    from slot_attention_nbdev.train.trainer import load_model
+    from slot_attention_nbdev.train.recipes import load_model
 
     model, _ = load_model(arguments.checkpoint, device=arguments.device)
     found = predict_files(model, arguments.images, arguments.out, arguments.seed)

@@ -20,7 +20,7 @@ from slot_attention_nbdev.data.sources import GeneratedScenes, collate_rows, eva
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.train.recipes import RECIPES, to_dict
-from slot_attention_nbdev.train.trainer import load_model
+from slot_attention_nbdev.train.recipes import load_model
 
 COMMANDS = list(cli.COMMANDS)
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
