@@ -235,6 +235,13 @@ def reference_page(text: str, notebook: Path) -> str:
     return f"---\n{front}---\n\n`{name}`, taught in {link_to(notebook)}.\n{body}"
 
 
+def source_link(_, symbol: api.Symbol) -> str:
+    "A link to the line that defines a name; a class may borrow a method from another module."
+    owner = getattr(sys.modules[symbol.module], symbol.name.split(".")[0], None)
+    page = getattr(owner, "__module__", symbol.module).rpartition(".")[2]
+    return f"[source](/source/{page}.md#L{symbol.line}){{.source-link}}"
+
+
 def prepare(pages: Path) -> None:
     "Fill a folder with everything smalldocs needs."
     notebooks = {}
@@ -262,9 +269,7 @@ def prepare(pages: Path) -> None:
         if path.name not in ("__init__.py", "_modidx.py"):
             (pages / "source").mkdir(exist_ok=True)
             (pages / "source" / f"{path.stem}.md").write_text(source_page(path), encoding="utf-8")
-    api.source_link = lambda _, symbol: (
-        f"[source](/source/{symbol.module.rpartition('.')[2]}.md#L{symbol.line}){{.source-link}}"
-    )
+    api.source_link = source_link
     chosen = api.Settings.read(pages, settings(pages)["smalldocs"]["api"])
     api.build(chosen)
     for module, notebook in notebooks.items():
