@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from slot_attention_nbdev.core import derive_seed, resolve_device
 from slot_attention_nbdev.nn.encoder import PatchEncoder
-from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels, evaluate, place
+from slot_attention_nbdev.train.tasks import Objective, draw_noise, draw_pixels, evaluate, to_device
 from slot_attention_nbdev.train.recipes import (
     Recipe,
     build_data,
@@ -84,7 +84,7 @@ class Contestant:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(derive_seed(seed, "encoder"))
                 model.encoder = PatchEncoder(model.encoder.output_dim, model.encoder.output_dim)
-        self.model = place(model, device)
+        self.model = to_device(model, device)
         self.objective = Objective(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), eps=1e-8)
         self.step = 0

@@ -147,10 +147,10 @@ def test_every_pixel_is_as_likely():
     assert (together - 6 * 5 / (20 * 19)).abs().max() < 0.03
 
 
-def test_pixels_need_a_decoder_that_paints_them():
+def test_pixels_need_a_decoder_for_each_pixel():
     scenes = evaluation_scenes("tetrominoes", 2)
     with pytest.raises(
-        InputError, match="pixels: expected 0, since SlotAttentionAutoEncoder paints whole images"
+        InputError, match="pixels: expected 0, since SlotAttentionAutoEncoder decodes whole images"
     ):
         Trainer(
             get_recipe("tetrominoes_paper", pixels=10, batch_size=2), resolution=(35, 35)
