@@ -181,4 +181,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("MPLBACKEND", "Agg")
+    # one process runs all notebooks, and Triton asks once, when the first of them imports it
+    os.environ.setdefault("TRITON_INTERPRET", "1")
     sys.exit(main())
