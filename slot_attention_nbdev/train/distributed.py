@@ -34,10 +34,12 @@ def open_accelerator(
         raise InputError("precision: fp16 needs a GPU, got a CPU; use bf16 or fp32")
     if device.index is not None and world_size() == 1:
         torch.cuda.set_device(device)
-    # a launcher wanted several, but told nobody their ranks
+    # a launcher was asked for several, but gave them no ranks
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
-            "this is one process alone: `accelerate launch --cpu` starts no more; take `torchrun --nproc_per_node N`, or `--multi_gpu` in the place of `--cpu`, which needs no GPU"
+            "this is one process alone: `accelerate launch --cpu` starts no more; take `torchrun "
+            "--nproc_per_node N`, or `--multi_gpu` in the place of `--cpu`, which needs no GPU",
+            stacklevel=2,
         )
     # it would hold on to the settings of the run before
     AcceleratorState._reset_state(reset_partial_state=world_size() == 1)
@@ -52,8 +54,8 @@ def open_accelerator(
     )
 
 
-def world_size() -> int:  # 1 if nobody launched several
-    "How many processes were launched together."
+def world_size() -> int:  # 1 if the process was launched alone
+    "Number of processes that were launched together."
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -77,7 +79,7 @@ class Interrupted(SlotAttentionError):
         number: int = signal.SIGINT,  # Which signal came
     ):
         super().__init__(message)
-        # the exit code: a system that asks politely wants no alarm
+        # the exit code: SIGTERM is a normal shutdown
         self.code = 0 if number == signal.SIGTERM else 1
 
 

@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_distributed import RECIPES, gradients
-from slot_attention_nbdev.train.distributed import leave
+from slot_attention_nbdev.train.distributed import exit_process
 from slot_attention_nbdev.train.trainer import train
 place = Path(sys.argv[2])
 for name, make in RECIPES.items():
