@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'COMMANDS', 'add_recipes_arguments', 'recipes_command', 'format_metrics', 'add_seed_argument',
-           'add_device_argument', 'add_train_arguments', 'train_command', 'add_checkpoint_argument',
-           'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments', 'data_command', 'add_convert_arguments',
-           'convert_command', 'add_segment_arguments', 'segment_command', 'add_predict_arguments', 'predict_command',
-           'add_bench_arguments', 'bench_command', 'build_parsers', 'parse', 'is_main_process', 'explain', 'show',
-           'main', 'console']
+           'add_device_argument', 'add_n_init_argument', 'add_train_arguments', 'train_command',
+           'add_checkpoint_argument', 'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments',
+           'data_command', 'add_convert_arguments', 'convert_command', 'add_segment_arguments', 'segment_command',
+           'add_predict_arguments', 'predict_command', 'add_bench_arguments', 'bench_command', 'build_parsers', 'parse',
+           'is_main_process', 'explain', 'show', 'main', 'console']
 
 # %% ../nbs/library/10_cli.ipynb #e43ff9b9
 import argparse
@@ -84,6 +84,14 @@ def add_device_argument(
     parser.add_argument("--device", default="auto", help=names)
 
 
+def add_n_init_argument(
+    parser: argparse.ArgumentParser,  # Of a command that decomposes images
+) -> None:
+    "Add --n-init."
+    text = "draws of initial slots; the best reconstruction of each image counts (default: 1)"
+    parser.add_argument("--n-init", type=int, default=1, metavar="R", help=text)
+
+
 def add_train_arguments(
     parser: argparse.ArgumentParser,  # Of the command `train`
 ) -> None:
@@ -150,12 +158,13 @@ def add_evaluate_arguments(
     parser.add_argument(
         "--n", type=int, default=320, metavar="N", help="scenes at most (default: 320)"
     )
+    add_n_init_argument(parser)
     add_seed_argument(parser)
     add_device_argument(parser)
 
 
 def evaluate_command(
-    arguments: argparse.Namespace,  # `checkpoint`, `data`, `n`, `seed`, `device`
+    arguments: argparse.Namespace,  # `checkpoint`, `data`, `n`, `n_init`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Measure a model on labelled images: FG-ARI, ARI, mIoU, mBO and MSE, or AP and properties.
 
@@ -172,7 +181,7 @@ def evaluate_command(
     if parse_data_spec(arguments.data).kind in ("folder", "clevr"):
         resolution = model.resolution[0]
     scenes = evaluation_scenes(arguments.data, arguments.n, resolution)
-    metrics = evaluate(model, scenes, seed=arguments.seed)
+    metrics = evaluate(model, scenes, seed=arguments.seed, n_init=arguments.n_init)
     return metrics, format_metrics(metrics)
 
 
@@ -268,25 +277,27 @@ def convert_command(
 # %% ../nbs/library/10_cli.ipynb #71dc07e0
 def add_segment_arguments(
     parser: argparse.ArgumentParser,  # Of the command `segment`, or of `predict`
-    out_required: bool = True,  # Whether there must be a folder
+    segments: bool = True,  # Whether it is `segment`, which needs a folder
 ) -> None:
-    "Add the arguments of `slot-attention segment`, which are those of `predict`."
+    "Add the arguments of `slot-attention segment`; all but --n-init are those of `predict`."
     add_checkpoint_argument(parser)
     images_help = "any format that Pillow reads, any size"
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=images_help)
     parser.add_argument(
         "--out",
         type=Path,
-        required=out_required,
+        required=segments,
         metavar="DIR",
         help="folder for the pictures, and for label maps",
     )
+    if segments:
+        add_n_init_argument(parser)
     add_seed_argument(parser)
     add_device_argument(parser)
 
 
 def segment_command(
-    arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `seed`, `device`
+    arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `n_init`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Segment images: for each a label map (pixel = number of the slot) and a picture of the slots.
 
@@ -297,7 +308,8 @@ def segment_command(
     from slot_attention_nbdev.train.recipes import load_model
 
     model, _ = load_model(arguments.checkpoint, device=arguments.device)
-    written = segment_files(model, arguments.images, arguments.out, arguments.seed)
+    options = (arguments.images, arguments.out, arguments.seed, arguments.n_init)
+    written = segment_files(model, *options)
     lines = [f"{each['image']}  ->  {each['labels']}, {each['slots']}" for each in written]
     return {"written": written}, "\n".join(lines)
 
@@ -306,7 +318,7 @@ def add_predict_arguments(
     parser: argparse.ArgumentParser,  # Of the command `predict`
 ) -> None:
     "Add the arguments of `slot-attention predict`."
-    add_segment_arguments(parser, out_required=False)
+    add_segment_arguments(parser, segments=False)
 
 
 def predict_command(

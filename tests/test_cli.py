@@ -149,6 +149,19 @@ def test_evaluate_agrees_with_its_parts(say, run, tmp_path):
     )
 
 
+def test_several_draws_of_initial_slots(say, run, tmp_path):
+    words = ["evaluate", run, "--data", "tetrominoes", "--n", "4", "--json"]
+    one, again, three = (json.loads(say(*words, *more)) for more in (
+        (), ("--n-init", "1"), ("--n-init", "3")
+    ))  # fmt: skip
+    assert one == again and three["mse"] <= one["mse"]
+    assert main([str(word) for word in words] + ["--n-init", "0"]) == 2
+    Image.new("RGB", (35, 35), "red").save(tmp_path / "red.png")
+    say("segment", run, tmp_path / "red.png", "--out", tmp_path / "out", "--n-init", "2")
+    bad = ["segment", str(run), str(tmp_path / "red.png"), "--out", str(tmp_path / "no")]
+    assert main([*bad, "--n-init", "0"]) == 2 and not (tmp_path / "no").exists()
+
+
 def test_evaluate_by_name_file_and_number(say, run):
     by_folder = json.loads(say("evaluate", run, "--data", "tetrominoes", "--n", "8", "--json"))
     by_file = json.loads(

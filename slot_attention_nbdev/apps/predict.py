@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core import InputError, atomic_write, generator
 from ..data.files import read_image
 from ..data.objects import DetectedObject, ObjectSchema
+from ..models.autoencoder import init_generators, reconstruct_best
 from ..viz import find_objects, plot_decomposition, plot_objects, save_figure
 
 # %% ../../nbs/library/16_predict.ipynb #440587df
@@ -83,12 +84,14 @@ def segment_files(
     paths: Sequence[Path],  # Images, of any size
     out: Path,  # Folder for label maps and pictures
     seed: int = 0,  # Draws the initial slots
+    n_init: int = 1,  # Draws of initial slots; the best reconstruction counts
 ) -> list[dict[str, str]]:  # Of each image: image, labels, slots; all of them paths
     "Write a label map of each image's own size (pixel = number of the slot) and its slots."
     check_verb(model, "segment")
     written = []
     for name, path, image in read_images(model, paths):
-        output = model(image, generator=generator(seed, "slots", device=image.device))
+        draws = init_generators(n_init, seed, "slots", device=image.device)
+        output = reconstruct_best(model, image, draws)
         labels = PILImage.fromarray(output.masks[0].argmax(0).byte().cpu().numpy())
         size = ImageOps.exif_transpose(PILImage.open(path)).size
         with atomic_write(out / f"{name}_labels.png") as temporary:

@@ -143,7 +143,8 @@ def with_attention(
             f"model: expected a slot_attention of class SlotAttention, got {type(old).__name__}"
         )
     sizes = (old.input_dim, old.slot_dim, old.num_slots, old.num_iterations)
-    new = variant(*sizes, eps=old.eps, implementation=old.implementation)
+    options = {"eps": old.eps, "implementation": old.implementation, "init": old.init}
+    new = variant(*sizes, **options)
     for name, part in [*old.named_children(), *old.named_parameters(recurse=False)]:
         setattr(new, name, part)
     model.slot_attention = new.train(old.training)

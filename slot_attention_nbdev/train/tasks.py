@@ -23,7 +23,11 @@ from ..data.sprites import to_model
 from ..metrics.matching import huber_cost, set_loss
 from ..metrics.segmentation import segmentation_metrics
 from ..metrics.sets import average_precision, property_scores
-from ..models.autoencoder import AutoEncoderOutput
+from slot_attention_nbdev.models.autoencoder import (
+    AutoEncoderOutput,
+    init_generators,
+    reconstruct_best,
+)
 from ..models.set_predictor import SetPredictorOutput
 from slot_attention_nbdev.viz import (
     color_labels,
@@ -124,6 +128,7 @@ class ObjectDiscovery(Task):
         # Whether to compare with the label; False measures the reconstruction alone
         labelled: bool = True,
         num_slots: int | None = None,  # K; None takes the model's own
+        n_init: int = 1,  # Draws of initial slots; an image's best reconstruction counts
         # fg_ari, ari, miou, mbo, mse: means over the images; n: how many
     ) -> dict[str, float | int]:
         "Segmentation and reconstruction, without images for which a score is undefined (NaN)."
@@ -132,12 +137,12 @@ class ObjectDiscovery(Task):
                 raise InputError(f"scenes: there is no {key}; there are: {', '.join(scenes)}")
         n = check_int("scenes", len(scenes["image"]))
         device = next(model.parameters()).device
-        random = generator(seed, "evaluate")
+        draws = init_generators(n_init, seed, "evaluate")
         scores = []
         for start in range(0, n, check_int("batch_size", batch_size)):
             rows = slice(start, start + batch_size)
             image = to_model(scenes["image"][rows].to(device))
-            output = model(image, generator=random, num_slots=num_slots)
+            output = reconstruct_best(model, image, draws, num_slots=num_slots)
             score = {"mse": (output.reconstruction - image).square().mean((1, 2, 3))}
             if labelled:
                 label = scenes["label"][rows].to(device)
@@ -217,12 +222,18 @@ class SetPrediction(Task):
         seed: int = 0,  # Draws the initial slots
         labelled: bool = True,  # Not used: without the truth there is nothing to measure
         num_slots: int | None = None,  # K; None takes the model's own
+        n_init: int = 1,  # 1: there is no reconstruction to choose a draw by
         # ap_inf and the other thresholds; each property; found, count; n: how many images
     ) -> dict[str, float | int]:
         """Average precision at each threshold, and the score of each property.
 
         That is a share of right names, or a mean absolute error.
         """
+        if n_init != 1:
+            raise InputError(
+                f"n_init: expected 1, got {n_init!r}; a set predictor has no reconstruction to "
+                "choose a draw by"
+            )
         if "image" not in scenes:
             raise InputError(f"scenes: there is no image; there are: {', '.join(scenes)}")
         n = check_int("scenes", len(scenes["image"]))
@@ -286,9 +297,10 @@ def evaluate(
     seed: int = 0,  # Draws the initial slots
     labelled: bool = True,  # Whether to compare an autoencoder's masks with the label
     num_slots: int | None = None,  # K; None takes the model's own
+    n_init: int = 1,  # Draws of initial slots; an image's best reconstruction counts
 ) -> dict[str, float | int]:  # As the `evaluate` of its task
     "Metrics of a model on scenes; the same call gives the same numbers, whatever the batch size."
-    return task_of(model).evaluate(model, scenes, batch_size, seed, labelled, num_slots)
+    return task_of(model).evaluate(model, scenes, batch_size, seed, labelled, num_slots, n_init)
 
 
 def validation_metric(
@@ -314,9 +326,7 @@ def draw_noise(
         return None
     device = module.slots_mu.device
     random = generator(seed, "slots", step, device=device)
-    return torch.empty(batch_size, module.num_slots, module.slot_dim, device=device).normal_(
-        generator=random
-    )[rows]
+    return module.initial_noise(batch_size, generator=random)[rows]
 
 
 class Objective(nn.Module):
@@ -341,7 +351,7 @@ class Objective(nn.Module):
         image, module = to_model(scenes["image"]), self.model.slot_attention
         slots = None
         if noise is not None:
-            slots = module.slots_mu + module.slots_log_sigma.exp() * noise  # Algorithm 1, line 1
+            slots = module.slots_from_noise(noise)  # Algorithm 1, line 1
         some = {key: scenes[key] for key in ("pixels",) if key in scenes}  # what `draw_pixels` gave
         output = self.model(image, slots=slots, num_iterations=num_iterations, **some)
         if some:

@@ -12,8 +12,10 @@ from slot_attention_nbdev.nn.decoder import BroadcastDecoder
 from slot_attention_nbdev.nn.encoder import ConvEncoder
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
-    small_autoencoder,
+    init_generators,
     paper_autoencoder,
+    reconstruct_best,
+    small_autoencoder,
 )
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 
@@ -61,6 +63,32 @@ def test_output(model):
         assert_close(output.masks.sum(1), torch.ones(batch_size, 35, 35))
     assert output.reconstruction.isfinite().all()
     assert model(images(1)).attention is None
+
+
+@pytest.mark.parametrize("init", ["gaussian", "learned"])
+def test_the_best_of_several_draws_wins_in_each_image(init):
+    model = tiny()
+    model.slot_attention = SlotAttention(8, 10, num_slots=3, mlp_hidden_dim=12, init=init)
+    with torch.no_grad():
+        model.slot_attention.slots_log_sigma.fill_(1.0)  # draws that differ
+    batch = images(5, 8, 12)
+    draws = init_generators(4, 0, "slots")
+    best = reconstruct_best(model, batch, draws, num_slots=4, return_attention=True)
+    draws = init_generators(4, 0, "slots")
+    each = [model(batch, generator=g, num_slots=4, return_attention=True) for g in draws]
+    winners = []
+    for b in range(5):
+        errors = [((one.reconstruction[b] - batch[b]) ** 2).mean().item() for one in each]
+        winners.append(errors.index(min(errors)))
+        for name in best._fields:
+            got, want = getattr(best, name)[b], getattr(each[winners[-1]], name)[b]
+            assert torch.equal(got, want), name
+    assert len(set(winners)) > 1
+    one = reconstruct_best(model, batch, init_generators(1, 0, "slots"))
+    assert torch.equal(one.masks, model(batch, generator=generator(0, "slots")).masks)
+    for bad in (0, -1, 2.0, None):
+        with pytest.raises(InputError, match="n_init"):
+            init_generators(bad, 0, "slots")
 
 
 def test_keywords(model):

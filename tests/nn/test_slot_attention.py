@@ -243,6 +243,41 @@ def test_mu_and_sigma_are_shared_and_drawn_as_in_the_original():
         assert_close(parameter.std().item(), limit / math.sqrt(3), atol=0, rtol=0.05)
 
 
+def test_learned_means_start_their_own_slots():
+    module = SlotAttention(4, slot_dim=6, num_slots=3, init="learned")
+    assert module.slots_mu.shape == (1, 3, 6) and module.slots_log_sigma.shape == (1, 1, 6)
+    noise = module.initial_noise(2, generator=generator(0))
+    got = module.slots_from_noise(noise)
+    for j in range(3):
+        want = module.slots_mu[0, j] + module.slots_log_sigma[0, 0].exp() * noise[:, j]
+        assert torch.equal(got[:, j], want)
+    assert torch.equal(got, module.initial_slots(2, generator=generator(0)))
+    # fewer slots take the first means
+    assert torch.equal(module.slots_from_noise(noise[:, :2]), got[:, :2])
+
+
+def test_more_slots_than_learned_means_have_the_mean_and_deviation_of_all():
+    module = SlotAttention(4, slot_dim=2, num_slots=3, init="learned")
+    with torch.no_grad():
+        module.slots_mu.copy_(torch.tensor([[[0.0, 1.0], [3.0, 1.0], [6.0, 1.0]]]))
+        module.slots_log_sigma.copy_(torch.tensor([1.0, 0.5]).log())
+        drawn = module.initial_slots(4000, 5, generator(0))
+    learned, extra = drawn[:, :3].flatten(0, 1), drawn[:, 3:].flatten(0, 1)
+    assert_close(extra.mean(0), torch.tensor([3.0, 1.0]), atol=0.1, rtol=0)
+    assert_close(extra.std(0), torch.tensor([7**0.5, 0.5]), atol=0.1, rtol=0)  # 6 + 1, 0 + 1/4
+    assert_close(extra.std(0), learned.std(0), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 5])
+def test_learned_means_learn(K):
+    module = SlotAttention(4, slot_dim=6, num_slots=3, init="learned")
+    module(torch.randn(2, 7, 4), num_slots=K).square().sum().backward()
+    assert module.slots_mu.grad[:, : min(K, 3)].abs().sum((0, 2)).min() > 0
+    assert module.slots_log_sigma.grad.abs().sum() > 0
+    with pytest.raises(InputError, match="'lerned'; did you mean 'learned'"):
+        SlotAttention(4, init="lerned")
+
+
 def test_projections_have_no_bias(module):
     assert all(
         layer.bias is None for layer in (module.project_q, module.project_k, module.project_v)
@@ -564,6 +599,6 @@ def test_batched_backward(module, inputs, slots):
 def test_the_algorithm_is_read_in_two_minutes():
     lines = inspect.getsource(SlotAttention).splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 100
-    numbered = "\n".join(lines[lines.index("    def initial_slots(") :])
+    numbered = "\n".join(lines[lines.index("    def prepare(") :])
     for number in (1, 3, 4, 7, 8, 11):
         assert len(re.findall(rf"# line {number}$", numbered, re.M)) >= 1, number

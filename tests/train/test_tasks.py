@@ -4,14 +4,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
+from slot_attention_nbdev.models.autoencoder import small_autoencoder
+from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, run_fingerprint
 from slot_attention_nbdev.train.tasks import (
     Objective,
+    SetPrediction,
     draw_noise,
     evaluate,
     resolve_precision,
@@ -107,6 +111,44 @@ def test_resume_across_switches(tmp_path):
             device="cpu",
             resume=True,
         )
+
+
+def test_evaluate_keeps_the_best_of_several_draws():
+    model = small_autoencoder()
+    scenes = evaluation_scenes("tetrominoes", 6)
+    found = evaluate(model, scenes, n_init=3)
+    image = to_model(scenes["image"])
+    errors = []
+    for words in ((), (1,), (2,)):
+        with torch.no_grad():
+            output = model(image, generator=generator(0, "evaluate", *words))
+        errors.append((output.reconstruction - image).square().mean((1, 2, 3)))
+    assert found["mse"] == pytest.approx(torch.stack(errors).min(0).values.mean().item())
+    assert found["mse"] < evaluate(model, scenes)["mse"]
+    # the batch size does not matter
+    assert evaluate(model, scenes, batch_size=4, n_init=3) == pytest.approx(found, rel=1e-4)
+    with pytest.raises(InputError, match="n_init: expected an integer ≥ 1, got 0"):
+        evaluate(model, scenes, n_init=0)
+
+
+def test_a_set_predictor_has_nothing_to_choose_a_draw_by():
+    with pytest.raises(InputError, match="n_init: expected 1, got 2"):
+        SetPrediction().evaluate(None, {}, n_init=2)
+
+
+def test_learned_means_train_by_the_same_noise():
+    model = small_autoencoder()
+    old = model.slot_attention
+    sizes = (old.input_dim, old.slot_dim, old.num_slots, old.num_iterations)
+    model.slot_attention = SlotAttention(*sizes, old.mlp[0].out_features, init="learned")
+    scenes = evaluation_scenes("tetrominoes", 2)
+    noise = draw_noise(model, 2, 0, 5)
+    loss = Objective(model)(scenes, noise)
+    slots = model.slot_attention.initial_slots(2, generator=generator(0, "slots", 5))
+    output = model(to_model(scenes["image"]), slots=slots)
+    assert torch.equal(loss, F.mse_loss(output.reconstruction, to_model(scenes["image"])))
+    loss.backward()
+    assert model.slot_attention.slots_mu.grad.abs().sum((0, 2)).min() > 0
 
 
 def test_noise_is_the_models_own():
