@@ -58,9 +58,7 @@ WEIGHTS = {"x": 4.0, "y": 4.0, "scale": 1.0, "color": 4.0, "shape": 0.5, "presen
 KINDS_OF_COST = {"shape": "cross_entropy", "presence": "binary_cross_entropy"}  # the others: Huber
 
 
-@register_model(
-    "properties_sprites", about="Our own small set predictor for CPUs, not the paper's"
-)
+@register_model("properties_sprites", about="Our own small set predictor for CPUs, not the paper's")
 class SeededSetPredictor(SetPredictor):
     """Our set predictor for CPUs, not the paper's: seeded slots, Slot Attention as it is, a read-
     out of shape, a second look.

@@ -199,7 +199,8 @@ def open_run(
     held = [name for name in RUN_FILES if (out / name).exists()]
     if held and not resume:
         raise InputError(
-            f"out: {out} already holds a run ({', '.join(held)}); name another folder, or resume it "
+            f"out: {out} already holds a run ({', '.join(held)}); name another folder, or"
+            " resume it "
             "with --resume (resume=True)"
         )
     if not resume:
