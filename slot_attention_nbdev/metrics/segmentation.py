@@ -14,18 +14,42 @@ from torch import Tensor
 from ..core import InputError, check_finite
 
 # %% ../../nbs/course/08_metrics.ipynb #1d725013
+def _check_masks(masks: Tensor, best: Tensor) -> None:
+    """Refuse labels of films, labels with a channel, and masks that leave pixels out.
+
+    `best` is the largest entry of each pixel.
+    """
+    if masks.is_floating_point():
+        check_finite("masks", best)  # the maximum keeps a NaN from any of them
+        # hard masks have one largest number; other whole numbers are labels
+        soft = masks.shape[1] > 1 and (best != best.round()).any()
+        fine = soft or (best == best.max()).all()
+    else:
+        held = masks != 0
+        fine = (held.sum(1) == 1).all() and (best == best.max()).all()
+    if not fine:
+        raise InputError(
+            f"masks: expected [B, K, H, W] with each pixel in one mask, got {masks.dtype} "
+            f"{list(masks.shape)} that could be labels; give labels as integers [B, H, W], frames "
+            "of a film as images of their own"
+        )
+
+
 def to_labels(
-    x: Tensor,  # Integer labels [B, H, W] or [B, N]; or masks [B, K, H, W], hard or soft
+    # Integer labels [B, H, W], [B, 1, H, W] or [B, N]; or masks [B, K, H, W], hard or soft
+    x: Tensor,
 ) -> Tensor:  # Integer labels [B, N]
     "Integer labels from labels or masks; a soft mask gives each pixel to its largest entry."
-    if x.dim() == 4 and 0 < x.shape[1] < 256:
+    if x.dim() == 4 and x.shape[1] == 1 and not (x.is_floating_point() or x.is_complex()):
+        x = x[:, 0]  # labels with a channel
+    if x.dim() == 4 and 0 < x.shape[1] < 256 and x.numel() and not x.is_complex():
         best = x[:, 0]
         label = torch.zeros_like(best, dtype=torch.uint8)
         # K passes over whole planes are much faster than one argmax across them
         for k in range(1, x.shape[1]):
             label = torch.maximum(label, (x[:, k] > best).to(torch.uint8) * k)
             best = torch.maximum(best, x[:, k])
-        check_finite("masks", best)  # the maximum keeps a NaN from any of them
+        _check_masks(x, best)
         return label.flatten(1)
     if x.dim() not in (2, 3) or x.is_floating_point() or x.is_complex():
         raise InputError(
@@ -38,6 +62,7 @@ def to_labels(
 def contingency(
     true: Tensor,  # True labels or masks, as in to_labels; label 0 is the background
     pred: Tensor,  # Predicted labels or masks of the same images
+    ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Counts [B, T, P]: pixels with true label t and predicted label p
     "Contingency tables of a batch: in how many pixels each true label meets each predicted one."
     if true.dim() == 4 and true.is_floating_point() and not pred.is_floating_point():
@@ -52,6 +77,8 @@ def contingency(
             f"true, pred: expected the same images, got {list(true.shape)} and {list(pred.shape)} "
             "as [images, pixels]"
         )
+    void = None if ignore is None else true == ignore
+    true = true if void is None else true.masked_fill(void, 0)
     for name, labels in (("true", true), ("pred", pred)):
         if labels.numel() and (labels.min() < 0 or labels.max() > 255):
             raise InputError(
@@ -63,8 +90,10 @@ def contingency(
     small = torch.int16 if B * T * P < 2**15 else torch.int32
     image = torch.arange(B, dtype=small, device=true.device)[:, None]
     pair = (image * T + true.to(small)) * P + pred.to(small)  # [B, N]
-    # [B * T * P] -> [B, T, P]
-    table = torch.bincount(pair.flatten(), minlength=B * T * P).unflatten(0, (B, T, P))
+    if void is not None:
+        pair = pair.masked_fill(void, B * T * P)  # one place behind the table
+    counts = torch.bincount(pair.flatten(), minlength=B * T * P)[: B * T * P]
+    table = counts.unflatten(0, (B, T, P))  # [B * T * P] -> [B, T, P]
     return table.cpu() if table.device.type == "mps" else table  # Apple's GPUs have no float64
 
 # %% ../../nbs/course/08_metrics.ipynb #1b27a0a6
@@ -91,21 +120,23 @@ def adjusted_rand_index(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
     foreground_only: bool = False,  # Leave out the pixels whose true label is 0
+    ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Score of each image, float64 [B]; 1 is perfect, 0 is chance
     """Adjusted Rand index: agreement of two groupings over pairs of pixels, corrected for chance.
 
     Hubert and Arabie 1985, doi:10.1007/BF01908075.
     """
-    table = contingency(true, pred)
+    table = contingency(true, pred, ignore)
     return _rand_index(table[:, 1:] if foreground_only else table)
 
 
 def foreground_ari(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
+    ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Score of each image, float64 [B]
     "Adjusted Rand index over the pixels of true objects: the FG-ARI of the literature."
-    return adjusted_rand_index(true, pred, foreground_only=True)
+    return adjusted_rand_index(true, pred, foreground_only=True, ignore=ignore)
 
 # %% ../../nbs/course/08_metrics.ipynb #6b5111ad
 def _overlaps(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,33 +167,36 @@ def _matched(iou: Tensor) -> Tensor:
 def mean_iou(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
+    ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Score of each image, float64 [B]; NaN for an image without objects
     """Mean intersection over union of true objects with the segments matched to them one to one.
 
     Kuhn 1955.
     """
-    iou, present = _overlaps(contingency(true, pred))
+    iou, present = _overlaps(contingency(true, pred, ignore))
     return _mean_over_objects(_matched(iou), present)
 
 
 def mean_best_overlap(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
+    ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Score of each image, float64 [B]; NaN for an image without objects
     """Mean over true objects of the best intersection over union with any segment.
 
     Pont-Tuset et al. 2017.
     """
-    iou, present = _overlaps(contingency(true, pred))
+    iou, present = _overlaps(contingency(true, pred, ignore))
     return _mean_over_objects(iou.amax(2), present)
 
 
 def segmentation_metrics(
     true: Tensor,  # True labels or masks; label 0 is the background
     pred: Tensor,  # Predicted labels or masks
+    ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> dict[str, Tensor]:  # fg_ari, ari, miou, mbo: one number per image, float64 [B]
     "All four scores from one count."
-    table = contingency(true, pred)
+    table = contingency(true, pred, ignore)
     iou, present = _overlaps(table)
     return {
         "fg_ari": _rand_index(table[:, 1:]),

@@ -161,6 +161,9 @@ class ShapeReadout(nn.Module):
         attention: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # Slots that know their shape [B, K, D]; centres [B, K, 2]
         "Add what the shape says to each slot."
+        # attention is never in half precision
+        weights, places = weights.to(slots.dtype), places.to(slots.dtype)
+        attention = attention if attention is None else attention.to(slots.dtype)
         centre, shape = self.describe(weights, places)
         told = [slots, 2 * shape] + (
             [self.neighbours(attention, centre, places)] if self.reach else []
@@ -484,7 +487,7 @@ class HueEncoder(TwoScaleEncoder):
     ) -> Tensor:  # [B, N, output_dim]
         "What is known beside what is learned, which stays small."
         # [B, N, D / 2], [B, N, D]
-        known = self.color(self.pixels(image))
+        known = self.color(self.pixels(image).to(image.dtype))
         learned = self.mlp(self.norm(self.position(features / 2).flatten(2).mT))
         return torch.cat([known, learned[..., known.shape[-1] :].tanh()], dim=-1)
 

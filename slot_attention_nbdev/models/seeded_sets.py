@@ -114,6 +114,7 @@ class SeededSetPredictor(SetPredictor):
     ) -> Tensor:  # Predictions, [B, K, width]
         "Read out, say a place, look again, say the rest."
         slots, centre = self.readout(slots, weights, self.places, attention)
+        weights = weights.to(slots.dtype)
         color = weights.mT @ self.encoder.pixels(image)  # [B, K, N] @ [B, N, 3] -> [B, K, 3]
         covered = weights.mT @ features.flatten(2).mT  # [B, K, N] @ [B, N, C] -> [B, K, C]
         seen = torch.cat([slots, centre / 16, color, covered], dim=-1)

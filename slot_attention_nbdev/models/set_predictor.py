@@ -37,6 +37,7 @@ class SetPredictor(Pretrained, nn.Module):
     task = "set_prediction"
     # what an autoencoder cannot read, this cannot read either
     check_image = SlotAttentionAutoEncoder.check_image
+    has_warned = False
 
     def __init__(
         self,

@@ -6,6 +6,7 @@
 __all__ = ['attention_scores', 'slot_softmax', 'weighted_mean']
 
 # %% ../../nbs/course/01_attention.ipynb #52126891
+import torch
 from torch import Tensor
 
 # %% ../../nbs/course/01_attention.ipynb #3b856f42
@@ -35,8 +36,9 @@ def weighted_mean(
     eps: float = 1e-8,
 ) -> Tensor:  # Updates, one per slot, [..., K, D]
     "Mean of the values for each slot, weighted by its attention (Locatello et al. 2020, Eq. 2)."
-    attn = attn + eps
+    # never in half precision, where eps is zero and a slot without attention divides by zero
+    attn = attn.to(torch.promote_types(attn.dtype, torch.float32)) + eps
     # Eq. (2), W: sums to one over the tokens for each slot
     weights = attn / attn.sum(dim=-2, keepdim=True)
     # Eq. (2), updates: [..., K, N] @ [..., N, D] -> [..., K, D]
-    return weights.transpose(-1, -2) @ values
+    return weights.to(values.dtype).transpose(-1, -2) @ values

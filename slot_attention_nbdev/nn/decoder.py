@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape
-from .encoder import SoftPositionEmbed
+from .encoder import SoftPositionEmbed, to_channels_last
 
 # %% ../../nbs/course/06_decoder.ipynb #a64f453f
 def mix_slots(
@@ -65,7 +65,7 @@ def convolve_constant(
     edge = -(-(layer.kernel_size[0] - 1 - layer.padding[0]) // stride)
     few = [min(n, 2 * edge + 1) for n in size]
     grid = vectors[:, :, None, None].expand(-1, -1, *few)  # [B, in_channels, h, w]
-    x = layer(grid.contiguous(memory_format=torch.channels_last))
+    x = layer(to_channels_last(grid))
     for axis, n in zip((2, 3), size):
         if n > 2 * edge + 1:
             start, middle, end = x.split([stride * edge, stride, stride * edge], axis)

@@ -245,3 +245,44 @@ def test_on_the_device():
     for key, value in segmentation_metrics(true.cuda(), soft.cuda()).items():
         assert value.is_cuda
         close(value.cpu(), segmentation_metrics(true, soft)[key])
+
+
+def test_labels_are_not_taken_for_masks():
+    label = torch.randint(0, 4, (2, 1, 16, 16), generator=generator(20))
+    masks = torch.rand(2, 5, 16, 16, generator=generator(21))
+    right = segmentation_metrics(label[:, 0], masks)
+    for true, pred in (
+        (label, masks),
+        (label.byte(), masks),
+        (label, masks.argmax(1, keepdim=True)),
+    ):
+        found = segmentation_metrics(true, pred)
+        for name, values in right.items():
+            assert found[name].equal(values), name
+    film = torch.randint(0, 4, (1, 6, 16, 16), generator=generator(22))
+    for odd in (film, film.byte(), film.float(), film > 1, label.float(), label.float() / 255):
+        with pytest.raises(InputError, match="could be labels"):
+            foreground_ari(odd, odd)
+    holes = torch.nn.functional.one_hot(label[:, 0]).movedim(-1, 1)[:, 1:]
+    for form in (holes, holes.bool(), holes.float()):
+        with pytest.raises(InputError, match="each pixel in one mask"):
+            to_labels(form)
+    assert to_labels(torch.ones(1, 1, 4, 4)).eq(0).all()  # the masks of a model with one slot
+
+
+def test_void_pixels_are_left_out():
+    true = torch.randint(0, 4, (3, 12, 12), generator=generator(23), dtype=torch.uint8)
+    pred = torch.randint(0, 5, (3, 12, 12), generator=generator(24), dtype=torch.uint8)
+    void = torch.rand(3, 12, 12, generator=generator(25)) < 0.3
+    for label, dtype in ((255, torch.uint8), (-1, torch.int64)):
+        marked = true.to(dtype).masked_fill(void, label)
+        found = segmentation_metrics(marked, pred, ignore=label)
+        for i in range(3):
+            kept = ~void[i]
+            alone = segmentation_metrics(true[i][kept][None], pred[i][kept][None])
+            for name, values in alone.items():
+                assert found[name][i] == values[0], name
+        for name, score in (("miou", mean_iou), ("mbo", mean_best_overlap)):
+            assert score(marked, pred, ignore=label).equal(found[name])
+        assert foreground_ari(marked, pred, ignore=label).equal(found["fg_ari"])
+        assert adjusted_rand_index(marked, pred, ignore=label).equal(found["ari"])

@@ -1,6 +1,7 @@
 "The autoencoder: shapes, properties, errors, and the ways PyTorch wants to use a module."
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.nn.decoder import BroadcastDecoder
 from slot_attention_nbdev.nn.encoder import ConvEncoder
+from slot_attention_nbdev.models.base import create_model
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
     init_generators,
@@ -269,9 +271,61 @@ def test_trace():
         def forward(self, image, slots):
             return self.model(image, slots=slots).reconstruction
 
-    image = torch.randn(2, 3, 35, 35, generator=generator(1))
+    image = 2 * torch.rand(2, 3, 35, 35, generator=generator(1)) - 1
     with torch.no_grad():
         traced = torch.jit.trace(Reconstruction(), (image, slots))
         torch.testing.assert_close(
             traced(image[:1], slots[:1]), model(image[:1], slots=slots[:1])[0]
         )
+
+
+def test_ranges_of_images(model):
+    image = torch.rand(2, 3, 35, 35)
+    model(2 * image - 1)
+    for odd in (255 * image, 4 * image - 2, (2 * image - 1) * 1.02, image - 1.5):
+        with pytest.raises(InputError, match=r"floats in \[-1, 1\], got .* for bytes use"):
+            model(odd)
+    model(torch.full_like(image, 0.5))  # nothing can be told from one color
+    with pytest.warns(UserWarning, match=r"looks like \[0, 1\]"):
+        model(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(image)  # said once
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("implementation", ["plain", "one_pass"])
+@pytest.mark.parametrize(
+    "name", ["paper", "small", "paper_mlp", "fast", "set_paper", "set_small", "properties_clevr"]
+)
+def test_models_in_half_precision(name, implementation, dtype):
+    model = create_model(name, (32, 32), 3, 3).eval()
+    model.slot_attention.implementation = implementation
+    image = 2 * torch.rand(1, 3, 32, 32, generator=generator(1)) - 1
+    slots = model.slot_attention.initial_slots(1, generator=generator(2))
+    with torch.no_grad():
+        expected = model(image, slots=slots)[0]
+        found = copy.deepcopy(model).to(dtype)(image.to(dtype), slots=slots.to(dtype))[0]
+    assert found.dtype == dtype
+    assert_close(found.float(), expected, atol=1e-2, rtol=0)
+
+
+def test_transforms_and_tracing_of_a_whole_model():
+    model = tiny().eval()
+    image = 1.9 * torch.rand(2, 3, 8, 12) - 0.95
+    slots = torch.randn(2, 3, 10)
+    direction = torch.randn_like(image)
+
+    def run(x):
+        return model(x, slots=slots).reconstruction
+
+    _, slope = torch.func.jvp(run, (image,), (direction,))
+    step = 1e-3
+    change = run(image + step * direction) - run(image - step * direction)
+    assert_close(slope, change / 2 / step, atol=1e-3, rtol=1e-2)
+    each = torch.func.vmap(lambda x, s: model(x[None], slots=s[None]).reconstruction[0])
+    assert_close(each(image, slots), run(image), atol=1e-5, rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda x: run(x), (image,), check_trace=False)
+    assert_close(traced(-image), run(-image))
