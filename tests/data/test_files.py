@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from slot_attention_nbdev.core import FileError, InputError, generator
-from slot_attention_nbdev.data.files import PackWriter, load_pack, open_pack, read_image, save_pack
+from slot_attention_nbdev.data.files import (
+    ImageFolder,
+    PackWriter,
+    load_pack,
+    open_pack,
+    read_image,
+    read_pixels,
+    save_pack,
+)
 from slot_attention_nbdev.data.sprites import SPRITE_SETS, tetrominoes, to_uint8
 from torch.utils.data import DataLoader
 
@@ -283,6 +291,77 @@ def test_unreadable_pictures(tmp_path, pack):
     for resolution in ((0, 8), (8, 2.0)):
         with pytest.raises(InputError, match="resolution: expected an integer"):
             read_image(good, resolution)
+
+
+def test_pictures_as_they_would_be_seen(tmp_path):
+    seen = lambda name, **options: read_pixels(tmp_path / name, **options)[0, 0].tolist()
+    clear = np.zeros((8, 8, 4), np.uint8)
+    clear[..., :3] = (255, 0, 255)
+    clear[2:6, 2:6] = (0, 255, 0, 255)
+    Image.fromarray(clear).save(tmp_path / "a.png")
+    Image.fromarray(clear).save(tmp_path / "a.webp", lossless=True, exact=True)
+    Image.fromarray(clear[..., 2:]).save(tmp_path / "la.png")
+    flat = Image.new("P", (8, 8), 1)
+    flat.putpalette([0, 0, 0, 255, 0, 255])
+    flat.save(tmp_path / "p.png", transparency=1)
+    Image.new("RGB", (8, 8), (9, 8, 7)).save(tmp_path / "rgb.png", transparency=(9, 8, 7))
+    Image.new("L", (8, 8), 9).save(tmp_path / "l.png", transparency=9)
+    for name in ("a.png", "a.webp", "la.png", "p.png", "rgb.png", "l.png"):
+        assert seen(name) == [255, 255, 255], name
+        assert seen(name, background=(1, 2, 3)) == [1, 2, 3], name
+    half = np.full((8, 8, 4), (0, 0, 0, 127), np.uint8)
+    Image.fromarray(half).save(tmp_path / "half.png")
+    assert seen("half.png") == [128, 128, 128]
+
+
+def test_numbers_that_are_no_pixels(tmp_path):
+    def save(values):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        return tmp_path / "a.tif"
+
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    assert read_pixels(save(ramp.astype(np.float32))).float().mean() == pytest.approx(127.5, abs=1)
+    whole = (255 * ramp).astype(np.int32)
+    assert read_pixels(save(whole))[..., 0].equal(torch.from_numpy(whole.astype(np.uint8)))
+    for odd in (255 * ramp, ramp - 0.5, 1.01 * ramp):
+        with pytest.raises(FileError, match="expected pixels from 0 to 1 in mode F"):
+            read_pixels(save(odd.astype(np.float32)))
+    for odd in (whole - 1, 70_000 * (whole > 9)):
+        with pytest.raises(FileError, match="expected pixels from 0 to"):
+            read_pixels(save(odd.astype(np.int32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(12, 8), (8, 8)])
+def test_masks_turn_with_their_photos(tmp_path, size, orientation):
+    label = np.random.default_rng(0).integers(0, 2, size[::-1], dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(255 * label).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(label).save(tmp_path / "a_mask.png")
+    scene = ImageFolder(tmp_path, 24)[0]
+    middle = slice(1, None, 3)  # of enlarged pixels
+    if size == (8, 8):
+        assert ((scene["image"][..., 0] > 127) == scene["label"])[middle, middle].all()
+    Image.fromarray(label).save(tmp_path / "a_mask.png", exif=exif)  # it says so itself
+    assert scene["label"].equal(ImageFolder(tmp_path, 24)[0]["label"])
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a_mask.png"))
+    if upright.size != size:  # turned already, as its shape shows
+        Image.fromarray(np.asarray(upright)).save(tmp_path / "a_mask.png")
+        assert scene["label"].equal(ImageFolder(tmp_path, 24)[0]["label"])
+
+
+def test_files_that_are_no_pictures(tmp_path, caplog):
+    picture(tmp_path, "RGB")
+    others = ("a.hdf", "b.h5", "c.mpg", "d.eps", "e.wmf", "f.grib", "g.bufr", "h.pdf", "i.fits")
+    for name in others:
+        (tmp_path / name).write_bytes(b"x")
+    assert len(ImageFolder(tmp_path, 8)) == 1
+    assert "left out, since they are no pictures: a.hdf, b.h5" in caplog.text
+    Image.new("RGB", (4, 4)).save(tmp_path / "real.eps")
+    (tmp_path / "real.eps").rename(tmp_path / "fake.png")
+    with pytest.raises(FileError, match="cannot be read as an image"):
+        read_pixels(tmp_path / "fake.png")
 
 
 # Packs that are mapped, and packs that are written in parts

@@ -311,7 +311,7 @@ def test_models_in_half_precision(name, implementation, dtype):
 
 
 def test_transforms_and_tracing_of_a_whole_model():
-    model = tiny().eval()
+    model = tiny().eval().requires_grad_(False)
     image = 1.9 * torch.rand(2, 3, 8, 12) - 0.95
     slots = torch.randn(2, 3, 10)
     direction = torch.randn_like(image)
