@@ -137,7 +137,7 @@ def reconstruct_best(
     model: SlotAttentionAutoEncoder,  # Any autoencoder
     image: Tensor,  # [B, 3, H, W] in [-1, 1]
     generators: Sequence[torch.Generator],  # One for each draw of initial slots
-    **options,  # Of the model: num_slots, num_iterations, return_attention
+    **options: object,  # Of the model: num_slots, num_iterations, return_attention
 ) -> AutoEncoderOutput:  # For each image that of the draw with the smallest squared error
     "Decompose images from several draws of initial slots, and keep the best reconstruction."
     best = None

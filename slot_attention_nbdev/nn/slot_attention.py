@@ -6,6 +6,8 @@
 __all__ = ['INITS', 'IMPLEMENTATIONS', 'InitialSlots', 'SlotAttention']
 
 # %% ../../nbs/course/02_slot_attention.ipynb #0d19d072
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -193,6 +195,21 @@ class SlotAttention(InitialSlots):
         )  # line 9
         return slots + self.mlp(self.norm_mlp(slots))  # line 10
 
+    def iterate(
+        self,
+        attend: Callable,  # The module's own `attend`, or another form of it
+        tokens: tuple[Tensor, Tensor],  # What it reads, from the `prepare` of that form
+        slots: Tensor,  # Initial slots, [B, K, D]
+        num_iterations: int,  # T
+    ) -> tuple[Tensor, list[Tensor]]:  # Slots, [B, K, D], and attention, T times [B, N, K]
+        "Attend and update, T times over (Algorithm 1, lines 4 to 10)."
+        attention = []
+        for _ in range(num_iterations):  # line 4
+            updates, attn = attend(tokens, self.norm_slots(slots))  # lines 5 to 8
+            slots = self.update(updates, slots)  # lines 9 and 10
+            attention.append(attn)
+        return slots, attention
+
     def forward(
         self,
         inputs: Tensor,  # Tokens, [B, N, input_dim]
@@ -209,9 +226,5 @@ class SlotAttention(InitialSlots):
             slots = self.initial_slots(B, num_slots, generator)  # line 1
         form = _choose_form(self, return_attention)  # self, or lines 3, 7 and 8 in one pass
         tokens = form.prepare(inputs)  # line 3
-        attention = []
-        for _ in range(T):  # line 4
-            updates, attn = form.attend(tokens, self.norm_slots(slots))  # lines 5 to 8
-            slots = self.update(updates, slots)  # lines 9 and 10
-            attention.append(attn)
+        slots, attention = self.iterate(form.attend, tokens, slots, T)  # lines 4 to 10
         return (slots, torch.stack(attention, dim=1)) if return_attention else slots  # line 11
