@@ -51,6 +51,12 @@ def golden():
     return read
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    "A cache of decoded images that is not the user's own."
+    os.environ["SLOT_ATTENTION_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 # settings that make a run of the recipe "tiny" end within a second or two
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=8, checkpoint_every=5)
 

@@ -30,6 +30,7 @@ from slot_attention_nbdev.data.files import (
     ImageFolder,
     PackScenes,
     PackWriter,
+    decode_folder,
     open_pack,
     resize_scenes,
 )
@@ -148,14 +149,10 @@ def parse_data_spec(
         kind, splits = "records", tuple(RECORD_SPLITS[name]) if name else ()
     elif (path / "images").is_dir() and (path / "scenes").is_dir():
         kind, splits = "clevr", ("train", "val", "test")
-    elif "/" in data or "." in data:
-        kind, splits = "folder", ()
     elif data in RECORD_SPLITS:
         raise InputError(f"data: {data} is read from files: say {data}:FILE.tfrecords")
-    elif data and path.is_dir():
-        raise InputError(
-            f"data: a folder is named with a slash, to tell it from a data set: {data}/"
-        )
+    elif "/" in data or "." in data or data and path.is_dir():
+        kind, splits = "folder", ()
     else:
         raise InputError(
             f"data: unknown {data!r}; {suggest(data, GENERATED)}, or the path of a pack (.npz), of "
@@ -179,6 +176,7 @@ def open_source(
     start: int = 0,  # First record of TFRecords without a name
     shuffle: int = 1,  # Scenes in the shuffle buffer of TFRecords; 1 keeps their order
     seed: int = 0,  # Decides that order
+    fit: str = "crop",  # How the images of a folder become squares, as for `read_pixels`
 ) -> Dataset:  # Yields dictionaries: image uint8 [H, W, 3], label uint8 [H, W] if known, properties
     "Source of scenes that a text names, opened."
     kind, name, path, splits = parse_data_spec(data)
@@ -197,7 +195,7 @@ def open_source(
     if kind == "pack":
         return open_pack(path, checked=True)
     if kind == "folder":
-        return ImageFolder(path, resolution or 128, on_error)
+        return ImageFolder(path, resolution or 128, on_error, fit)
     if kind == "clevr":
         most = (
             max(each.get("max_objects", 10) for each in RECORD_SPLITS[name].values())
@@ -356,9 +354,10 @@ def hold_out(
     k: int,  # How many scenes to hold out, at most
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
     seed: int = 0,  # Decides the order of records
-    # Train on so many scenes, again and again; 0 for all or, where they are drawn, for new ones in
-    # every step
+    # Train on so many scenes at most, again and again; 0 for all or, where they are drawn, for new
+    # ones in every step
     scenes: int = 0,
+    fit: str = "crop",  # As for `open_source`
     # What to train on, how many of its first scenes (None: all), what is held out
 ) -> tuple[Dataset, int | None, dict[str, Tensor]]:
     "Divide data into scenes to train on and scenes to measure on."
@@ -377,20 +376,16 @@ def hold_out(
         rows = range(min(k, sum(1 for _ in counted) // 5))
         source = open_source(data, start=len(rows), shuffle=BUFFER, seed=seed)
     else:
-        aside = source = open_source(data, resolution=resolution)
+        source = open_source(data, resolution=resolution, fit=fit)
+        aside = source = decode_folder(source) if spec.kind == "folder" else source
         n = len(source) - min(k, len(source) // 5)
         rows = range(n, len(source))
     if not rows:
         raise InputError(f"data: {data}: at least 5 scenes are needed to hold one out")
-    n = (
-        check_int(
-            "scenes",
-            scenes,
-            minimum=0,
-            maximum=n or (0 if isinstance(source, IterableDataset) else len(source)),
-        )
-        or n
-    )
+    walked = isinstance(source, IterableDataset)
+    check_int("scenes", scenes, minimum=0, maximum=0 if walked else None)
+    if scenes:
+        n = min(scenes, n or len(source))
     return source, n, resize_scenes(collate_rows(aside, rows), resolution)
 
 
@@ -398,13 +393,15 @@ def evaluation_scenes(
     data: str,  # As for `open_source`
     n: int,  # How many, at most
     resolution: int = 0,  # Height and width; 0 as the data have it, 128 for folders and CLEVR
+    fit: str = "crop",  # As for `open_source`
+    labeled: bool = True,  # Whether a label must be there
 ) -> dict[str, Tensor]:  # image, label, properties
-    """Labelled scenes to measure a model on.
+    """Scenes to measure a model on.
 
     They are the first ones of the split that is held out or, where there are no splits, of all.
     """
     spec, n = parse_data_spec(data), check_int("n", n)
-    source = open_source(data, spec.held_out, resolution)
+    source = open_source(data, spec.held_out, resolution, fit=fit)
     check_int("n", n, maximum=len(source) if spec.kind == "generated" else None)
     scenes = resize_scenes(
         collate_rows(
@@ -412,7 +409,7 @@ def evaluation_scenes(
         ),
         resolution,
     )
-    if "label" not in scenes:
+    if labeled and "label" not in scenes:
         raise FileError(
             f"{data}: no array 'label': nobody has said where the objects are, so there is nothing "
             "to compare with"

@@ -50,6 +50,7 @@ from slot_attention_nbdev.train.recipes import (
     build_model,
     cosine_rate,
     learning_rate,
+    load_initial,
     load_model,
     parse_budget,
     ramp,
@@ -362,6 +363,9 @@ def train(
         task_of(run.model).check(run.model, held_out)
         if state:
             run.restore(state)
+        elif recipe.init:
+            load_initial(run.model, recipe.init)
+            run.ema.load_state_dict(run.model.state_dict())
         # no process writes into the folder before all have checked it
         run.accelerator.wait_for_everyone()
         run.save(out)  # so that a run killed in its first step can go on, too

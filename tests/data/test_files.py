@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,19 @@ import torch
 from PIL import Image, ImageOps
 
 from slot_attention_nbdev.core import FileError, InputError, generator
+from slot_attention_nbdev.data import files
 from slot_attention_nbdev.data.files import (
     ImageFolder,
+    PackScenes,
     PackWriter,
+    decode_folder,
     load_pack,
     open_pack,
     read_image,
     read_pixels,
     save_pack,
 )
+from slot_attention_nbdev.data.sources import Batches, hold_out
 from slot_attention_nbdev.data.sprites import SPRITE_SETS, tetrominoes, to_uint8
 from torch.utils.data import DataLoader
 
@@ -551,3 +557,139 @@ def test_a_full_disk_costs_one_part(tmp_path, scenes, call, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz.parts"]
     writer.finish()
     assert torch.equal(load_pack(tmp_path / "p.npz")["image"], scenes["image"])
+
+
+# Folders, decoded once into the cache
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    "A folder of eight images, each with a mask, and an empty cache beside it."
+    monkeypatch.setenv("SLOT_ATTENTION_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for i in range(8):
+        path = folder / ("deep" if i % 2 else ".") / f"{i}.png"
+        Image.fromarray(random.integers(0, 256, (30, 40 + i, 3), np.uint8)).save(path)
+        mask = random.integers(0, 4, (30, 40 + i), np.uint8)
+        Image.fromarray(mask).save(path.with_name(f"{i}_mask.png"))
+    return folder
+
+
+def cached(photos):
+    return sorted((photos.parent / "cache").glob("*.npz"))
+
+
+@pytest.mark.parametrize("fit", files.FITS)
+def test_a_decoded_folder_is_the_folder(photos, fit):
+    folder = ImageFolder(photos, 20, fit=fit)
+    decoded = decode_folder(folder)
+    assert isinstance(decoded, PackScenes) and len(decoded) == len(folder) == 8
+    for one, other in zip(decoded, folder):
+        assert one.keys() == other.keys() == {"image", "label"}
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    load_pack(cached(photos)[0])  # every checksum is right
+    # nothing but the file and its lock is left
+    assert {path.suffix for path in (photos.parent / "cache").iterdir()} == {".npz", ".lock"}
+
+
+def test_fits(tmp_path):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :20], pixels[:, 20:40], pixels[:, 40:] = 50, 100, 200
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    seen = {fit: read_pixels(tmp_path / "wide.png", (20, 20), fit=fit) for fit in files.FITS}
+    assert (seen["crop"] == 100).all()
+    assert seen["pad"][0].max() == 0 and set(seen["pad"][10, :, 0].tolist()) >= {50, 100, 200}
+    assert set(seen["stretch"][0, :, 0].tolist()) >= {50, 100, 200}
+    with pytest.raises(InputError, match="fit: unknown 'fill'"):
+        ImageFolder(tmp_path, fit="fill")[0]
+
+
+def test_the_cache_is_rebuilt_when_it_must_be(photos, monkeypatch):
+    calls = []
+    write = files._write_folder
+    monkeypatch.setattr(files, "_write_folder", lambda *args: calls.append(args) or write(*args))
+    again = lambda **options: decode_folder(ImageFolder(photos, **{"resolution": 20, **options}))
+    again()
+    again()
+    assert len(calls) == 1
+    again(resolution=16)
+    again(fit="pad")
+    assert len(calls) == 3 == len(cached(photos))  # one for each way of seeing the folder
+    os.utime(photos / "0.png", ns=(1, 1))
+    again()
+    (photos / "0_mask.png").write_bytes((photos / "2_mask.png").read_bytes())
+    again()
+    (photos / "0.png").rename(photos / "9.png")
+    (photos / "0_mask.png").rename(photos / "9_mask.png")
+    again()
+    monkeypatch.setattr(files, "CACHE_VERSION", 0)
+    again()
+    assert len(calls) == 7 and len(cached(photos)) == 3  # the old ones are gone
+    for path in cached(photos):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert len(again()) == 8 and len(calls) == 8
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_full_disk_while_caching(photos, monkeypatch, at):
+    store, calls = files._store, []
+
+    def full(archive, name, shape, dtype, pieces):
+        def until_full():
+            for i, piece in enumerate(pieces):
+                if i == at:
+                    raise OSError(28, "No space left on device")
+                yield piece
+
+        calls.append(name)
+        store(archive, name, shape, dtype, until_full())
+
+    monkeypatch.setattr(files, "_store", full)
+    folder = ImageFolder(photos, 20)
+    with pytest.warns(UserWarning, match="No space left on device; so images are decoded again"):
+        source = decode_folder(folder)
+    assert source is folder and not cached(photos)
+    assert not list((photos.parent / "cache").glob(".*"))
+
+
+def test_a_cache_that_cannot_be_made(photos, monkeypatch):
+    (photos.parent / "file").write_text("not a folder")
+    monkeypatch.setenv("SLOT_ATTENTION_CACHE", str(photos.parent / "file" / "cache"))
+    with pytest.warns(UserWarning, match="Not a directory"):
+        assert isinstance(decode_folder(ImageFolder(photos, 20)), ImageFolder)
+
+
+def test_images_at_fault_are_named_and_nothing_is_kept(photos, monkeypatch):
+    folder = ImageFolder(photos, 20)
+    (photos / "2.png").write_bytes((photos / "2.png").read_bytes()[:300])
+    with pytest.raises(FileError, match=r"2\.png: cannot be read as an image"):
+        decode_folder(folder)
+    (photos / "2.png").unlink()  # between listing and reading
+    with pytest.raises(FileError, match=r"2\.png: cannot be read: No such file"):
+        decode_folder(folder)
+    names = files._folder_names(ImageFolder(photos / "deep", 20))
+    monkeypatch.setattr(files, "_folder_names", lambda source: names)
+    with pytest.raises(FileError, match=r"2\.png: there is no such file"):
+        decode_folder(folder)
+    assert not cached(photos)
+
+
+def test_of_several_processes_one_decodes(photos, monkeypatch):
+    calls, write = [], files._write_folder
+    monkeypatch.setattr(files, "_write_folder", lambda *args: calls.append(args) or write(*args))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(decode_folder, [ImageFolder(photos, 20) for _ in range(4)]))
+    assert len(calls) == 1 and all(isinstance(each, PackScenes) for each in found)
+
+
+def test_a_batch_of_a_folder_costs_the_training_thread_little(photos):
+    source, n, aside = hold_out(str(photos), 2, resolution=64, scenes=2_000)
+    assert n == 7 and len(aside["image"]) == 1
+    batches, seconds = Batches(source, 64, n=n), []
+    for step in range(8):
+        start = time.thread_time()
+        assert batches.batch(step)["image"].shape == (64, 64, 64, 3)
+        seconds.append(time.thread_time() - start)
+    assert min(seconds) <= 3e-3

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.data.files import save_pack
@@ -52,7 +53,11 @@ def test_paper_settings(name, data, slots):
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_every_recipe_builds_and_runs(recipe):
+def test_every_recipe_builds_and_runs(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # with the folder that the recipe for photographs reads
+    (tmp_path / "photos").mkdir()
+    for i in range(10):
+        Image.new("RGB", (90, 60), (20 * i, 0, 0)).save(f"photos/{i}.jpg")
     model = build_model(recipe)
     stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
     size = (

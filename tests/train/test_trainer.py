@@ -3,14 +3,17 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
@@ -383,6 +386,44 @@ def test_pack_as_data(tmp_path):
     (tmp_path / "pack.npz").unlink()
     model, info = load_model(tmp_path / "run")  # a model does not need the images it was trained on
     assert model.resolution == (35, 35) and info["recipe"]["data"].endswith("pack.npz")
+
+
+def test_a_folder_as_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for i, image in enumerate(evaluation_scenes("tetrominoes", 10)["image"].numpy()):
+        Image.fromarray(image).resize((80, 60)).save(f"photos/{i}.jpg")
+    # named without a slash, and with more scenes than there are
+    recipe = tiny(data="photos", resolution=35, scenes=2_000, fit="pad", steps=3)
+    record = go("run", recipe)
+    assert record["final"]["n"] == 2 and record["recipe"]["data"] == "photos/"
+    monkeypatch.chdir("run")  # where there is no such folder
+    assert load_model(".")[1]["recipe"]["fit"] == "pad"
+
+
+def test_training_goes_on_from_weights(run, tmp_path):
+    weights = load_model(run)[0].state_dict()
+    recipe = tiny(init=str(run), steps=4, learning_rate=0.0, checkpoint_every=2)
+    go(tmp_path / "run", recipe)
+    after = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for name, value in weights.items():
+        assert torch.equal(after["model"][name], value) and torch.equal(after["ema"][name], value)
+    assert go(tmp_path / "run", recipe, resume=True)["step"] == 4
+    gone = tiny(init="gone", steps=4)
+    with pytest.raises(InputError, match="no file, no run's folder and no shipped weights"):
+        go(tmp_path / "other", gone)
+    with pytest.raises(InputError, match=r"init: .*another model's weights .*expected .*, got"):
+        go(tmp_path / "another", tiny(init=str(run), model="paper"))
+
+
+def test_a_resumed_run_needs_no_initial_weights(run, tmp_path):
+    shutil.copytree(run, tmp_path / "first")
+    recipe = tiny(init=str(tmp_path / "first"), steps=4, checkpoint_every=2)
+    with pytest.raises(Interrupted), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "all_reduce_stop", lambda *_: (signal.SIGINT, 0.0))
+        go(tmp_path / "run", recipe)
+    shutil.rmtree(tmp_path / "first")
+    assert go(tmp_path / "run", recipe, resume=True)["step"] == 4
 
 
 def test_evaluate_is_what_it_says():
