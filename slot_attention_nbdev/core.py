@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'is_transformed',
-           'check_finite', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice', 'atomic_write',
-           'table', 'check_exercise']
+           'check_finite', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice', 'count_cores',
+           'atomic_write', 'table', 'check_exercise']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -138,16 +139,12 @@ def resolve_device(
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError):
         raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
-    there = {
-        "cpu": True,
-        "cuda": cuda and (device.index or 0) < torch.cuda.device_count(),
-        "mps": mps,
-    }
-    if not there.get(device.type, False):
+    how_many = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
+    if (device.index or 0) >= how_many.get(device.type, 0):
         raise InputError(f"device: {name!r} is not available on this machine; use auto or cpu")
-    return device
+    return device if device.type == "cuda" else torch.device(device.type)  # of the others, one
 
 # %% ../nbs/library/01_core.ipynb #fbe3fe55
 def rank_slice(
@@ -166,6 +163,38 @@ def rank_slice(
     return slice(rank * n // world, (rank + 1) * n // world)
 
 # %% ../nbs/library/01_core.ipynb #3c8f4eea
+def _cgroup_cores() -> float:
+    "How many cores a container may use (control groups, version 1 or 2); infinity for all."
+    cores = math.inf
+    folder = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        path = next(
+            line.split("::", 1)[1]
+            for line in [*Path("/proc/self/cgroup").read_text().splitlines(), "0::/"]
+            if line.startswith("0::")
+        )
+        inner = folder / path.lstrip("/")
+        for place in (inner, *inner.parents):  # each may set a limit
+            if place.is_relative_to(folder) and (place / "cpu.max").is_file():
+                quota, period = (place / "cpu.max").read_text().split()
+                cores = min(cores, math.inf if quota == "max" else int(quota) / int(period))
+    with suppress(OSError, ValueError):
+        quota, period = (
+            int((folder / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
+        cores = min(cores, quota / period if quota > 0 else math.inf)
+    return cores
+
+
+def count_cores() -> int:  # At least 1
+    "How many cores this process may use: by its affinity, and by the limits of its container."
+    there = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        there = len(os.sched_getaffinity(0))
+    limit = _cgroup_cores()
+    return there if limit >= there else max(1, math.ceil(limit))
+
+
 @contextmanager
 def atomic_write(
     path: str | Path,  # Final name of the file; its folder is made if need be

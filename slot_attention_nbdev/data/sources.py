@@ -8,7 +8,6 @@ __all__ = ['GENERATED', 'BUFFER', 'PART', 'DATA_CARDS', 'generated_set', 'Genera
            'convert', 'draw_blocks', 'draw_scenes', 'draw_pack', 'DataCard', 'data_card']
 
 # %% ../../nbs/library/03_sources.ipynb #08be999a
-import os
 import shutil
 import textwrap
 from collections import ChainMap
@@ -22,7 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
-from ..core import FileError, InputError, check_int, rank_slice, suggest
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    check_int,
+    count_cores,
+    rank_slice,
+    suggest,
+)
 from ..core import generator as seeded
 from .clevr_scenes import CLEVR_SETS
 from .clevr_v1 import ClevrFiles, crop_scene
@@ -550,7 +556,7 @@ def draw_pack(
 ) -> int:  # How many scenes the pack holds
     "Write fresh scenes of a generated set."
     # the scenes are the same for any number
-    cores = cores or (os.cpu_count() if spec.block < PART else 1)
+    cores = cores or (count_cores() if spec.block < PART else 1)
     blocks = lambda start: draw_blocks(name, spec, n, seed, start, cores)
     about = {"data": name, "seed": seed, "n": check_int("n", n)}
     if _denoises(spec):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'RUN_FILES', 'save_checkpoint', 'load_checkpoint', 'rotate_checkpoint', 'load_latest',
-           'selection_metric', 'source_commit', 'run_facts', 'open_run', 'records_folder', 'summarize_records',
-           'NotFinite', 'nan_watch', 'write_run_state', 'read_run_state']
+           'selection_metric', 'source_commit', 'run_facts', 'lock_run', 'open_run', 'records_folder',
+           'summarize_records', 'NotFinite', 'nan_watch', 'write_run_state', 'read_run_state']
 
 # %% ../../nbs/library/08_checkpoints.ipynb #79f38b3a
 import importlib.metadata
@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import FileError, InputError, TrainingError, atomic_write
+from slot_attention_nbdev.core import (
+    FileError,
+    InputError,
+    TrainingError,
+    atomic_write,
+    count_cores,
+)
 
 # %% ../../nbs/library/08_checkpoints.ipynb #63838cca
 CHECKPOINT_FORMAT = "slot_attention_nbdev checkpoint 2"
@@ -164,7 +171,7 @@ def run_facts(
     )
     hardware = {
         "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
+        "cores": count_cores(),
         "system": platform.system(),
     }
     if device.type == "cuda":
@@ -183,6 +190,82 @@ def run_facts(
 
 # %% ../../nbs/library/08_checkpoints.ipynb #8a6d4aa4
 RUN_FILES = ("checkpoint.pt", "previous.pt", "model.safetensors", "record.json")
+
+
+def _is_alive(
+    process: int,  # Its number on this machine
+    started: float,  # When it was started: numbers are used again
+) -> bool:
+    "Whether a process is running."
+    import psutil
+
+    try:
+        found = psutil.Process(process)
+        return found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - started) < 1
+    except psutil.Error:
+        return False
+
+
+def _refuse_if_held(out: Path, lock: Path) -> str:
+    "The content of a lock whose run is over; `InputError` if the run may be alive."
+    text = lock.read_text()
+    try:
+        note = json.loads(text)
+        process, host, started = note["process"], note["host"], float(note["started"])
+        held = host != platform.node() or _is_alive(process, started)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        # just being written, or cut short by a full disk
+        process, host, held = "unknown", "unknown", time.time() - lock.stat().st_mtime < 60
+    if held:
+        raise InputError(
+            f"out: another run is writing into {out}: process {process} on {host}; wait until it "
+            f"ends, or name another folder (if it is over, remove {lock})"
+        )
+    return text
+
+
+@contextmanager
+def lock_run(
+    out: str | Path,  # The run's folder; made if need be, and removed if it stays empty
+    writes: bool = True,  # Whether this process is the one that writes files
+) -> Iterator[None]:  # Nothing to hold
+    "Keep other processes out of a run's folder; `InputError` names the one that is in it."
+    import psutil
+
+    out = Path(out)
+    if not writes or (out.exists() and not out.is_dir()):
+        yield
+        return
+    lock, me = out / "run.lock", psutil.Process()
+    note = {"process": me.pid, "host": platform.node(), "started": me.create_time()}
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    taken = False
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while not taken:
+            try:
+                with open(lock, "x", encoding="utf-8") as file:
+                    taken = True
+                    file.write(json.dumps(note))
+            except FileExistsError:
+                aside = lock.with_name(f".run.lock.{me.pid}.part")
+                with suppress(FileNotFoundError):  # another process may have been quicker
+                    text = _refuse_if_held(out, lock)
+                    os.replace(lock, aside)
+                    if aside.read_text() != text:  # it was, and holds the lock by now
+                        os.replace(aside, lock)
+                    aside.unlink(missing_ok=True)
+    except OSError as error:
+        if taken:
+            lock.unlink(missing_ok=True)
+        raise FileError(f"{out}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that holds something
+            for folder in made:
+                folder.rmdir()
 
 
 def open_run(
@@ -347,8 +430,6 @@ def read_run_state(
     record: dict,  # The run's record
 ) -> tuple[str, str]:  # "finished", "running", "stopped" or "failed"; and why, if it failed
     "The state of a run, from its record and its folder."
-    import psutil
-
     if record.get("failed"):
         return "failed", str(record["failed"])
     if record.get("finished", record.get("final") is not None):
@@ -359,11 +440,8 @@ def read_run_state(
             return note.get("state", "stopped"), note.get("why", "") if note.get(
                 "state"
             ) == "failed" else ""
-        alive = (
-            psutil.pid_exists(note["process"])
-            and abs(psutil.Process(note["process"]).create_time() - note["started"]) < 1
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, psutil.Error):
+        alive = _is_alive(note["process"], note["started"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # no such file, or no such note
         return "stopped", ""
     return "running" if alive else "stopped", ""

@@ -32,7 +32,7 @@ def open_accelerator(
     device = resolve_device(str(device))
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision: fp16 needs a GPU, got a CPU; use bf16 or fp32")
-    if device.index is not None and world_size() == 1:
+    if device.type == "cuda" and device.index is not None and world_size() == 1:
         torch.cuda.set_device(device)
     # a launcher was asked for several, but gave them no ranks
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:

@@ -4,20 +4,25 @@ import json
 import logging
 import math
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
-from slot_attention_nbdev.core import FileError, TrainingError
+from slot_attention_nbdev.cli import main
+from slot_attention_nbdev.core import FileError, InputError, TrainingError
 from slot_attention_nbdev.models.weights import load_weights
 from slot_attention_nbdev.train.checkpoints import (
     load_checkpoint,
     load_latest,
+    lock_run,
     nan_watch,
     rotate_checkpoint,
     selection_metric,
@@ -204,3 +209,53 @@ def test_full_disk_leaves_both(tmp_path):
         "checkpoint.pt": 2,
         "previous.pt": 1,
     }
+
+
+def test_a_folder_has_one_writer(tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    with lock_run(out):
+        note = json.loads((out / "run.lock").read_text())
+        assert note["process"] == os.getpid() and note["host"] == platform.node()
+        for more in ([], ["--resume"]):
+            assert main(["train", "tiny", "--out", str(out), "--device", "cpu", *more]) == 2
+            text = capsys.readouterr().err
+            assert f"process {os.getpid()} on {platform.node()}" in text and str(out) in text
+        assert [each.name for each in out.iterdir()] == ["run.lock"]
+        with lock_run(out, writes=False):  # the other processes of a run
+            pass
+    assert not (tmp_path / "runs").exists()
+
+
+def test_locks_of_runs_that_are_over(tmp_path):
+    lock = tmp_path / "run.lock"
+    mine = {"process": os.getpid(), "host": platform.node(), "started": 0.0}
+    gone = subprocess.Popen([sys.executable, "-c", ""])  # ends at once and stays a zombie
+    started = psutil.Process(gone.pid).create_time()
+    time.sleep(0.5)
+    for note in (mine, {**mine, "process": gone.pid, "started": started}):
+        lock.write_text(json.dumps(note))
+        with lock_run(tmp_path):
+            assert json.loads(lock.read_text())["started"] > 0
+        assert not list(tmp_path.iterdir())
+    gone.wait()
+    lock.write_text(json.dumps({**mine, "host": "elsewhere"}))
+    with pytest.raises(InputError, match="on elsewhere.*if it is over, remove"), lock_run(tmp_path):
+        pass
+    for text in ("", "[]", "{}", '{"process": 1, "host": 2, "started": "x"}'):
+        lock.write_text(text)
+        with pytest.raises(InputError, match="process unknown"), lock_run(tmp_path):
+            pass
+        os.utime(lock, (0, 0))  # nobody is writing it any more
+        with lock_run(tmp_path):
+            pass
+
+
+def test_an_error_leaves_no_lock(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_run(tmp_path):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with lock_run(tmp_path / "file"):  # `open_run` says what is wrong
+        pass
+    with pytest.raises(FileError, match="cannot be written"), lock_run(tmp_path / "file" / "a"):
+        pass

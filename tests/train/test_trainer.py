@@ -225,6 +225,46 @@ def test_clipping():
         assert norm == pytest.approx(clip or run.flush_metrics()["grad_norm"], rel=1e-3)
 
 
+def test_clipping_where_squares_overflow():
+    run = Trainer(tiny())
+    for weight in run.model.parameters():
+        weight.grad = torch.full_like(weight, 1e25)
+    n = sum(weight.numel() for weight in run.model.parameters())
+    norm = training.clip_gradients(run.accelerator, run.model, 0.0)
+    assert norm.item() == pytest.approx(1e25 * math.sqrt(n), rel=1e-4)
+    assert all((weight.grad == 1e25).all() for weight in run.model.parameters())
+    training.clip_gradients(run.accelerator, run.model, 2.0)
+    assert training.clip_gradients(run.accelerator, run.model, 0.0).item() == pytest.approx(2.0)
+
+
+def test_what_came_again_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "clip_gradients", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(TrainingError, match="every output.*finite.*norm of the gradient inf"):
+        go(tmp_path)
+
+
+def test_checkpoints_by_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    steps = []
+    save = Trainer.save
+    monkeypatch.setattr(
+        Trainer,
+        "save",
+        lambda run, *more, **final: steps.append(run.step) or save(run, *more, **final),
+    )
+    go(tmp_path, tiny(steps=4, checkpoint_every=100))
+    assert steps == [0, 1, 2, 3, 4, 4, 4]
+
+
+def test_odd_runs_are_remarked_on(tmp_path, caplog):
+    go(tmp_path, tiny(learning_rate=0.0))
+    assert "12 updates are too few" in caplog.text
+    curve = [{"step": 1, "loss": 3.0}, {"step": 2, "fg_ari": 0.0}, {"step": 3, "fg_ari": None}]
+    assert training.remarks(200, curve, "fg_ari")[0].startswith("fg_ari was 0 in every evaluation")
+    assert not training.remarks(200, [*curve, {"step": 4, "fg_ari": 0.3}], "fg_ari")
+    assert not training.remarks(200, [{"mse": 0.0}], "mse") and not training.remarks(200, [], "mse")
+
+
 def test_labels_have_no_say():
     a, b = (Trainer(tiny(warmup_steps=0)) for _ in range(2))
     scenes = evaluation_scenes("tetrominoes", 2)
