@@ -7,6 +7,7 @@ __all__ = ['INITS', 'IMPLEMENTATIONS', 'InitialSlots', 'SlotAttention']
 
 # %% ../../nbs/course/02_slot_attention.ipynb #0d19d072
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +133,26 @@ def _choose_form(
             return module
     return AbsorbedAttention(module, return_attention)
 
+
+def _leave_autocast(
+    form: nn.Module | AbsorbedAttention,  # What `_choose_form` gave
+    tokens: Tensor | tuple[Tensor, ...],  # What its `prepare` gave, in autocast's half precision
+    slots: Tensor,  # Initial slots, [B, K, D]
+    dtype: torch.dtype,  # Of the module's weights
+) -> tuple[Tensor | tuple[Tensor, ...], Tensor, AbstractContextManager]:
+    """Tokens and slots in full precision, and a context in which autocast rounds nothing.
+
+    A token's rounding is averaged away; that of a slot, a query or a state is there for all tokens.
+    """
+    device = slots.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tokens, slots, nullcontext()
+    # the one-pass form keeps its tokens small: its operator adds up in full precision
+    if not isinstance(form, AbsorbedAttention):
+        one = isinstance(tokens, Tensor)
+        tokens = tokens.to(dtype) if one else tuple(each.to(dtype) for each in tokens)
+    return tokens, slots.to(dtype), torch.autocast(device, enabled=False)
+
 # %% ../../nbs/course/02_slot_attention.ipynb #dacd3ab6
 class SlotAttention(InitialSlots):
     "Slot Attention: N tokens are grouped into K slots (Locatello et al. 2020, Algorithm 1)."
@@ -226,5 +247,8 @@ class SlotAttention(InitialSlots):
             slots = self.initial_slots(B, num_slots, generator)  # line 1
         form = _choose_form(self, return_attention)  # self, or lines 3, 7 and 8 in one pass
         tokens = form.prepare(inputs)  # line 3
-        slots, attention = self.iterate(form.attend, tokens, slots, T)  # lines 4 to 10
+        # autocast may round what is as many as the tokens, never the slots
+        tokens, slots, full_precision = _leave_autocast(form, tokens, slots, self.slots_mu.dtype)
+        with full_precision:
+            slots, attention = self.iterate(form.attend, tokens, slots, T)  # lines 4 to 10
         return (slots, torch.stack(attention, dim=1)) if return_attention else slots  # line 11

@@ -53,6 +53,9 @@ def mask_variance(
 class Task:
     "What training asks of a kind of model: its loss, its metrics, its pictures."
 
+    # whether the loss can be compiled with the model: no matching, nothing that reads a number
+    compiles_loss = False
+
     def check(
         self,
         model: nn.Module,  # A model of this task
@@ -106,17 +109,22 @@ class Task:
 class ObjectDiscovery(Task):
     "Autoencoders: they learn from images alone, and their masks are measured against labels."
 
+    compiles_loss = True
+
     def loss(
         self,
         model: nn.Module,  # An autoencoder
         output: AutoEncoderOutput,  # What it decoded
         image: Tensor,  # [B, 3, H, W], or the pixels that were decoded, [B, 3, 1, P]
         scenes: dict[str, Tensor],  # Not used: no label is trained on
-        variance_weight: float = 0.0,  # Weight of `mask_variance`
+        # Weight of `mask_variance`; the number 0.0 leaves it out, a tensor is never looked at
+        variance_weight: float | Tensor = 0.0,
     ) -> Tensor:  # A scalar
         "Mean squared error of the mixed image (Locatello et al. 2020, Section 3.1)."
         loss = F.mse_loss(output.reconstruction, image)
-        return loss + variance_weight * mask_variance(output) if variance_weight else loss
+        if isinstance(variance_weight, Tensor) or variance_weight:
+            loss = loss + variance_weight * mask_variance(output)
+        return loss
 
     @torch.no_grad()
     def evaluate(
@@ -205,7 +213,7 @@ class SetPrediction(Task):
         output: SetPredictorOutput,  # What it predicted
         image: Tensor,  # Not used
         scenes: dict[str, Tensor],  # The truth
-        variance_weight: float = 0.0,  # Not used: a set predictor has no masks
+        variance_weight: float | Tensor = 0.0,  # Not used: a set predictor has no masks
     ) -> Tensor:  # A scalar
         "Matched Huber loss (Locatello et al. 2020, supplement), unless the model has its own."
         target = model.schema.encode(scenes, output.predictions.shape[1])
@@ -340,14 +348,14 @@ class Objective(nn.Module):
         self.model = model
         self.task = task_of(model)
 
-    def forward(
+    def predict(
         self,
-        scenes: dict[str, Tensor],  # A batch; object discovery uses its images alone
-        noise: Tensor | None,  # What `draw_noise` gave
-        variance_weight: float = 0.0,  # Weight of `mask_variance`
-        num_iterations: int | None = None,  # T of this step; None takes the model's own
-    ) -> Tensor:  # A scalar, float32
-        "The loss of the model's task."
+        scenes: dict[str, Tensor],  # As for `forward`
+        noise: Tensor | None,  # As for `forward`
+        num_iterations: int | None,  # As for `forward`
+        # What the loss compares: the images, or some of their pixels, and the model's output
+    ) -> tuple[Tensor, AutoEncoderOutput | SetPredictorOutput]:
+        "Normalize the images, place the initial slots, run the model."
         image, module = to_model(scenes["image"]), self.model.slot_attention
         slots = None
         if noise is not None:
@@ -357,11 +365,41 @@ class Objective(nn.Module):
         if some:
             # [B, 3, H, W] -> [B, 3, 1, P]
             image = image.flatten(2).take_along_dim(some["pixels"][:, None], dim=2).unsqueeze(2)
-        # a loss adds up many small numbers: never in half precision
+        return image, output
+
+    def score(
+        self,
+        scenes: dict[str, Tensor],  # As for `forward`
+        noise: Tensor | None,  # As for `forward`
+        variance_weight: float | Tensor,  # As for `forward`
+        num_iterations: int | None,  # As for `forward`
+    ) -> Tensor:  # A scalar, float32
+        "The loss of what `predict` gives: a sum of small numbers, never in half precision."
+        image, output = self.predict(scenes, noise, num_iterations)
         with torch.autocast(image.device.type, enabled=False):
             parts = [part.float() if isinstance(part, Tensor) else part for part in output]
             output = type(output)(*parts)
             return self.task.loss(self.model, output, image, scenes, variance_weight)
+
+    def compile_parts(self) -> None:
+        """Compile from the images to the loss or, where sets are matched, to the model's output.
+
+        The model itself stays as it is: evaluations call it with a generator.
+        """
+        if self.task.compiles_loss:
+            self.score = torch.compile(self.score, fullgraph=True)
+        else:
+            self.predict = torch.compile(self.predict, fullgraph=True)
+
+    def forward(
+        self,
+        scenes: dict[str, Tensor],  # A batch; object discovery uses its images alone
+        noise: Tensor | None,  # What `draw_noise` gave
+        variance_weight: float | Tensor = 0.0,  # Weight of `mask_variance`
+        num_iterations: int | None = None,  # T of this step; None takes the model's own
+    ) -> Tensor:  # A scalar, float32
+        "The loss of the model's task."
+        return self.score(scenes, noise, variance_weight, num_iterations)
 
 # %% ../../nbs/library/06_tasks.ipynb #7cabfd36
 def draw_pixels(
@@ -394,7 +432,7 @@ def backward(
     objective: nn.Module,  # Scenes, noise and weight to a loss
     scenes: dict[str, Tensor],  # This process's rows of a batch
     noise: Tensor | None,  # The same rows of the noise
-    variance_weight: float,  # As for `Objective`
+    variance_weight: float | Tensor,  # As for `Objective`
     pieces: int,  # In how many pieces to take it
     whole: int,  # Images in the whole batch, over all processes
     num_iterations: int | None = None,  # As for `Objective`
@@ -451,20 +489,20 @@ def resolve_switch(
 
 
 def speed_up(
-    model: nn.Module,  # On its device; changed in place, its parameters stay the same tensors
+    objective: Objective,  # On its device; changed in place, its parameters stay the same tensors
     compiled: bool,  # Whether to compile it
-    recompute: bool,  # Whether to checkpoint the activations of its parts
-) -> nn.Module:  # The same model
-    "Switch on what makes a model faster or smaller, without changing what it computes."
+    recompute: bool,  # Whether to checkpoint the activations of its model's parts
+) -> Objective:  # The same objective
+    "Switch on what makes an update faster or smaller, without changing what it computes."
     if recompute:
         # a part's forward is replaced on the object, not on its class: state_dict and parameters
         # stay as they are, and a copy made before keeps its own forward
         for name in ("encoder", "slot_attention", "decoder"):
-            part = getattr(model, name, None)
+            part = getattr(objective.model, name, None)
             if part is not None:
                 part.forward = partial(
                     checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False
                 )
     if compiled:
-        model.compile(fullgraph=True)
-    return model
+        objective.compile_parts()
+    return objective

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -119,8 +120,8 @@ class Trainer:
             )
         self.model = to_device(build_model(recipe, resolution, seed), device)
         self.ema = deepcopy(self.model) if recipe.ema_decay else self.model
-        speed_up(
-            self.model,
+        objective = speed_up(
+            Objective(self.model),
             resolve_switch(recipe.compile, device.type == "cuda" and recipe.steps >= 5_000),
             recipe.checkpoint_activations == "on",
         )
@@ -129,7 +130,7 @@ class Trainer:
             eps=1e-8,
             fused=resolve_switch(recipe.fused, device.type in ("cuda", "cpu")) or None,
         )
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.step = 0
         self.seconds = 0.0
         self.best = -math.inf
@@ -176,7 +177,11 @@ class Trainer:
         )
         noise = draw_noise(self.model, *drawn)
         scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
-        weight = r.variance_weight and r.variance_weight * ramp(self.progress, r.variance_steps)
+        weight = r.variance_weight
+        if weight:
+            # a tensor: compiled code would be compiled anew for every number
+            weight *= ramp(self.progress, r.variance_steps)
+            weight = torch.full((), weight, device=self.accelerator.device)
         self.optimizer.zero_grad()
         loss = backward(
             self.accelerator,
@@ -206,8 +211,8 @@ class Trainer:
 
         Polyak and Juditsky 1992, doi:10.1137/0330046.
         """
-        for mean, weight in zip(self.ema.parameters(), self.model.parameters()):
-            mean.lerp_(weight, 1 - self.recipe.ema_decay)
+        average = get_ema_multi_avg_fn(self.recipe.ema_decay)  # of all weights at once
+        average(list(self.ema.parameters()), list(self.model.parameters()), None)
 
     def flush_metrics(self) -> dict[str, float]:  # Means of loss and grad_norm
         """Mean loss and gradient norm since the last point of the curve, over all processes.

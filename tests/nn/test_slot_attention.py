@@ -382,6 +382,28 @@ def test_autocast(module, inputs, slots, half_inputs):
     )
 
 
+@pytest.mark.parametrize("implementation", ["plain", "one_pass"])
+def test_autocast_rounds_tokens_and_no_slots(implementation):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = SlotAttention(64, implementation=implementation)
+    random = generator(0, "autocast")
+    x = torch.randn(4, 1024, 64, generator=random)
+    start = module.initial_slots(4, generator=random).detach()
+    reference = copy.deepcopy(module).double()(x.double(), slots=start.double())
+    error = lambda slots: ((slots.double() - reference).norm() / reference.norm()).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(x, slots=start)
+        # the same with every product rounded
+        rounded, tokens = start, module.prepare(x)
+        for _ in range(3):
+            updates, _ = module.attend(tokens, module.norm_slots(rounded))
+            rounded = module.update(updates, rounded)
+    assert found.dtype == torch.float32
+    assert error(found) < 4e-4 < 2e-3 < error(rounded)
+    assert error(module(x, slots=start)) < 1e-6
+
+
 def test_inference_mode_and_no_grad(module, inputs, slots):
     with torch.inference_mode():
         assert_close(module(inputs, slots=slots), module(inputs, slots=slots))

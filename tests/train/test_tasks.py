@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
-from slot_attention_nbdev.models.autoencoder import small_autoencoder
+from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, small_autoencoder
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, run_fingerprint
@@ -246,3 +247,43 @@ def test_slots_are_shown_without_labels_and_change_nothing():
     assert torch.equal(torch.get_rng_state(), state) and evaluate(model, scenes) == before
     with pytest.raises(InputError, match="most"):
         task_of(model).preview(model, scenes, most=0)
+
+
+class Waits(TorchDispatchMode):
+    "Counts operators that a GPU would have to be waited for."
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().partition("::")[2].partition(".")[0]
+        if name.startswith(self.WAITING):
+            self.found.append(name)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["tetrominoes_fast", "tetrominoes_paper"])
+def test_an_update_reads_no_number(name, monkeypatch):
+    # the one look at the numbers that is taken on a CPU alone
+    monkeypatch.setattr(SlotAttentionAutoEncoder, "check_image", lambda self, image: None)
+    run = Trainer(get_recipe(name, **SHORT | {"batch_size": 2}))
+    scenes = evaluation_scenes("tetrominoes", 2)
+    with Waits() as waits:
+        run.training_step(scenes)
+    assert not waits.found
+    with Waits() as waits:
+        run.flush_metrics()
+    assert waits.found  # the counter counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_model_without_an_average_is_evaluated(tmp_path, precision):
+    settings = SHORT | dict(batch_size=2, log_every=1, eval_every=2)
+    recipe = get_recipe("tetrominoes_paper", steps=2, compile="on", precision=precision, **settings)
+    record = train(recipe, tmp_path / "run", device="cpu", progress=False)
+    assert record["finished"] and record["final"]["n"] == 4
+    assert recipe.ema_decay == 0
