@@ -17,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from slot_attention_nbdev.apps.report import (
@@ -44,12 +45,23 @@ def recipes_command(
       slot-attention recipes tetrominoes_fast --json
     """
     from slot_attention_nbdev.core import table
-    from slot_attention_nbdev.train.recipes import RECIPES, describe_recipe, get_recipe, to_dict
+    from slot_attention_nbdev.train.recipes import (
+        RECIPES,
+        describe_recipe,
+        get_recipe,
+        setting_texts,
+        to_dict,
+    )
 
     if arguments.name:
         recipe = get_recipe(arguments.name)
         settings = to_dict(recipe)
-        rows = [item for item in settings.items() if item[0] not in ("name", "about")]
+        texts = setting_texts()
+        rows = [
+            (key, value, texts.get(key, ""))
+            for key, value in settings.items()
+            if key not in ("name", "about")
+        ]
         return settings, f"{describe_recipe(recipe)}\n\n{table(rows)}"
     columns = ("data", "model", "num_slots", "steps", "about")
     recipes = {name: to_dict(recipe) for name, recipe in RECIPES.items()}
@@ -97,8 +109,10 @@ def add_train_arguments(
 ) -> None:
     "Add the arguments of `slot-attention train`."
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a name that `slot-attention recipes` lists"
+        "recipe", nargs="?", metavar="RECIPE", help="a name that `slot-attention recipes` lists"
     )
+    config_help = "instead of RECIPE: settings as `slot-attention recipes NAME --json` writes them"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=config_help)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change single settings of the recipe"
     )
@@ -116,7 +130,7 @@ def add_train_arguments(
 
 
 def train_command(
-    # `recipe`, `overrides`, `budget`, `out`, `resume`, `seed`, `device`
+    # `recipe`, `config`, `overrides`, `budget`, `out`, `resume`, `seed`, `device`
     arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program (the run's record), for a reader
     """Train a recipe; resume it with the same command and --resume.
@@ -124,12 +138,28 @@ def train_command(
     examples:
       slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume
       slot-attention train tiny data=photos/ resolution=64 --device cuda
+      slot-attention train --config settings.json steps=100
     """
-    from slot_attention_nbdev.train.recipes import get_recipe, parse_budget, parse_overrides
+    from slot_attention_nbdev.core import InputError
+    from slot_attention_nbdev.train.recipes import (
+        get_recipe,
+        parse_budget,
+        parse_overrides,
+        read_config,
+    )
     from slot_attention_nbdev.train.trainer import train
 
-    recipe = get_recipe(arguments.recipe, **parse_overrides(arguments.overrides))
-    out = arguments.out or Path("runs") / f"{arguments.recipe}-seed{arguments.seed}"
+    name, overrides = arguments.recipe, arguments.overrides
+    if arguments.config and name and "=" in name:  # there was no recipe before the settings
+        name, overrides = None, [name, *overrides]
+    if bool(name) == bool(arguments.config):
+        raise InputError("recipe: name one of them (see `recipes`), or give --config FILE")
+    overrides = parse_overrides(overrides)
+    if name:
+        recipe = get_recipe(name, **overrides)
+    else:
+        recipe = replace(read_config(arguments.config), **overrides)
+    out = arguments.out or Path("runs") / f"{Path(recipe.name).name}-seed{arguments.seed}"
     budget = None if arguments.budget is None else parse_budget(arguments.budget)
     record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, budget)
     metrics = format_metrics(record["final"])
@@ -445,8 +475,28 @@ def parse(
         before.append(words.pop(0))
     if not words or words[0] not in commands:
         return parser.parse_args(words)  # help, the version, or what is wrong
+    command = commands[words[0]]
     # intermixed: positional arguments may follow options
-    return commands[words[0]].parse_intermixed_args(before + words[1:])
+    arguments, unknown = command.parse_known_intermixed_args(before + words[1:])
+    if unknown:
+        hint = _hint(words, unknown[0]) if words[0] == "train" else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return arguments
+
+
+def _hint(words, unknown):
+    "How to give a setting that was given like an option."
+    from slot_attention_nbdev.core import nearest
+    from slot_attention_nbdev.train.recipes import SETTINGS
+
+    name, equals, value = unknown.partition("=")
+    options = ("budget", "config", "debug", "device", "json", "out", "resume", "seed")
+    near = nearest(name.strip("-").replace("-", "_"), [*options, *SETTINGS])
+    if near in options:
+        return f"; did you mean --{near}?"
+    after = words[words.index(unknown) + 1 :]
+    value = value if equals or not after else after[0]
+    return f"; settings are given without dashes: {near}={value or 'VALUE'}" if near else ""
 
 # %% ../nbs/library/10_cli.ipynb #58435820
 def is_main_process() -> bool:  # True for one of several processes, and for one alone
@@ -489,11 +539,25 @@ def show(
         print(json.dumps(result) if as_json else text, flush=True)
 
 
+def _mend_streams():
+    "Output that cannot be shown is no reason to fail: spell odd characters, open closed streams."
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:  # or the next file that is opened takes its place
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+                pass
+            os.close(descriptor)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(
     # Words after the program's name; None for those of this process
     argv: Sequence[str] | None = None,
 ) -> int:  # Exit code
     "Run one command line."
+    _mend_streams()
     try:
         arguments = parse(argv)
     except SystemExit as stop:  # argparse has printed help, or what is wrong
@@ -505,7 +569,9 @@ def main(
         if arguments.debug:
             raise
         code, message = explain(error)
-        if message and (is_main_process() or code == 1):  # each process has its own failures
+        # each process has its own failures, but for a training that all of them share
+        own = code == 1 and type(error).__name__ != "TrainingError"
+        if message and (is_main_process() or own):
             print(f"slot-attention: {message}", file=sys.stderr)
         return code
 

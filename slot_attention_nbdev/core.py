@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'is_transformed',
-           'check_finite', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice', 'count_cores',
-           'atomic_write', 'table', 'check_exercise']
+           'check_finite', 'nearest', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice',
+           'count_cores', 'atomic_write', 'table', 'check_exercise']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
@@ -100,15 +100,29 @@ def check_finite(
     return x
 
 # %% ../nbs/library/01_core.ipynb #164cf463
+def nearest(
+    name: str,  # What was asked for
+    options: Iterable[str],  # What there is
+) -> str | None:  # None if nothing is near
+    "The known name that is nearest to an unknown one, or that it abbreviates: lr, learning_rate."
+    options = sorted(options)
+    for option in options:
+        initials = "".join(word[:1] for word in option.split("_"))
+        if len(name) > 1 and name.lower() == initials.lower():
+            return option
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
 def suggest(
     name: str,  # What was asked for
     options: Iterable[str],  # What there is
 ) -> str:  # End of a message: the nearest name, then all of them
     "Say which known name is nearest to an unknown one."
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    near = nearest(name, options)
     known = ", ".join(options)
-    return f"did you mean {near[0]!r}? There are: {known}" if near else f"there are: {known}"
+    return f"did you mean {near!r}? There are: {known}" if near else f"there are: {known}"
 
 # %% ../nbs/library/01_core.ipynb #39575a2f
 def derive_seed(

@@ -14,13 +14,12 @@ from PIL import Image
 from slot_attention_nbdev import __version__
 from slot_attention_nbdev import cli
 from slot_attention_nbdev.cli import console, main
-from slot_attention_nbdev.core import FileError, InputError, generator
+from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
 from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
 from slot_attention_nbdev.data.sources import GeneratedScenes, collate_rows, evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
-from slot_attention_nbdev.train.recipes import RECIPES, to_dict
-from slot_attention_nbdev.train.recipes import load_model
+from slot_attention_nbdev.train.recipes import RECIPES, SETTINGS, load_model, setting_texts, to_dict
 
 COMMANDS = list(cli.COMMANDS)
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
@@ -345,3 +344,81 @@ def test_a_full_disk_behind_the_output():
         and "No space left on device" in ended.stderr
         and "Traceback" not in ended.stderr
     )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1:strict"])
+def test_output_in_any_encoding(tmp_path, encoding):
+    environment = {"PYTHONIOENCODING": encoding}
+    (tmp_path / "ü 日本").mkdir()
+    (tmp_path / "ü 日本" / "record.json").write_text("{}")
+    ended = script("runs", tmp_path, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_closed_output():
+    for closed in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        command = f"{sys.executable} -m slot_attention_nbdev.cli recipes {closed}"
+        ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--steps", "100"], "steps=100"),
+        (["--steps=100"], "steps=100"),
+        (["--batch-size", "8"], "batch_size=8"),
+        (["--lr", "0.1"], "learning_rate=0.1"),
+        (["--data", "photos/"], "data=photos/"),
+        (["--see", "1"], "did you mean --seed?"),
+        (["lr=0.1"], "did you mean 'learning_rate'?"),
+    ],
+)
+def test_settings_that_are_nearly_right(words, hint, capsys):
+    assert main(["train", "tiny", *words]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_settings_from_a_file(say, tmp_path, capsys):
+    config = tmp_path / "mine.json"
+    config.write_text(say("recipes", "tiny", "--json"))
+    out = ("--out", str(tmp_path / "run"))
+    record = json.loads(say("train", "--config", config, *SHORT, *out, "--json"))
+    assert record["recipe"]["name"] == "tiny" and record["recipe"]["steps"] == 4
+    for text, words in {
+        "[": "is not JSON",
+        "3": "expected an object, got int",
+        '{"stepz": 3}': "stepz: there is no such setting; did you mean 'steps'?",
+        '{"steps": "3"}': "steps: expected an integer ≥ 1, got '3'",
+        '{"steps": [3]}': "steps: expected an integer",
+        '{"model": 3}': "model: expected text",
+        '{"name": 3}': "name: expected text",
+        '{"clip_norm": null}': "clip_norm: expected a number",
+        '{"learning_rate": NaN}': "learning_rate: expected a number",
+    }.items():
+        config.write_text(text)
+        assert main(["train", "--config", str(config), *out]) == 2, text
+        assert words in capsys.readouterr().err, text
+    assert main(["train", "tiny", "--config", str(config)]) == 2  # one of them, not both
+    assert main(["train"]) == 2
+    assert main(["train", "--config", str(tmp_path / "gone.json")]) == 1
+
+
+def test_every_setting_is_explained(say):
+    shown = say("recipes", "tiny").splitlines()
+    texts = setting_texts()
+    for name in SETTINGS.keys() - {"name", "about"}:
+        assert texts[name], name
+        assert any(line.startswith(f"{name} ") and texts[name] in line for line in shown), name
+
+
+def test_a_shared_failure_is_told_once(monkeypatch, capsys):
+    def fail(arguments):
+        "Fail."
+        raise TrainingError("loss not finite")
+
+    monkeypatch.setitem(cli.COMMANDS, "recipes", (fail, cli.add_recipes_arguments))
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["recipes"]) == 1
+        assert capsys.readouterr().err.count("loss not finite") == told

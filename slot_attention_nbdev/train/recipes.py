@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['SWITCH', 'SETTINGS', 'PAPER', 'CPU', 'FAST', 'SMALL', 'SHORT', 'SPRITES', 'CLEVR6', 'PHOTOS', 'CLEVR10', 'PAPER10',
-           'RECIPES', 'setting', 'Recipe', 'check_setting', 'get_recipe', 'parse_overrides', 'to_dict', 'from_dict',
-           'run_fingerprint', 'ramp', 'learning_rate', 'cosine_rate', 'parse_budget', 'resolution_of', 'build_model',
-           'load_model', 'load_initial', 'build_data', 'describe_recipe']
+           'RECIPES', 'setting', 'Recipe', 'check_setting', 'get_recipe', 'parse_overrides', 'read_config',
+           'setting_texts', 'to_dict', 'from_dict', 'run_fingerprint', 'ramp', 'learning_rate', 'cosine_rate',
+           'parse_budget', 'resolution_of', 'build_model', 'load_model', 'load_initial', 'build_data',
+           'describe_recipe']
 
 # %% ../../nbs/library/05_recipes.ipynb #de6f18c5
+import inspect
+import json
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -371,6 +374,44 @@ def parse_overrides(
             raise InputError(f"{key}: expected {kind}, got {value!r}") from None
         check_setting(key, overrides[key])
     return overrides
+
+
+def read_config(
+    path: str | Path,  # JSON: settings by name, as `slot-attention recipes NAME --json` writes them
+) -> Recipe:  # The recipe, checked
+    """A recipe from a file.
+
+    What it does not name has its default, and the file's own name is the recipe's.
+    """
+    path = Path(path)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise InputError(f"config: {path} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"config: {path}: expected an object, got {type(settings).__name__}")
+    try:
+        _check_keys(settings.keys() - {"name", "about"})
+        return Recipe(**{"name": path.stem, "about": f"read from {path.name}"} | settings)
+    except InputError as error:
+        raise InputError(f"config: {path}: {error}") from None
+
+
+def setting_texts() -> dict[str, str]:  # A line for each setting, by its name
+    "The comments in `Recipe`: what each setting is for."
+    texts, above = {}, []
+    for line in inspect.getsource(Recipe).splitlines():
+        comment = line.strip().removeprefix("# ")
+        name = line.strip().partition(":")[0]
+        if comment != line.strip() and not comment.startswith("The next"):
+            above.append(comment)
+        elif name in SETTINGS:
+            beside = line.partition("  # ")[2]
+            texts[name] = " ".join(above) or beside
+            above = []
+    return texts
 
 
 def _check_keys(keys):

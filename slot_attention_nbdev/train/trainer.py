@@ -87,10 +87,9 @@ def clip_gradients(
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     # squares of finite numbers leave the range of float32
     wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    norms = [torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide)).norm()
     if max_norm:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0).float())
     return norm.float()
 
 
