@@ -30,10 +30,12 @@ from slot_attention_nbdev.apps.report import (
     format_number,
     group_seeds,
     hardware_of,
+    headline_metrics,
     is_far_below_best,
     markdown_table,
 )
 from slot_attention_nbdev.core import atomic_write
+from slot_attention_nbdev.metrics.controls import average_controls, control_name, control_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -77,8 +79,40 @@ def name_of(group: list[RunSummary], groups: list[list[RunSummary]]) -> str:
     return f"`{recipe}`" + ("" if len(same) == 1 or plain == [names] else f" ({', '.join(names)})")
 
 
+def finals_of(group: list[RunSummary]) -> list[dict]:
+    "The final metrics of the runs that finished."
+    return [run.record["final"] for run in group if run.state == "finished"]
+
+
+def control_summary(keys: list[str], groups: list[list[RunSummary]]) -> list[tuple[str, ...]]:
+    "The untrained model of each experiment, and the rules on each set of scenes."
+    rows = {}
+    for group in groups:
+        for control, scores in average_controls(finals_of(group)).items():
+            name = f"*control:* {control_name(control, scores)}"
+            seeds = "–"
+            if control == "untrained":
+                name += f", {name_of(group, groups)}"
+                seeds = str(len(finals_of(group)))
+            cells = tuple(format_number(scores.get(key)) for key in keys)
+            # the rules are the same for every experiment on the same scenes
+            rows.setdefault((name, cells), (name, seeds, "–", *cells))
+    measured = lambda row: any(cell != "–" for cell in row[3:])
+    return sorted(filter(measured, rows.values()), key=lambda row: "untrained" not in row[0])
+
+
+def attention_rows(groups: list[list[RunSummary]]) -> list[tuple[str, ...]]:
+    "The attention of set predictors as segments, beside its controls."
+    for group in groups:
+        controls = average_controls(finals_of(group))
+        if "attention" in controls:
+            header, *rows = control_rows({"controls": controls})
+            return [(f"segments, {name_of(group, groups)}", *header[1:]), *rows]
+    return []
+
+
 def summary_rows(about: dict, runs: list[RunSummary]) -> list[tuple[str, ...]]:
-    "What the paper reached, then what each experiment reached."
+    "What the paper reached, then what each experiment reached, then what stands beside it."
     keys = about["metrics"]
     groups = group_seeds(runs)
     rows = [("who", "seeds", "time of a run", *(METRIC_NAMES.get(key, key) for key in keys))]
@@ -94,7 +128,7 @@ def summary_rows(about: dict, runs: list[RunSummary]) -> list[tuple[str, ...]]:
             time += " on average"
         scores = [format_mean_std([record["final"].get(key) for record in records]) for key in keys]
         rows.append((name_of(group, groups), count_seeds(group), time, *scores))
-    return rows
+    return rows + control_summary(keys, groups)
 
 
 def waiting_lines(about: dict, runs: list[RunSummary], notes: dict[str, str]) -> list[str]:
@@ -161,6 +195,14 @@ def task(about: dict, runs: list[RunSummary], notes: dict[str, str]) -> list[str
             f"{about['source']}; given there in per cent.*",
             "",
         ]
+    attention = attention_rows(group_seeds(runs))
+    if attention:
+        text += [
+            "The attention of the last iteration, taken as masks, beside its controls:",
+            "",
+            markdown_table(attention),
+            "",
+        ]
     waiting = waiting_lines(about, runs, notes)
     if waiting:
         text += ["**Not run yet:**", "", *waiting, ""]
@@ -169,12 +211,11 @@ def task(about: dict, runs: list[RunSummary], notes: dict[str, str]) -> list[str
     return text
 
 
-def study_rows(runs: list[RunSummary]) -> list[tuple[str, ...]]:
-    "The experiments of a study whose records are those of runs, best first."
-    keys = ("fg_ari", "mse", "background_split")
-    rows = [
-        ("setting", "seeds", "time of a run", "FG-ARI", "MSE", "slots that share the background")
-    ]
+def study_rows(runs: list[RunSummary], folder: str) -> list[tuple[str, ...]]:
+    "The experiments of a study whose records are those of runs, best first, and their controls."
+    keys = ("fg_ari", "ari", "miou", "mse", "background_split")
+    names = {**METRIC_NAMES, "background_split": "slots that share the background"}
+    rows = [("setting", "seeds", "time of a run", *(names[key] for key in keys))]
     score = lambda group: sum(run.metrics.get("fg_ari") or 0 for run in group) / len(group)
     for group in sorted(group_seeds(runs), key=score, reverse=True):
         recipe = group[0].record["recipe"]
@@ -186,6 +227,11 @@ def study_rows(runs: list[RunSummary]) -> list[tuple[str, ...]]:
             *(format_mean_std([record["final"].get(key) for record in records]) for key in keys),
         )
         rows.append(cells)
+    file = RESULTS / "controls.json"
+    controls = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for control, scores in controls.get(folder, {}).items():
+        cells = (format_number(scores.get(key)) for key in keys)
+        rows.append((f"*control:* {control_name(control, scores)}", "–", "–", *cells))
     return rows
 
 
@@ -225,8 +271,9 @@ def study(about: dict, runs: list[RunSummary]) -> list[str]:
     if not runs:
         return [opening, "", markdown_table(file_rows(files)), ""]
     commits = sorted({short(run.record["commit"]) for run in runs})
-    where = f"*Commit {', '.join(commits)}; {hardware_of(runs[0].record)}.*"
-    return [opening, "", markdown_table(study_rows(runs)), "", where, ""]
+    where = f"*Commit {', '.join(commits)}; {hardware_of(runs[0].record)}."
+    where += " A dash: these runs did not record it. Controls: `controls.json`.*"
+    return [opening, "", markdown_table(study_rows(runs, about["folder"])), "", where, ""]
 
 
 def value_at(record, path: str):
@@ -304,7 +351,7 @@ def sections() -> list[tuple[str, str]]:
         found.append((about["title"], "\n".join(lines)))
     if rest:
         about = {
-            "metrics": list(dict.fromkeys(run.selection_metric[0] for run in rest)),
+            "metrics": list(dict.fromkeys(key for run in rest for key in headline_metrics(run))),
             "paper": [],
             "planned": [],
             "worth": "Runs of recipes that belong to none of these.",
@@ -332,7 +379,12 @@ HOW = (
 
 def readme() -> str:
     "results/README.md."
-    parts = ["# Results\n", OPENING, HOW]
+    parts = [
+        "# Results\n",
+        OPENING,
+        HOW,
+        CONTROLS.format(controls="../nbs/library/23_controls.ipynb"),
+    ]
     parts += [f"## {title}\n\n{text}" for title, text in sections()]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -340,10 +392,11 @@ def readme() -> str:
 PLOT = """#| code-fold: true
 #| code-summary: "How it is drawn"
 #| fig-alt: "{alt}"
-#| fig-cap: "Dots: our seeds, hollow if unfinished. Bars: the paper's mean and standard deviation."
+#| fig-cap: "{caption}"
 reached = {reached}
 paper = {paper}
-figure, axes = plt.subplots(figsize=(8, 0.45 * len(reached) + 1.3), dpi=90, layout="constrained")
+controls = {controls}
+figure, axes = plt.subplots(figsize=(8, 0.45 * len(reached) + 1.8), dpi=90, layout="constrained")
 for row, (name, runs) in enumerate(reached.items()):
     mean, std = paper.get(name.split(":")[0], (None, None))
     if mean is not None:
@@ -352,14 +405,25 @@ for row, (name, runs) in enumerate(reached.items()):
     for value, finished in runs:
         fill = "#0072B2" if finished else "white"
         axes.plot(value, row, "o", color="#0072B2", markerfacecolor=fill, markersize=7)
+    for value, mark in zip(controls.get(name, ()), "|x+"):
+        if value is not None:
+            axes.plot(value, row, mark, color="#D55E00", markersize=9)
 axes.set_yticks(range(len(reached)), [name.split(": ")[1] for name in reached])
 axes.set(xlim=(0, 1.02), xlabel="FG-ARI, or AP for sets, on held-out scenes")
-seed = plt.Line2D([], [], marker="o", color="#0072B2", linestyle="", markersize=7)
-axes.legend([paper_bar, seed], ["the paper: mean ± std", "ours: a seed"], frameon=False)
+handles = [paper_bar, plt.Line2D([], [], marker="o", color="#0072B2", linestyle="", markersize=7)]
+handles += [plt.Line2D([], [], marker=mark, color="#D55E00", linestyle="") for mark in "|x+"]
+labels = ["the paper: mean ± std", "ours: a seed", "untrained", "color rule", "position rule"]
+figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
 axes.grid(axis="x", alpha=0.3)
 plt.show()"""
+
+
+CAPTION = (
+    "Dots: our seeds, hollow if unfinished. Bars: the paper's mean and standard deviation. "
+    "Orange marks: what learned nothing, on the same scenes."
+)
 
 
 def plot_source() -> str:
@@ -367,6 +431,7 @@ def plot_source() -> str:
     runs = find_runs([RESULTS])
     reached = {}
     paper = {}
+    beside = {}
     for about in read_plan()["tasks"]:
         title = about["title"].split(" on ")[1]
         if about["title"].startswith("Set"):
@@ -381,13 +446,23 @@ def plot_source() -> str:
             finished = [run.state == "finished" for run in group]
             name = name_of(group, groups).replace("`", "")
             reached[f"{title}: {name}"] = list(zip(scores, finished))
+            controls = average_controls(finals_of(group))
+            if controls:
+                key = group[0].selection_metric[0]
+                named = (controls.get(c, {}) for c in ("untrained", "color_rule", "position_rule"))
+                values = [scores.get(key) for scores in named]
+                beside[f"{title}: {name}"] = [x if x is None else round(x, 4) for x in values]
     ends = [
         f"{name.split(': ')[1]}, {' and '.join(f'{value:.2f}' for value, _ in scores)}"
         for name, scores in reached.items()
         if scores
     ]
-    alt = f"Dots for each seed of each recipe, with bars for the paper: {'; '.join(ends)}."
-    return PLOT.format(alt=alt, reached=dict_source(reached), paper=dict_source(paper))
+    alt = "Dots for each seed of each recipe, with bars for the paper and marks for the controls: "
+    alt += f"{'; '.join(ends)}."
+    sources = {"reached": reached, "paper": paper, "controls": beside}
+    return PLOT.format(
+        alt=alt, caption=CAPTION, **{name: dict_source(each) for name, each in sources.items()}
+    )
 
 
 def dict_source(values: dict) -> str:
@@ -413,6 +488,12 @@ FACTS = (
     "[notation](course/00_notation.ipynb#the-words), the measures in "
     "[metrics](course/08_metrics.ipynb) and [set_metrics](library/13_set_metrics.ipynb).\n\n"
     "**Time:** 5 minutes to read, a second to run.\n\n**Hardware:** any CPU."
+)
+CONTROLS = (
+    "Beside the models stand their **controls**, measured on the same scenes: the untrained model, "
+    "a rule of color, a rule of position. They learned nothing; a model that does not beat them "
+    "shows nothing ([controls]({controls}) explains the rules). FG-ARI leaves the background out, "
+    "so ARI and mIoU stand beside it.\n"
 )
 BEFORE = (
     "\n## At a glance\n\nExpect a row for each recipe that was run: our seeds as dots, the paper's "
@@ -443,7 +524,7 @@ def cells() -> list[tuple[str, str]]:
         ("markdown", TITLE),
         ("markdown", FACTS),
         ("code", "import matplotlib.pyplot as plt"),
-        ("markdown", OPENING + BEFORE),
+        ("markdown", OPENING + CONTROLS.format(controls="library/23_controls.ipynb") + BEFORE),
         ("code", plot_source()),
         ("markdown", AFTER),
         *(("markdown", f"## {title}\n\n{text}".rstrip()) for title, text in sections()),

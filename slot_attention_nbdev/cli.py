@@ -70,14 +70,19 @@ def recipes_command(
 
 # %% ../nbs/library/10_cli.ipynb #a932a7ea
 def format_metrics(
-    metrics: dict[str, float | int | None],  # Names and values
-) -> str:  # One line
-    "Metrics as text."
+    metrics: dict[str, float | int | dict | None],  # Names and values; controls, if measured
+) -> str:  # One line, and a table of the controls
+    "Metrics as text, and the controls beside them."
+    from slot_attention_nbdev.core import table
+    from slot_attention_nbdev.metrics.controls import control_rows
+
     values = {
         name: f"{value:.4f}" if isinstance(value, float) else value
         for name, value in metrics.items()
+        if name != "controls"
     }
-    return "  ".join(f"{name} {value}" for name, value in values.items())
+    line = "  ".join(f"{name} {value}" for name, value in values.items())
+    return f"{line}\n\n{table(control_rows(metrics))}" if "controls" in metrics else line
 
 
 def add_seed_argument(
@@ -163,7 +168,7 @@ def train_command(
     budget = None if arguments.budget is None else parse_budget(arguments.budget)
     record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, budget)
     metrics = format_metrics(record["final"])
-    return record, f"{metrics}\nrun      {out}\npicture  {out / 'slots.png'}"
+    return record, f"{metrics}\n\nrun      {out}\npicture  {out / 'slots.png'}"
 
 # %% ../nbs/library/10_cli.ipynb #62353e65
 def add_checkpoint_argument(
@@ -188,23 +193,30 @@ def add_evaluate_arguments(
     parser.add_argument(
         "--n", type=int, default=320, metavar="N", help="scenes at most (default: 320)"
     )
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="measure what learned nothing beside it: the untrained model, a rule of color, "
+        "a rule of position",
+    )
     add_n_init_argument(parser)
     add_seed_argument(parser)
     add_device_argument(parser)
 
 
 def evaluate_command(
-    arguments: argparse.Namespace,  # `checkpoint`, `data`, `n`, `n_init`, `seed`, `device`
+    # `checkpoint`, `data`, `n`, `n_init`, `seed`, `device`, `controls`
+    arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Measure a model on labelled images: FG-ARI, ARI, mIoU, mBO and MSE, or AP and properties.
 
     examples:
-      slot-attention evaluate runs/demo --data tetrominoes
+      slot-attention evaluate runs/demo --data tetrominoes --controls
       slot-attention evaluate model.safetensors --data pack.npz --n 1000 --json
     """
     from slot_attention_nbdev.data.sources import evaluation_scenes, parse_data_spec
-    from slot_attention_nbdev.train.recipes import load_model
-    from slot_attention_nbdev.train.tasks import evaluate
+    from slot_attention_nbdev.train.recipes import build_model, from_dict, load_model
+    from slot_attention_nbdev.train.tasks import evaluate, task_of
 
     model, info = load_model(arguments.checkpoint, device=arguments.device)
     resolution = info["recipe"].get("resolution", 0)
@@ -212,6 +224,13 @@ def evaluate_command(
         resolution = model.resolution[0]
     scenes = evaluation_scenes(arguments.data, arguments.n, resolution)
     metrics = evaluate(model, scenes, seed=arguments.seed, n_init=arguments.n_init)
+    if arguments.controls:
+        recipe = from_dict(info["recipe"])
+        untrained = build_model(recipe, tuple(info["resolution"]), info["seed"])
+        untrained.to(next(model.parameters()).device)
+        metrics["controls"] = task_of(model).controls(
+            model, untrained, scenes, arguments.seed, arguments.n_init
+        )
     return metrics, format_metrics(metrics)
 
 

@@ -276,6 +276,23 @@ def test_data_goes_on_where_it_was_stopped(say, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "pack.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
 
 
+def test_evaluate_with_controls(say, run):
+    words = ("evaluate", run, "--data", "tetrominoes", "--n", "8")
+    plain = json.loads(say(*words, "--json"))
+    found = json.loads(say(*words, "--controls", "--json"))
+    controls = found.pop("controls")
+    assert found == plain
+    assert list(controls) == ["untrained", "color_rule", "position_rule"]
+    assert all({"fg_ari", "ari", "miou"} <= scores.keys() for scores in controls.values())
+    lines = say(*words, "--controls").splitlines()
+    assert lines[0] == say(*words).strip()
+    assert lines[2].split() == ["FG-ARI", "ARI", "mIoU"]
+    for line, name in zip(
+        lines[3:], ("this model", "untrained model", "color rule: ", "position rule: "), strict=True
+    ):
+        assert line.startswith(name)
+
+
 def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path, capsys):
     for i in range(3):
         Image.new("RGB", (50, 40), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")

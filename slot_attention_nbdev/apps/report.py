@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'SIGNS', 'DASHES', 'CURVE_ORDER', 'STYLE', 'RunSummary', 'read_run', 'find_runs', 'format_number',
            'format_duration', 'format_mean_std', 'settings_of', 'differing_settings', 'group_seeds',
-           'is_far_below_best', 'count_seeds', 'summarize_runs', 'hardware_of', 'run_rows', 'curve_points',
-           'curve_names', 'draw_curves', 'Picture', 'metric_tables', 'report_sections', 'title_of', 'markdown_table',
-           'markdown_page', 'html_table', 'html_page', 'add_runs_arguments', 'runs_command', 'add_report_arguments',
-           'report_command']
+           'is_far_below_best', 'count_seeds', 'headline_metrics', 'summarize_runs', 'hardware_of', 'run_rows',
+           'curve_points', 'curve_names', 'draw_curves', 'Picture', 'metric_tables', 'report_sections', 'title_of',
+           'markdown_table', 'markdown_page', 'html_table', 'html_page', 'add_runs_arguments', 'runs_command',
+           'add_report_arguments', 'report_command']
 
 # %% ../../nbs/library/12_report.ipynb #04db204d
 import argparse
@@ -46,7 +46,8 @@ class RunSummary(NamedTuple):
         last = {}
         for point in (*self.record["curve"], self.record.get("final") or {}):
             last |= point
-        return {key: value for key, value in last.items() if key not in ("step", "seconds", "n")}
+        others = ("step", "seconds", "n", "controls")
+        return {key: value for key, value in last.items() if key not in others}
 
     @property
     def selection_metric(self) -> tuple[str, float | None]:  # Its name, its value
@@ -213,6 +214,14 @@ def count_seeds(
     return "; ".join(parts + ([f"far below the best: {', '.join(low)}"] if low else []))
 
 
+def headline_metrics(
+    run: RunSummary,  # A run
+) -> list[str]:  # FG-ARI never stands alone: ARI and mIoU follow it, once they were measured
+    "The metrics that stand for a run in one line."
+    name, _ = run.selection_metric
+    return [key for key in (name, "ari", "miou") if key == name or key in run.metrics]
+
+
 def summarize_runs(
     runs: Sequence[RunSummary],  # Runs
 ) -> list[str]:  # A line for each experiment
@@ -222,10 +231,14 @@ def summarize_runs(
     recipes = [group[0].record["recipe"]["name"] for group in groups]
     for group, recipe in zip(groups, recipes):
         title = recipe if recipes.count(recipe) == 1 else f"{recipe} ({group[0].name})"
-        scores = [run.selection_metric for run in group if run.state == "finished"]
-        name = scores[0][0] if scores else "no final metrics"
-        mean_std = format_mean_std([value for _, value in scores]) if scores else ""
-        outcome = f"{METRIC_NAMES.get(name, name)} {mean_std}".strip()
+        finished = [run for run in group if run.state == "finished"]
+        outcome = "no final metrics"
+        if finished:
+            keys = headline_metrics(finished[0])
+            means = {
+                key: format_mean_std([run.metrics.get(key) for run in finished]) for key in keys
+            }
+            outcome = ", ".join(f"{METRIC_NAMES.get(key, key)} {x}" for key, x in means.items())
         lines.append(f"{title}: {outcome}; seeds: {count_seeds(group)}")
     return lines
 
@@ -253,7 +266,10 @@ def run_rows(
         state = f"{SIGNS[run.state]} {run.state}"
         if is_far_below_best(run, runs):
             state += ", far below the best seed"
-        name, value = run.selection_metric
+        headline = (
+            f"{METRIC_NAMES.get(key, key)} {format_number(run.metrics.get(key))}"
+            for key in headline_metrics(run)
+        )
         commit = str(record.get("commit") or "unknown")
         cells = (
             run.name,
@@ -261,7 +277,7 @@ def run_rows(
             record["seed"],
             state,
             f"{record.get('step', 0):,} of {record['recipe'].get('steps', 0):,}",
-            f"{METRIC_NAMES.get(name, name)} {format_number(value)}",
+            ", ".join(headline),
             format_duration(record.get("seconds")),
             hardware_of(record),
             commit[:8] + "-dirty" * commit.endswith("-dirty"),
@@ -347,18 +363,30 @@ class Picture(NamedTuple):
 def metric_tables(
     runs: Sequence[RunSummary],  # Runs
 ) -> list[list[tuple[str, ...]]]:  # One for each set of metrics, the header first
-    "Final metrics: a row for each run, and one for each experiment of several seeds."
+    """Final metrics: a row for each run, one for each experiment of several seeds, its controls.
+
+    A set predictor's attention stands beside its controls in a table of its own.
+    """
+    from slot_attention_nbdev.metrics.controls import average_controls, control_name, control_rows
+
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for group in group_seeds(runs):
         finals = {run.name: run.record["final"] for run in group if run.record.get("final")}
         for name, final in finals.items():
-            keys = tuple(key for key in final if key not in ("n", "step"))
+            keys = tuple(key for key in final if key not in ("n", "step", "controls"))
             header = ("run", *(METRIC_NAMES.get(key, key) for key in keys))
             rows = tables.setdefault(keys, [header])
             rows.append((name, *(format_number(final[key]) for key in keys)))
         if len(finals) > 1:
             means = [format_mean_std([final.get(key) for final in finals.values()]) for key in keys]
             rows.append((f"{len(finals)} seeds, mean ± std", *means))
+        controls = average_controls(list(finals.values()))
+        for control, scores in controls.items():
+            if any(key in scores for key in keys):
+                cells = (format_number(scores.get(key)) for key in keys)
+                rows.append((control_name(control, scores), *cells))
+        if "attention" in controls:
+            tables[group[0].name,] = control_rows({"controls": controls})
     return list(tables.values())
 
 

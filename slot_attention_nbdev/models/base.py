@@ -90,11 +90,14 @@ def record_rows(
     record: dict,  # A run's record
 ) -> list[tuple[str, str]]:  # What was done and what it gave, in words
     "The rows of a card's table that come from a record."
+    from slot_attention_nbdev.metrics.controls import CONTROL_METRICS, control_name, format_scores
+
     recipe = record["recipe"]
     hardware = record["hardware"]
     threads = record["threads"]
     metrics = dict(record.get("final") or {})
     images = metrics.pop("n", 0)
+    controls = metrics.pop("controls", {})
     machine = hardware.get("gpu") or hardware["cpu"]
     rows = {
         "recipe": f"`{recipe['name']}`, {record['step']:,} steps of {recipe['batch_size']} images",
@@ -107,6 +110,10 @@ def record_rows(
     }
     for key, value in metrics.items():
         rows[METRICS.get(key, key)] = "not measured" if value is None else f"{value:.4f}"
+    for control, scores in controls.items():
+        name = f"*beside it:* {control_name(control, scores)}"
+        values = zip(CONTROL_METRICS.values(), format_scores(scores))
+        rows[name] = ", ".join(f"{metric} {value}" for metric, value in values)
     return list(rows.items())
 
 # %% ../../nbs/library/11_hub.ipynb #3f18aa9e
@@ -174,7 +181,7 @@ def card_head(
     kind, tag, *_ = TASKS[task]
     results = []
     for key, value in ((record or {}).get("final") or {}).items():
-        if key != "n" and value is not None:
+        if key not in ("n", "controls") and value is not None:
             data = record["recipe"]["data"]
             label = METRICS.get(key, key)
             results.append(EvalResult(kind, data, data, key, round(value, 4), metric_name=label))

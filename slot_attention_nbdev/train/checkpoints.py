@@ -33,6 +33,7 @@ from slot_attention_nbdev.core import (
     atomic_write,
     count_cores,
 )
+from ..metrics.controls import average_controls, control_name, format_scores
 
 # %% ../../nbs/library/08_checkpoints.ipynb #63838cca
 CHECKPOINT_FORMAT = "slot_attention_nbdev checkpoint 2"
@@ -315,24 +316,39 @@ def records_folder() -> Path:
 # %% ../../nbs/library/08_checkpoints.ipynb #670b3d74
 def summarize_records(
     records: list[dict],  # Of one recipe, one for each seed; at least one
-) -> dict[str, str]:  # hardware, time, result
-    "Hardware, time and scores of some runs of a recipe, a line for each."
+) -> dict[str, str]:  # hardware, time, result; controls, if they were measured
+    "Hardware, time, scores and controls of some runs of a recipe, a line for each."
     hardware, threads = records[0]["hardware"], records[0]["threads"]
     finals = [record["final"] or {} for record in records]
     name, key = "FG-ARI", "fg_ari"
     if any("ap_inf" in final for final in finals):
         name, key = "AP", "ap_inf"
-    scores = ["failed" if final.get(key) is None else f"{final[key]:.3f}" for final in finals]
+    scores = {
+        metric: ", ".join(
+            "failed" if final.get(metric) is None else f"{final[metric]:.3f}" for final in finals
+        )
+        for metric in (key, "ari", "miou")
+    }
     seeds = "seeds" if len(records) > 1 else "seed"
     numbers = ", ".join(str(record["seed"]) for record in records)
     n = max(final.get("n", 0) for final in finals)
     seconds = f"{sum(record['seconds'] for record in records) / len(records):.0f} s"
     cpus = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
-    return {
+    result = f"{name} {scores[key]} on {n} held-out images ({seeds} {numbers})"
+    if any("ari" in final for final in finals):
+        result += f"; ARI {scores['ari']}; mIoU {scores['miou']}"
+    lines = {
         "hardware": f"{hardware.get('gpu', hardware['cpu'])}, {cpus}",
         "time": f"about {seconds}" if len(records) > 1 else seconds,
-        "result": f"{name} {', '.join(scores)} on {n} held-out images ({seeds} {numbers})",
+        "result": result,
     }
+    controls = [
+        f"{control_name(control, scores)} {' / '.join(format_scores(scores))}"
+        for control, scores in average_controls(finals).items()
+    ]
+    if controls:
+        lines["controls"] = f"FG-ARI / ARI / mIoU: {'; '.join(controls)}"
+    return lines
 
 # %% ../../nbs/library/08_checkpoints.ipynb #783d4c52
 class NotFinite(TrainingError):

@@ -591,7 +591,7 @@ def build_data(
 # %% ../../nbs/library/05_recipes.ipynb #cf281a5b
 def describe_recipe(
     recipe: Recipe,  # A recipe
-) -> str:  # Six lines
+) -> str:  # Six lines, or seven with the controls
     "Say what a recipe is for, its command, and what its runs on record took and gave."
     records = map(load_record, sorted((records_folder() / recipe.name).glob("seed*.json")))
     records = [

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import InputError, check_int, generator, rank_slice
 from ..data.sprites import to_model
+from ..metrics.controls import mean_scores, rule_controls
 from ..metrics.matching import huber_cost, set_loss
 from ..metrics.segmentation import segmentation_metrics
 from ..metrics.sets import average_precision, property_scores
@@ -161,6 +162,21 @@ class ObjectDiscovery(Task):
             means[key] = torch.cat([score[key] for score in scores]).double().nanmean().item()
         return {**means, "n": n}
 
+    def controls(
+        self,
+        model: nn.Module,  # An autoencoder
+        untrained: nn.Module,  # The same with the weights that its run started from
+        scenes: dict[str, Tensor],  # Scenes with image and label
+        seed: int = 0,  # Draws the initial slots
+        n_init: int = 1,  # As for `evaluate`
+        # untrained, color_rule, position_rule: fg_ari, ari, miou, mbo; a rule's name
+    ) -> dict[str, dict[str, str | float]]:
+        "What stands beside a model's scores: those of an untrained model and of two rules."
+        rules = rule_controls(scenes, model.slot_attention.num_slots)
+        metrics = self.evaluate(untrained, scenes, seed=seed, n_init=n_init)
+        kept = {key: metrics[key] for key in ("fg_ari", "ari", "miou", "mbo")}
+        return {"untrained": kept, **rules}
+
     def key(
         self,
         scenes: dict[str, Tensor],  # Held-out scenes
@@ -258,6 +274,42 @@ class SetPrediction(Task):
         precision = average_precision(ranked, target, limits, model.schema).tolist()
         metrics = {f"ap_{limit:g}": value for limit, value in zip(limits, precision)}
         return {**metrics, **property_scores(predictions, target, model.schema), "n": n}
+
+    @torch.no_grad()
+    def attention_scores(
+        self,
+        model: nn.Module,  # A set predictor
+        scenes: dict[str, Tensor],  # Scenes with image and label
+        seed: int = 0,  # Draws the initial slots
+    ) -> dict[str, float]:  # fg_ari, ari, miou, mbo
+        "Scores of the attention of the last iteration, taken as masks."
+        device = next(model.parameters()).device
+        random = generator(seed, "evaluate")
+        winners = []
+        for images in scenes["image"].split(64):
+            image = to_model(images.to(device))
+            output = model(image, generator=random, return_attention=True)
+            winners.append(self.slot_images(image, output)[0].argmax(dim=1).cpu())
+        return mean_scores(scenes["label"].cpu(), torch.cat(winners))
+
+    def controls(
+        self,
+        model: nn.Module,  # A set predictor
+        untrained: nn.Module,  # The same with the weights that its run started from
+        scenes: dict[str, Tensor],  # Scenes with image, label and properties
+        seed: int = 0,  # Draws the initial slots
+        n_init: int = 1,  # Not used: there is one draw
+        # attention, untrained, color_rule, position_rule: fg_ari, ari, miou, mbo; a rule's name;
+        # untrained: ap_inf, too
+    ) -> dict[str, dict[str, str | float]]:
+        "What stands beside a set predictor: its attention, an untrained one's, and two rules."
+        rules = rule_controls(scenes, model.slot_attention.num_slots)
+        precision = self.evaluate(untrained, scenes, seed=seed)["ap_inf"]
+        return {
+            "attention": self.attention_scores(model, scenes, seed),
+            "untrained": self.attention_scores(untrained, scenes, seed) | {"ap_inf": precision},
+            **rules,
+        }
 
     def key(
         self,

@@ -492,4 +492,8 @@ def _finish(run, held_out, out):
         for remark in remarks(run.step, run.curve, task.key(held_out)):
             logging.getLogger("slot_attention_nbdev").warning("%s: %s", out, remark)
     labelled = "label" in held_out
-    return run.save(out, final=task.evaluate(run.ema, held_out, seed=run.seed, labelled=labelled))
+    final = task.evaluate(run.ema, held_out, seed=run.seed, labelled=labelled)
+    if labelled:
+        untrained = build_model(run.recipe, run.ema.resolution, run.seed).to(run.accelerator.device)
+        final["controls"] = task.controls(run.ema, untrained, held_out, run.seed)
+    return run.save(out, final=final)

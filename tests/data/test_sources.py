@@ -116,7 +116,7 @@ def test_train_from_every_source(place, tmp_path, source, capsys):
         [32, 32] if SOURCES[source] else [35, 35]
     )
     assert set(record["final"]) == (
-        {"fg_ari", "ari", "miou", "mbo", "mse", "n"} if labelled else {"mse", "n"}
+        {"fg_ari", "ari", "miou", "mbo", "mse", "n", "controls"} if labelled else {"mse", "n"}
     )
     # at most a fifth
     assert record["final"]["n"] == 4 if "CLEVR" not in source else record["final"]["n"] in (1, 2)

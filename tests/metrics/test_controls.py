@@ -15,6 +15,7 @@ from slot_attention_nbdev.metrics.controls import (
     hue_islands,
     k_means,
     nearest_color,
+    nearest_hue,
     position_blocks,
     position_clusters,
     rule_controls,
@@ -88,6 +89,16 @@ def test_nearest_color_is_the_nearest_color():
             chosen.append(pixels[int(np.argmax(gaps))])
         nearest = [int(np.argmin([((p - c) ** 2).sum() for c in chosen])) for p in pixels]
         assert labels[b].flatten().tolist() == nearest
+
+
+def test_nearest_hue_does_not_see_brightness():
+    image = torch.randint(0, 2, (2, 8, 8, 1), generator=torch.Generator().manual_seed(3))
+    image = torch.where(image > 0, torch.tensor([200, 40, 40]), torch.tensor([40, 40, 200]))
+    image[:, :, :5] = 100  # gray, the larger part
+    dark = (image * torch.linspace(0.5, 1, 8)[:, None]).to(torch.uint8)
+    bright = nearest_hue(image.to(torch.uint8), 3)
+    assert torch.equal(bright == 0, (image == 100).all(-1))
+    assert all(same_partition(a, b) for a, b in zip(bright, nearest_hue(dark, 3)))
 
 
 def test_position_rules_keep_the_background_and_see_nothing_else():

@@ -164,3 +164,75 @@ def test_where_a_goal_was_reached_is_read_from_the_curve(results):
     assert row(section("Object discovery on Tetrominoes"), "`tetrominoes_paper/seed0.json`")[
         -2:
     ] == ["61 s", "never"]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    "The Markdown tables of a text, as rows of cells."
+    found = [[]]
+    for line in text.split("\n"):
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.replace("\\|", "").strip("|").split("|")]
+            found[-1].append(cells)
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+def lone_scores(text: str) -> list[str]:
+    "The tables that name FG-ARI without ARI and mIoU, by their first row."
+    heads = [table[0] for table in tables(text)]
+    return [str(head) for head in heads if "FG-ARI" in head and not {"ARI", "mIoU"} <= set(head)]
+
+
+def without_controls(text: str) -> list[str]:
+    "The sections whose models are scored, and whose controls are not."
+    missing = []
+    for part in text.split("\n## ")[1:]:
+        title = part.split("\n")[0]
+        rows = [row for table in tables(part) if "FG-ARI" in table[0] for row in table[1:]]
+        names = [row[0] for row in rows]
+        ours = [row for row in rows if row[0].startswith("`") and any(map(str.isdigit, row[-1]))]
+        for control in ("untrained model", "color rule", "position rule"):
+            if ours and not any(control in name for name in names):
+                missing.append(f"{title}: {control}")
+    return missing
+
+
+def test_no_table_of_scores_without_controls():
+    text = make_results.readme()
+    assert lone_scores(text) == [] and without_controls(text) == []
+    page = "\n\n".join(source for _, source in make_results.cells())
+    assert lone_scores(page) == [] and without_controls(page) == []
+
+
+def test_a_table_without_controls_is_found(results):
+    text = make_results.readme()
+    bare = "\n".join(line for line in text.split("\n") if "color rule" not in line)
+    assert "Object discovery on Tetrominoes: color rule" in without_controls(bare)
+    assert lone_scores("| who | FG-ARI |\n|---|---|\n| a | 1 |")
+
+
+def test_every_record_has_its_controls():
+    for path in [
+        *(ROOT / "results").rglob("*.json"),
+        *ROOT.glob("slot_attention_nbdev/weights/*.json"),
+    ]:
+        record = json.loads(path.read_text())
+        recipe = record.get("recipe")
+        if not isinstance(recipe, dict) or "data" not in recipe or not record.get("final"):
+            continue  # no record of a run, or one that did not finish
+        controls = record["final"]["controls"]
+        # the encoder of this one is not on record
+        wanted = {"untrained", "color_rule", "position_rule"}
+        wanted -= {"untrained"} if path.stem == "coarse_tokens-seed0" else set()
+        assert wanted <= controls.keys(), path
+        for scores in controls.values():
+            assert all(-1 <= scores[key] <= 1 for key in ("fg_ari", "ari", "miou")), path
+
+
+@pytest.mark.parametrize("name", ["tetrominoes_fast", "sprites_properties"])
+def test_cards_show_their_controls(name):
+    card = (ROOT / "slot_attention_nbdev" / "weights" / f"{name}.md").read_text()
+    for control in ("untrained model", "color rule", "position rule"):
+        (line,) = [line for line in card.split("\n") if f"*beside it:* {control}" in line]
+        assert all(metric in line for metric in ("FG-ARI", "ARI", "mIoU"))

@@ -20,12 +20,13 @@ from slot_attention_nbdev.core import FileError, InputError, TrainingError, gene
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
+from slot_attention_nbdev.metrics.controls import COLOR_RULES
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
-from slot_attention_nbdev.train.recipes import build_model, get_recipe
+from slot_attention_nbdev.train.recipes import build_data, build_model, from_dict, get_recipe
 from slot_attention_nbdev.train.trainer import (
     Interrupted,
     Trainer,
@@ -117,10 +118,21 @@ def test_run_folder(run):
     assert [p["step"] for p in record["curve"] if "loss" in p] == [4, 8, 12]
     assert [p["step"] for p in record["curve"] if "fg_ari" in p] == [8, 12]
     assert (
-        set(record["final"]) == {"fg_ari", "ari", "miou", "mbo", "mse", "n"}
+        set(record["final"]) == {"fg_ari", "ari", "miou", "mbo", "mse", "n", "controls"}
         and record["final"]["n"] == 4
     )
     assert any((run / "tensorboard").iterdir())
+
+
+def test_controls_stand_beside_the_final_metrics(run):
+    record = load_record(run / "record.json")
+    controls = record["final"]["controls"]
+    assert list(controls) == ["untrained", "color_rule", "position_rule"]
+    recipe = from_dict(record["recipe"])
+    _, held_out = build_data(recipe)
+    start = evaluate(build_model(recipe, seed=record["seed"]), held_out, seed=record["seed"])
+    assert controls["untrained"] == {key: start[key] for key in ("fg_ari", "ari", "miou", "mbo")}
+    assert controls["color_rule"]["rule"] in COLOR_RULES
 
 
 def test_tensorboard_curves(run):
