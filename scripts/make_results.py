@@ -491,9 +491,9 @@ FACTS = (
 )
 CONTROLS = (
     "Beside the models stand their **controls**, measured on the same scenes: the untrained model, "
-    "a rule of color, a rule of position. They learned nothing; a model that does not beat them "
-    "shows nothing ([controls]({controls}) explains the rules). FG-ARI leaves the background out, "
-    "so ARI and mIoU stand beside it.\n"
+    "a rule of color, a rule of position, which is given the background and hence has a high ARI. "
+    "They learned nothing; a model that does not beat them shows nothing ([controls]({controls}) "
+    "explains the rules). FG-ARI leaves the background out, so ARI and mIoU stand beside it.\n"
 )
 BEFORE = (
     "\n## At a glance\n\nExpect a row for each recipe that was run: our seeds as dots, the paper's "
