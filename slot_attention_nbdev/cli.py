@@ -158,7 +158,7 @@ def train_command(
     if arguments.config and name and "=" in name:  # there was no recipe before the settings
         name, overrides = None, [name, *overrides]
     if bool(name) == bool(arguments.config):
-        raise InputError("recipe: name one of them (see `recipes`), or give --config FILE")
+        raise InputError("recipe: name one (see `recipes`), or give --config FILE, not both")
     overrides = parse_overrides(overrides)
     if name:
         recipe = get_recipe(name, **overrides)
@@ -500,6 +500,8 @@ def parse(
     if unknown:
         hint = _hint(words, unknown[0]) if words[0] == "train" else ""
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if words[0] == "train" and not (arguments.recipe or arguments.config):
+        command.error("the following arguments are required: RECIPE, or --config FILE")
     return arguments
 
 

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'SIGNS', 'DASHES', 'CURVE_ORDER', 'STYLE', 'RunSummary', 'read_run', 'find_runs', 'format_number',
-           'format_duration', 'format_mean_std', 'settings_of', 'differing_settings', 'group_seeds',
+           'format_duration', 'format_mean_std', 'settings_of', 'differing_settings', 'group_seeds', 'one_per_seed',
            'is_far_below_best', 'count_seeds', 'headline_metrics', 'summarize_runs', 'hardware_of', 'run_rows',
            'curve_points', 'curve_names', 'draw_curves', 'Picture', 'metric_tables', 'report_sections', 'title_of',
-           'markdown_table', 'markdown_page', 'html_table', 'html_page', 'add_runs_arguments', 'runs_command',
-           'add_report_arguments', 'report_command']
+           'escape_markdown', 'markdown_table', 'markdown_page', 'html_table', 'html_page', 'add_runs_arguments',
+           'runs_command', 'add_report_arguments', 'report_command']
 
 # %% ../../nbs/library/12_report.ipynb #04db204d
 import argparse
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
+from urllib.parse import quote
 
 # %% ../../nbs/library/12_report.ipynb #515d059c
 class RunSummary(NamedTuple):
@@ -56,6 +58,81 @@ class RunSummary(NamedTuple):
         return name, self.metrics.get(name)
 
 
+def _printable(value):
+    "JSON without characters that steer a terminal or that no file can hold."
+    if isinstance(value, str):
+        return "".join(sign if sign.isprintable() else " " for sign in value)
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    return value
+
+
+def _is_number(value, kinds=(int, float)):
+    "Whether a value is a number that can be drawn."
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _measured(values, what):
+    "Numbers by name; what is not finite could not be measured. `ValueError` if there is more."
+    if not isinstance(values, dict):
+        raise ValueError(f"{what}: expected numbers by name, got {values!r:.60}")
+    for name, value in values.items():
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"{what}: {name}: expected a number, got {value!r:.60}")
+    return {name: value if _is_number(value) else None for name, value in values.items()}
+
+
+def _check_controls(controls):
+    "The scores of the controls that a report knows, under their name; nothing if there are none."
+    from slot_attention_nbdev.metrics.controls import CONTROL_NAMES
+
+    if controls is None:
+        return {}
+    if not isinstance(controls, dict):
+        raise ValueError(f"controls: expected scores by name, got {controls!r:.60}")
+    checked = {}
+    for name in CONTROL_NAMES.keys() & controls.keys():
+        scores = dict(controls[name]) if isinstance(controls[name], dict) else {}
+        rule = {"rule": str(scores.pop("rule"))} if "rule" in scores else {}
+        checked[name] = _measured(scores, name) | rule
+    return {"controls": {name: checked[name] for name in controls if name in checked}}
+
+
+def _check_record(
+    record: dict,  # What stands in a file
+) -> dict:  # What a report can be made of
+    "A record whose every value is of the kind that it must be; `ValueError` says which is not."
+    recipe = record["recipe"]
+    whole = {"step": record.get("step", 0), "threads": record.get("threads", 0)}
+    for key, value in {**whole, "steps": recipe.get("steps", 0), "seed": record["seed"]}.items():
+        if not _is_number(value, int):
+            raise ValueError(f"{key}: expected a whole number, got {value!r:.60}")
+    seconds = record.get("seconds")
+    if not (seconds is None or _is_number(seconds)):
+        raise ValueError(f"seconds: expected a number, got {seconds!r:.60}")
+    for key, value in recipe.items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"recipe: {key}: expected a setting, got {value!r:.60}")
+    hardware = record.get("hardware") or {}
+    if not isinstance(hardware, dict):
+        raise ValueError(f"hardware: expected names and values, got {hardware!r:.60}")
+    curve = [_measured(point, "curve") for point in record["curve"]]
+    if any(point.get("step") is None for point in curve):
+        raise ValueError("curve: expected a step in each point")
+    final = record.get("final")
+    if final is not None:
+        controls = final.pop("controls", None) if isinstance(final, dict) else None
+        final = _measured(final, "final") | _check_controls(controls)
+    return record | {
+        "recipe": recipe | {"name": str(recipe["name"])},
+        "hardware": {key: str(value) for key, value in hardware.items()},
+        "curve": curve,
+        "final": final,
+    }
+
+
 def read_run(
     file: Path,  # A JSON file
 ) -> RunSummary | None:  # None if it is no run's record
@@ -65,21 +142,27 @@ def read_run(
     from slot_attention_nbdev.train.checkpoints import read_run_state
 
     in_folder = file.name == "record.json"
-    name = file.parent.name if in_folder else f"{file.parent.name}/{file.stem}"
+    name = _printable(file.parent.name if in_folder else f"{file.parent.name}/{file.stem}")
+    nothing = {"recipe": {"name": name}, "seed": "?", "curve": []}
     try:
-        record = load_record(file)
+        record = _printable(load_record(file))
     except FileError as error:
         if not in_folder:
             return None
-        record = {"recipe": {"name": name}, "seed": "?", "curve": []}
-        return RunSummary(name, record, "failed", str(error), None)
+        return RunSummary(name, nothing, "failed", str(error), None)
     recipe = record["recipe"]
     is_run = isinstance(recipe, dict) and "name" in recipe
     if not is_run or not isinstance(record.get("curve"), list):
         return None
+    try:
+        record = _check_record(record)
+    except ValueError as error:
+        return RunSummary(name, nothing, "failed", f"{file}: an odd record: {error}", None)
     state, why = read_run_state(file.parent if in_folder else None, record)
+    state, why = (state, _printable(str(why))) if state in SIGNS else ("stopped", "")
     picture = file.with_name("slots.png" if in_folder else f"{file.stem}-slots.png")
-    return RunSummary(name, record, state, why, picture if picture.is_file() else None)
+    is_picture = picture.is_file() and picture.read_bytes().startswith(b"\x89PNG")
+    return RunSummary(name, record, state, why, picture if is_picture else None)
 
 
 def find_runs(
@@ -188,6 +271,16 @@ def group_seeds(
     return list(groups.values())
 
 
+def one_per_seed(
+    group: Sequence[RunSummary],  # Runs with the same settings
+) -> list[RunSummary]:  # The first of each seed, or the first that finished
+    "The runs that count: a second one with the same seed is no second seed."
+    kept: dict[str, RunSummary] = {}
+    for run in sorted(group, key=lambda run: run.state != "finished"):
+        kept.setdefault(str(run.record["seed"]), run)
+    return [run for run in group if run is kept[str(run.record["seed"])]]
+
+
 def is_far_below_best(
     run: RunSummary,  # A run
     runs: Sequence[RunSummary],  # All of them
@@ -207,8 +300,12 @@ def count_seeds(
     judge: bool = True,  # Whether seeds far below the best are named
 ) -> str:  # Such as "2 of 3 finished; failed: 2; far below the best: 1"
     "How many seeds finished, and which did not, or are far below the best."
+    more, group = len(group), one_per_seed(group)
+    more -= len(group)
     finished = [run for run in group if run.state == "finished"]
     parts = [f"{len(finished)} of {len(group)} finished"]
+    if more:
+        parts.append(f"{more} more run{'s' * (more > 1)} of the same seeds not counted")
     parts += [f"{run.state}: {run.record['seed']}" for run in group if run.state != "finished"]
     low = [str(run.record["seed"]) for run in group if judge and is_far_below_best(run, group)]
     return "; ".join(parts + ([f"far below the best: {', '.join(low)}"] if low else []))
@@ -231,7 +328,7 @@ def summarize_runs(
     recipes = [group[0].record["recipe"]["name"] for group in groups]
     for group, recipe in zip(groups, recipes):
         title = recipe if recipes.count(recipe) == 1 else f"{recipe} ({group[0].name})"
-        finished = [run for run in group if run.state == "finished"]
+        finished = [run for run in one_per_seed(group) if run.state == "finished"]
         outcome = "no final metrics"
         if finished:
             keys = headline_metrics(finished[0])
@@ -344,7 +441,8 @@ def draw_curves(
             axes.set_ylim(0, 1)
         elif metric in ("loss", "mse"):
             axes.set_yscale("log")
-        axes.set(xlabel="step", ylabel=METRIC_NAMES.get(metric, metric.replace("_", " ")))
+        name = METRIC_NAMES.get(metric, metric.replace("_", " "))
+        axes.set(xlabel="step", ylabel=name.replace("$", r"\$"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)
@@ -371,16 +469,18 @@ def metric_tables(
 
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for group in group_seeds(runs):
-        finals = {run.name: run.record["final"] for run in group if run.record.get("final")}
-        for name, final in finals.items():
+        measured = [run for run in group if run.record.get("final")]
+        for run in measured:
+            final = run.record["final"]
             keys = tuple(key for key in final if key not in ("n", "step", "controls"))
             header = ("run", *(METRIC_NAMES.get(key, key) for key in keys))
             rows = tables.setdefault(keys, [header])
-            rows.append((name, *(format_number(final[key]) for key in keys)))
+            rows.append((run.name, *(format_number(final[key]) for key in keys)))
+        finals = [run.record["final"] for run in one_per_seed(measured)]
         if len(finals) > 1:
-            means = [format_mean_std([final.get(key) for final in finals.values()]) for key in keys]
+            means = [format_mean_std([final.get(key) for final in finals]) for key in keys]
             rows.append((f"{len(finals)} seeds, mean ± std", *means))
-        controls = average_controls(list(finals.values()))
+        controls = average_controls(finals)
         for control, scores in controls.items():
             if any(key in scores for key in keys):
                 cells = (format_number(scores.get(key)) for key in keys)
@@ -397,11 +497,12 @@ def report_sections(
     name = lambda key: METRIC_NAMES.get(key, key.replace("_", " "))
     curves = [
         Picture(
-            f"{key}.svg",
+            # a stranger's name of a metric is no name of a file
+            f"{key}.svg" if re.fullmatch(r"[a-z0-9_]{1,40}", key) else f"curve-{index}.svg",
             draw_curves(runs, key).encode(),
             f"{name(key)} over training steps of {', '.join(run.label for run in runs)}",
         )
-        for key in curve_names(runs)
+        for index, key in enumerate(curve_names(runs))
     ]
     slots = [
         Picture(
@@ -437,11 +538,18 @@ def title_of(
     return f"{len(runs)} run{'s' * (len(runs) > 1)} of {', '.join(recipes)}"
 
 
+def escape_markdown(
+    text: str,  # Any text
+) -> str:  # The same to a reader of the page
+    "Text in which nothing is markup."
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
 def markdown_table(
     rows: Sequence[Sequence[str]],  # The header first
 ) -> str:  # Lines
     "A table in Markdown."
-    clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    clean = [[escape_markdown(cell) for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in clean]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
@@ -453,16 +561,20 @@ def markdown_page(
     "A report in Markdown; its pictures lie in a folder beside it."
     from slot_attention_nbdev.core import atomic_write
 
-    parts = [f"# {title_of(runs)}", "\n".join(f"- {line}" for line in summarize_runs(runs))]
+    lines = [f"- {escape_markdown(line)}" for line in summarize_runs(runs)]
+    parts = [f"# {escape_markdown(title_of(runs))}", "\n".join(lines)]
     for heading, blocks in report_sections(runs).items():
         parts.append(f"## {heading}")
         for block in blocks:
             if isinstance(block, Picture):
                 with atomic_write(folder / block.name) as temporary:
                     temporary.write_bytes(block.content)
-                parts.append(f"![{block.text}]({folder.name}/{block.name})")
+                text = escape_markdown(block.text)
+                parts.append(f"![{text}]({quote(folder.name)}/{block.name})")
+            elif isinstance(block, str):
+                parts.append(escape_markdown(block))
             else:
-                parts.append(block if isinstance(block, str) else markdown_table(block))
+                parts.append(markdown_table(block))
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/library/12_report.ipynb #49d82878

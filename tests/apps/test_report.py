@@ -1,6 +1,7 @@
 "Listing and comparing runs: states, grouping, and the page, as text and in a real browser."
 
 import json
+import math
 import re
 import shutil
 import statistics
@@ -281,3 +282,94 @@ def test_the_page_in_a_browser(page, browser, width):
     assert tab.locator("text=✕ failed").first.is_visible()
     assert tab.locator("text=Settings in common").first.is_visible()
     context.close()
+
+
+HOSTILE = "../../../x <script>alert(1)</script> [a](javascript:b) $\\frac$ | \x1b[31m\n# h \ud800"
+
+
+@pytest.fixture
+def strange(tmp_path):
+    "A record full of a stranger's names."
+    record = load_record(RESULTS / "tetrominoes_fast" / "seed0.json")
+    record["curve"] = [point | {HOSTILE: 0.5, "a/b": 1.0, "": 2.0} for point in record["curve"]]
+    record["final"] |= {HOSTILE: 0.5}
+    record["recipe"] |= {HOSTILE: HOSTILE, "name": HOSTILE, "data": HOSTILE}
+    record["hardware"] = {"cpu": HOSTILE}
+    record["commit"] = HOSTILE
+    folder = tmp_path / "runs" / "strange"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "state.json").write_text(json.dumps({"state": "failed", "why": HOSTILE}))
+    (folder / "slots.png").symlink_to("/etc/passwd")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["markdown", "html"])
+def test_a_strangers_names_are_data(strange, tmp_path, form):
+    before = {path for path in tmp_path.rglob("*")}
+    out = tmp_path / "deep" / "deeper" / "page"
+    assert main(["report", str(strange), "--format", form, "--out", str(out)]) == 0
+    made = {path for path in tmp_path.rglob("*")} - before
+    assert all(path == out.parent.parent or out.parent in (path, *path.parents) for path in made)
+    text = out.read_text()
+    assert "<script" not in text and "\x1b" not in text and "root:" not in text
+    assert "\n# h" not in text
+    if form == "markdown":
+        assert "[a](" not in text.replace("\\[a\\](", "")
+        for name in re.findall(r"!\[(?:[^\]\\]|\\.)+\]\(([^)]+)\)", text):
+            assert ElementTree.parse(out.parent / name) and ".." not in name
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"step": "y"},
+        {"step": None},
+        {"step": 10**400},
+        {"seed": [1]},
+        {"seconds": "long"},
+        {"seconds": math.inf},
+        {"threads": "4"},
+        {"hardware": "fast"},
+        {"hardware": {"cpu": ["a"]}},
+        {"commit": 7},
+        {"curve": ["a"]},
+        {"curve": [{"loss": 1.0}]},
+        {"curve": [{"step": "y", "loss": 1.0}]},
+        {"curve": [{"step": 1, "loss": "low"}]},
+        {"curve": [{"step": 1, "loss": math.nan, "fg_ari": 10**400}]},
+        {"final": "good"},
+        {"final": {"fg_ari": "high"}},
+        {"final": {"fg_ari": math.nan, "n": None}},
+        {"recipe": {"name": 3, "steps": "many"}},
+        {"recipe": {"name": ["a"]}},
+        {"recipe": {"name": "a", "data": {}}},
+    ],
+)
+def test_one_odd_record_hides_nobody(tmp_path, capsys, odd):
+    good = load_record(RESULTS / "tetrominoes_fast" / "seed0.json")
+    for name, record in {"good": good, "odd": good | odd}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(json.dumps(record))
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "good" in shown and "odd" in shown
+    for form in ("html", "markdown"):
+        out = tmp_path / f"page.{form}"
+        assert main(["report", str(tmp_path), "--format", form, "--out", str(out)]) == 0
+
+
+def test_two_copies_of_a_seed_are_one(tmp_path):
+    for name in ("seed0", "seed1", "seed0 again"):
+        (tmp_path / name).mkdir()
+        source = RESULTS / "tetrominoes_fast" / f"{name[:5]}.json"
+        shutil.copy(source, tmp_path / name / "record.json")
+    first, more, again = (
+        find_runs([tmp_path / name])[0] for name in ("seed0", "seed1", "seed0 again")
+    )
+    (line,) = summarize_runs([first, again])
+    assert "±" not in line and "1 of 1 finished; 1 more run of the same seeds not counted" in line
+    assert "seeds, mean" not in html_page([first, again])
+    (line,) = summarize_runs([first, again, more])
+    assert summarize_runs([first, more])[0].partition(";")[0] == line.partition(";")[0]
+    assert "2 seeds, mean ± std" in html_page([first, again, more])
