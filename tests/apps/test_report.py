@@ -341,6 +341,8 @@ def test_a_strangers_names_are_data(strange, tmp_path, form):
         {"final": "good"},
         {"final": {"fg_ari": "high"}},
         {"final": {"fg_ari": math.nan, "n": None}},
+        {"final": {"fg_ari": 0.5, "controls": "some"}},
+        {"final": {"fg_ari": 0.5, "controls": {"color": 3, "what": {"fg_ari": "x"}}}},
         {"recipe": {"name": 3, "steps": "many"}},
         {"recipe": {"name": ["a"]}},
         {"recipe": {"name": "a", "data": {}}},
