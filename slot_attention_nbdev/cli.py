@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'COMMANDS', 'add_recipes_arguments', 'recipes_command', 'format_metrics', 'add_seed_argument',
-           'add_device_argument', 'add_n_init_argument', 'add_train_arguments', 'train_command',
-           'add_checkpoint_argument', 'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments',
-           'data_command', 'add_convert_arguments', 'convert_command', 'add_segment_arguments', 'segment_command',
-           'add_predict_arguments', 'predict_command', 'add_bench_arguments', 'bench_command', 'build_parsers', 'parse',
-           'is_main_process', 'explain', 'show', 'main', 'console']
+           'add_device_argument', 'add_n_init_argument', 'add_model_argument', 'import_own_model',
+           'add_train_arguments', 'train_command', 'add_checkpoint_argument', 'load_checkpoint_argument', 'fit_of',
+           'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments', 'data_command', 'add_convert_arguments',
+           'convert_command', 'add_segment_arguments', 'segment_command', 'add_predict_arguments', 'predict_command',
+           'add_bench_arguments', 'bench_command', 'build_parsers', 'parse', 'is_main_process', 'explain', 'show',
+           'main', 'console']
 
 # %% ../nbs/library/10_cli.ipynb #e43ff9b9
 import argparse
@@ -109,6 +110,25 @@ def add_n_init_argument(
     parser.add_argument("--n-init", type=int, default=1, metavar="R", help=text)
 
 
+def add_model_argument(
+    parser: argparse.ArgumentParser,  # Of a command that builds a model
+) -> None:
+    "Add --model."
+    help = "a model of your own, by the function that builds it; this runs your code"
+    parser.add_argument("--model", metavar="MODULE:FUNCTION", help=help)
+
+
+def import_own_model(
+    name: str | None,  # MODULE:FUNCTION; None for none
+) -> None:
+    "Make a model of the reader's own known; the module may lie in the current folder."
+    from slot_attention_nbdev.models.base import import_model
+
+    if name is not None:
+        sys.path.insert(0, os.getcwd())
+        import_model(name)
+
+
 def add_train_arguments(
     parser: argparse.ArgumentParser,  # Of the command `train`
 ) -> None:
@@ -130,19 +150,28 @@ def add_train_arguments(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-seedN)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    parser.add_argument(
+        "--init", metavar="WEIGHTS", help="begin with weights of such a model: as init=WEIGHTS"
+    )
+    parser.add_argument(
+        "--resolution", metavar="N", help="train on images of N x N: as resolution=N"
+    )
+    add_model_argument(parser)
     add_seed_argument(parser)
     add_device_argument(parser)
 
 
 def train_command(
-    # `recipe`, `config`, `overrides`, `budget`, `out`, `resume`, `seed`, `device`
+    # `recipe`, `config`, `overrides`, `budget`, `out`, `resume`, `init`, `resolution`, `model`,
+    # `seed`, `device`
     arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program (the run's record), for a reader
     """Train a recipe; resume it with the same command and --resume.
 
     examples:
       slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume
-      slot-attention train tiny data=photos/ resolution=64 --device cuda
+      slot-attention train photos_small data=photos/ --resolution 128 --device cuda
+      slot-attention train tiny --model my_module:build
       slot-attention train --config settings.json steps=100
     """
     from slot_attention_nbdev.core import InputError
@@ -154,12 +183,15 @@ def train_command(
     )
     from slot_attention_nbdev.train.trainer import train
 
+    import_own_model(arguments.model)
+    options = {key: getattr(arguments, key) for key in ("init", "resolution", "model")}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
     name, overrides = arguments.recipe, arguments.overrides
     if arguments.config and name and "=" in name:  # there was no recipe before the settings
         name, overrides = None, [name, *overrides]
     if bool(name) == bool(arguments.config):
         raise InputError("recipe: name one (see `recipes`), or give --config FILE, not both")
-    overrides = parse_overrides(overrides)
+    overrides = parse_overrides([*overrides, *given])
     if name:
         recipe = get_recipe(name, **overrides)
     else:
@@ -177,6 +209,25 @@ def add_checkpoint_argument(
     "Add CHECKPOINT."
     where = "a file, a run's folder, or the name of weights in the package"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=where)
+    add_model_argument(parser)
+
+
+def load_checkpoint_argument(
+    arguments: argparse.Namespace,  # `checkpoint`, `model`, `device`
+) -> tuple:  # The model; what is known of it; its squared error on record, or None
+    "The model that a command names."
+    from slot_attention_nbdev.train.recipes import load_model, recorded_mse
+
+    import_own_model(arguments.model)
+    model, info = load_model(arguments.checkpoint, device=arguments.device)
+    return model, info, recorded_mse(arguments.checkpoint)
+
+
+def fit_of(
+    info: dict,  # What is known of a model
+) -> str:  # "crop", "pad" or "stretch"
+    "How a model's images were brought into its size; stretched, before there was a choice."
+    return info["recipe"].get("fit", "stretch")
 
 
 def add_evaluate_arguments(
@@ -205,25 +256,40 @@ def add_evaluate_arguments(
 
 
 def evaluate_command(
-    # `checkpoint`, `data`, `n`, `n_init`, `seed`, `device`, `controls`
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace,  # see `add_evaluate_arguments`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Measure a model on labelled images: FG-ARI, ARI, mIoU, mBO and MSE, or AP and properties.
+    """Measure a model: FG-ARI, ARI, mIoU, mBO and MSE, or AP and properties; MSE without labels.
 
     examples:
       slot-attention evaluate runs/demo --data tetrominoes --controls
       slot-attention evaluate model.safetensors --data pack.npz --n 1000 --json
     """
     from slot_attention_nbdev.data.sources import evaluation_scenes, parse_data_spec
-    from slot_attention_nbdev.train.recipes import build_model, from_dict, load_model
+    from slot_attention_nbdev.apps.predict import warn_of_foreign
+    from slot_attention_nbdev.train.recipes import build_model, from_dict
     from slot_attention_nbdev.train.tasks import evaluate, task_of
 
-    model, info = load_model(arguments.checkpoint, device=arguments.device)
+    model, info, on_record = load_checkpoint_argument(arguments)
     resolution = info["recipe"].get("resolution", 0)
-    if parse_data_spec(arguments.data).kind in ("folder", "clevr"):
+    kind = parse_data_spec(arguments.data).kind
+    if kind in ("folder", "clevr"):
         resolution = model.resolution[0]
-    scenes = evaluation_scenes(arguments.data, arguments.n, resolution)
-    metrics = evaluate(model, scenes, seed=arguments.seed, n_init=arguments.n_init)
+    discovery = model.task == "object_discovery"
+    # what people photograph has no labels; a dataset file without any is a mistake
+    labeled = discovery and kind not in ("folder", "clevr")
+    options = {"fit": fit_of(info), "labeled": labeled}
+    scenes = evaluation_scenes(arguments.data, arguments.n, resolution, **options)
+    labelled = "label" in scenes
+    options = {"seed": arguments.seed, "labelled": labelled, "n_init": arguments.n_init}
+    metrics = evaluate(model, scenes, **options)
+    note = ""
+    if not labelled and discovery:
+        metrics |= task_of(model).preview(model, scenes, arguments.seed)[0]
+        note = (
+            "\nno labels, so nothing to compare the masks with: put a grey PNG beside each image, "
+            "NAME_mask.png for NAME.jpg, whose pixels are the numbers of the objects (background 0)"
+        )
+    warn_of_foreign(metrics.get("mse", 0.0), on_record)
     if arguments.controls:
         recipe = from_dict(info["recipe"])
         untrained = build_model(recipe, tuple(info["resolution"]), info["seed"])
@@ -231,7 +297,7 @@ def evaluate_command(
         metrics["controls"] = task_of(model).controls(
             model, untrained, scenes, arguments.seed, arguments.n_init
         )
-    return metrics, format_metrics(metrics)
+    return metrics, format_metrics(metrics) + note
 
 
 def add_data_arguments(
@@ -242,7 +308,8 @@ def add_data_arguments(
     parser.add_argument(
         "--n", type=int, default=16, metavar="N", help="number of scenes (default: 16)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="SHEET.png or PACK.npz")
+    out_help = "SHEET.png, PACK.npz, or a folder for an image and a mask of each scene"
+    parser.add_argument("--out", type=Path, metavar="PATH", help=out_help)
     parser.add_argument(
         "--card",
         action="store_true",
@@ -257,27 +324,33 @@ def add_data_arguments(
 def data_command(
     arguments: argparse.Namespace,  # `name`, `n`, `out`, `seed`, `denoise`, `card`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Draw scenes, as a contact sheet (.png) or a pack (.npz); or describe a data set (--card).
+    """Draw scenes: a contact sheet (.png), a pack (.npz) or single images; or describe a data set.
 
     examples:
+      slot-attention data tetrominoes --n 16 --out scenes/
       slot-attention data multi_dsprites_colored_on_grayscale --n 16 --out sheet.png
       slot-attention data clevr6 --card
     """
     from slot_attention_nbdev.core import InputError, check_int
+    from slot_attention_nbdev.data.files import save_images
     from slot_attention_nbdev.data.sources import data_card, draw_pack, draw_scenes, generated_set
     from slot_attention_nbdev.viz import save_figure, show_scenes
 
     name, out = arguments.name, arguments.out
     if arguments.card:
         return data_card(name)._asdict(), str(data_card(name))
-    if out is None or out.suffix not in (".png", ".npz"):
+    used = out is not None and out.is_dir() and any(out.iterdir())
+    if out is None or used or out.suffix not in (".png", ".npz", ""):
         raise InputError(
-            f"out: expected a name that ends in .png (a sheet) or .npz (a pack), got {str(out)!r}"
+            "out: expected a name that ends in .png (a sheet) or .npz (a pack), or a folder for "
+            f"single images, got {str(out)!r}" + ", which is not empty" * used
         )
     spec = generated_set(name, arguments.denoise)
     n = check_int("n", arguments.n, maximum=512 if out.suffix == ".png" else None)
     if out.suffix == ".npz":
         draw_pack(name, spec, n, out, arguments.seed)
+    elif out.suffix == "":
+        save_images(draw_scenes(name, spec, n, arguments.seed), out)
     else:
         scenes = draw_scenes(name, spec, n, arguments.seed)
         save_figure(show_scenes(scenes, n), out)
@@ -330,7 +403,7 @@ def add_segment_arguments(
 ) -> None:
     "Add the arguments of `slot-attention segment`; all but --n-init are those of `predict`."
     add_checkpoint_argument(parser)
-    images_help = "any format that Pillow reads, any size"
+    images_help = "any format that Pillow reads, any size; or a folder of images"
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=images_help)
     parser.add_argument(
         "--out",
@@ -351,14 +424,14 @@ def segment_command(
     """Segment images: for each a label map (pixel = number of the slot) and a picture of the slots.
 
     examples:
-      slot-attention segment runs/demo photo.png --out segments
+      slot-attention segment runs/demo photo.png photos/ --out segments
     """
-    from slot_attention_nbdev.apps.predict import segment_files
-    from slot_attention_nbdev.train.recipes import load_model
+    from slot_attention_nbdev.apps.predict import segment_files, warn_of_foreign
 
-    model, _ = load_model(arguments.checkpoint, device=arguments.device)
-    options = (arguments.images, arguments.out, arguments.seed, arguments.n_init)
+    model, info, on_record = load_checkpoint_argument(arguments)
+    options = (arguments.images, arguments.out, arguments.seed, arguments.n_init, fit_of(info))
     written = segment_files(model, *options)
+    warn_of_foreign(sum(each["mse"] for each in written) / len(written), on_record)
     lines = [f"{each['image']}  ->  {each['labels']}, {each['slots']}" for each in written]
     return {"written": written}, "\n".join(lines)
 
@@ -380,10 +453,10 @@ def predict_command(
     """
     from slot_attention_nbdev.core import table
     from slot_attention_nbdev.apps.predict import predict_files
-    from slot_attention_nbdev.train.recipes import load_model
 
-    model, _ = load_model(arguments.checkpoint, device=arguments.device)
-    found = predict_files(model, arguments.images, arguments.out, arguments.seed)
+    model, info, _ = load_checkpoint_argument(arguments)
+    options = (arguments.images, arguments.out, arguments.seed, fit_of(info))
+    found = predict_files(model, *options)
     texts = []
     for files, rows in found:
         names = [name for name in (files["image"], files["picture"]) if name]

@@ -293,11 +293,12 @@ def test_evaluate_with_controls(say, run):
         assert line.startswith(name)
 
 
-def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path, capsys):
+def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path):
     for i in range(3):
         Image.new("RGB", (50, 40), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    assert main(["evaluate", str(run), "--data", str(tmp_path), "--device", "cpu"]) == 1
-    assert "no array 'label'" in capsys.readouterr().err
+    text = say("evaluate", run, "--data", tmp_path, "--device", "cpu")
+    assert "mse" in text and "slot_entropy" in text and "fg_ari" not in text
+    assert "NAME_mask.png" in text
     for i in range(3):
         mask = np.zeros((40, 50), np.uint8)
         mask[10:20, 10:20] = 1
@@ -439,3 +440,90 @@ def test_a_shared_failure_is_told_once(monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         assert main(["recipes"]) == 1
         assert capsys.readouterr().err.count("loss not finite") == told
+
+
+def photographs(folder, n=3):
+    folder.mkdir()
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_folder_stands_for_its_images(say, run, tmp_path, caplog):
+    photos = photographs(tmp_path / "photos")
+    words = ("segment", run, photos, photos / "0.png", "--out", tmp_path / "out", "--json")
+    written = json.loads(say(*words))["written"]
+    assert [Path(each["labels"]).stem for each in written] == [
+        f"{name}_labels" for name in ("0", "1", "2", "0_2")
+    ]
+    seen = np.asarray(Image.open(written[0]["labels"]))
+    assert seen.shape == (40, 64) and set(np.unique(seen[:, 12:52])) <= set(range(4))
+    assert (seen[:, :12] == 255).all() and (seen[:, 52:] == 255).all()  # cut off, as in training
+    found = json.loads(say("predict", "sprites_properties", photos, "--json"))["predicted"]
+    assert len(found) == 3
+    (tmp_path / "empty").mkdir()
+    assert main(["segment", str(run), str(tmp_path / "empty"), "--out", str(tmp_path)]) == 1
+
+
+def test_foreign_images_are_noticed(say, tmp_path, caplog):
+    photos = photographs(tmp_path / "photos")
+    warned = lambda: any("means little" in m or "mean little" in m for m in caplog.messages)
+    say("segment", "tetrominoes_fast", photos, "--out", tmp_path / "out")
+    assert warned()
+    caplog.clear()
+    say("evaluate", "tetrominoes_fast", "--data", photos)
+    assert warned()
+    caplog.clear()
+    say("evaluate", "tetrominoes_fast", "--data", "tetrominoes", "--n", "32")
+    say("data", "tetrominoes", "--n", "4", "--out", tmp_path / "scenes")
+    say("segment", "tetrominoes_fast", tmp_path / "scenes", "--out", tmp_path / "out")
+    assert not warned()
+
+
+def test_data_writes_single_images(say, run, tmp_path):
+    say("data", "tetrominoes", "--n", "3", "--out", tmp_path / "scenes")
+    names = sorted(path.name for path in (tmp_path / "scenes").iterdir())
+    assert names == [f"{i:04}{end}.png" for i in range(3) for end in ("", "_mask")]
+    say("data", "tetrominoes", "--n", "3", "--out", tmp_path / "same.npz")
+    same = load_pack(tmp_path / "same.npz")
+    for i in range(3):
+        image = np.asarray(Image.open(tmp_path / "scenes" / f"{i:04}.png"))
+        mask = np.asarray(Image.open(tmp_path / "scenes" / f"{i:04}_mask.png"))
+        assert np.array_equal(image, same["image"][i]) and np.array_equal(mask, same["label"][i])
+    by_folder = json.loads(say("evaluate", run, "--data", tmp_path / "scenes", "--json"))
+    assert by_folder == json.loads(say("evaluate", run, "--data", tmp_path / "same.npz", "--json"))
+
+
+OWN = """
+from slot_attention_nbdev.models.autoencoder import small_autoencoder
+
+def build(resolution, num_slots, num_iterations):
+    return small_autoencoder(resolution, num_slots, num_iterations)
+"""
+
+
+def test_a_model_of_ones_own(say, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # and forgotten afterwards
+    (tmp_path / "my_module.py").write_text(OWN)
+    own = ("--model", "my_module:build")
+    train = ("train", "tiny", *SHORT, "--out", "run")
+    record = json.loads(say(*train, *own, "--resolution", "35", "--json"))
+    assert record["recipe"]["model"] == "my_module:build" and record["recipe"]["resolution"] == 35
+    say("evaluate", "run", "--data", "tetrominoes", "--n", "4", *own)
+    say("train", "tiny", *SHORT, "--out", "second", "--init", "run", "resolution=35", *own)
+    say("runs", ".")
+    # a file that names code makes nothing happen, also where the code could be imported
+    from slot_attention_nbdev.models.base import MODELS
+
+    monkeypatch.delitem(MODELS, "my_module:build")
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--data", "tetrominoes"]) == 1
+    assert "--model my_module:build" in capsys.readouterr().err
+    assert main(["train", "tiny", "model=my_module:build"]) == 2
+    assert main(["train", "tiny", "--model", "gone_module:build"]) == 2
+    assert "gone_module:build cannot be imported" in capsys.readouterr().err
+    assert main(["train", "tiny", "--init", "no_such_weights", "--out", "third"]) == 2
+    assert main(["train", "tiny", "--resolution", "35", "resolution=35"]) == 2
+    assert "resolution: given twice" in capsys.readouterr().err

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'ORIENTATION', 'FITS', 'CACHE_VERSION', 'save_pack', 'load_pack', 'PackScenes', 'open_pack', 'PackWriter',
-           'read_pixels', 'filter_readable', 'read_image', 'find_images', 'ImageFolder', 'cache_path', 'decode_folder',
-           'resize_scenes']
+           'read_pixels', 'filter_readable', 'read_image', 'find_images', 'ImageFolder', 'save_images', 'cache_path',
+           'decode_folder', 'resize_scenes']
 
 # %% ../../nbs/library/02_files.ipynb #ac914078
 import hashlib
@@ -35,6 +35,7 @@ from slot_attention_nbdev.core import (
     SlotAttentionError,
     atomic_write,
     check_int,
+    count_cores,
     suggest,
 )
 
@@ -535,6 +536,19 @@ class ImageFolder(Dataset):
             return _read_mask(self.masks[index], self.resolution, self.paths[index], self.fit)
         return read_pixels(self.paths[index], self.resolution, fit=self.fit)
 
+
+def save_images(
+    scenes: dict[str, Tensor],  # image uint8 [N, H, W, 3]; label uint8 [N, H, W] if there is one
+    folder: str | Path,  # Where to; made if need be
+) -> None:
+    "Write scenes as an `ImageFolder` reads them: PNG files 0000.png …, masks 0000_mask.png …"
+    from PIL import Image
+
+    for name, ending in (("image", ""), ("label", "_mask")):
+        for i, pixels in enumerate(scenes.get(name, ())):
+            with atomic_write(Path(folder) / f"{i:04}{ending}.png") as temporary:
+                Image.fromarray(pixels.numpy()).save(temporary)
+
 # %% ../../nbs/library/02_files.ipynb #9f65867f
 CACHE_VERSION = 1  # raised whenever the same files would be decoded to other pixels
 
@@ -579,10 +593,9 @@ def _write_folder(source: ImageFolder, path: Path) -> None:
     "Decode a folder into a dataset file."
     from tqdm import tqdm
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     n = len(source)
     with (
-        ThreadPoolExecutor(cores) as pool,
+        ThreadPoolExecutor(count_cores()) as pool,
         atomic_write(path) as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
         # a small folder is done before anyone would see it

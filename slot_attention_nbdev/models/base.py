@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'CONFIG', 'MAX_RESOLUTION', 'MAX_SLOTS', 'MAX_ITERATIONS', 'METRICS', 'CARD', 'TASKS', 'HUB_FILES',
-           'register_model', 'create_model', 'record_rows', 'family_of', 'card_head', 'model_card', 'find_record',
-           'hub_failure', 'fetch_snapshot', 'find_pretrained', 'read_notes', 'Pretrained', 'load_pretrained']
+           'register_model', 'check_model_name', 'import_model', 'create_model', 'record_rows', 'family_of',
+           'card_head', 'model_card', 'find_record', 'hub_failure', 'fetch_snapshot', 'find_pretrained', 'read_notes',
+           'Pretrained', 'load_pretrained']
 
 # %% ../../nbs/library/11_hub.ipynb #fd638f29
 import json
 import re
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from typing import Self
 
@@ -57,6 +58,49 @@ def register_model(
     return register
 
 
+def check_model_name(
+    name: str,  # What should be a key of `MODELS`
+) -> None:
+    "Refuse a name that is in no table, with an `InputError` that says what to do."
+    if name in MODELS:
+        return
+    if ":" in str(name):
+        raise InputError(
+            f"model: {name!r} is somebody's own code, which is only run if you ask for it, "
+            f"and you should only if you trust it: --model {name}"
+        )
+    raise InputError(f"model: unknown {name!r}; {suggest(str(name), MODELS)}")
+
+
+def import_model(
+    # MODULE:FUNCTION, where the function is a builder as for `register_model`; the module is run
+    name: str,
+) -> None:
+    "Enter a builder of your own, by where it can be imported from, into `MODELS`."
+    if name in MODELS:
+        return
+    if not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise InputError(f"model: expected MODULE:FUNCTION, such as my_module:build, got {name!r}")
+    try:
+        build = EntryPoint(name, name, "").load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"model: {name} cannot be imported: {error}") from error
+    if not callable(build):
+        raise InputError(f"model: expected {name} to be callable, got {type(build).__name__}")
+
+    @register_model(name, about=f"A model of its owner's own, built by `{name}`")
+    def build_own(resolution, num_slots, num_iterations):
+        model = build(resolution, num_slots, num_iterations)
+        needed = ("task", "resolution", "slot_attention")
+        missing = [each for each in needed if not hasattr(model, each)]
+        if missing:
+            raise InputError(
+                f"model: {name} gave a {type(model).__name__} without {', '.join(missing)}; "
+                "a SlotAttentionAutoEncoder of your own parts has all of them"
+            )
+        return model
+
+
 def create_model(
     name: str,  # A key of `MODELS`
     resolution: tuple[int, int],  # Height and width of the images, at most 1024 each
@@ -64,8 +108,7 @@ def create_model(
     num_iterations: int,  # T, at most 32
 ) -> nn.Module:  # The model on the CPU, untrained; its `config` says how it was built
     "Build a model by its name."
-    if name not in MODELS:
-        raise InputError(f"model: unknown {name!r}; {suggest(str(name), MODELS)}")
+    check_model_name(name)
     if not isinstance(resolution, list | tuple) or len(resolution) != 2:
         raise InputError(f"resolution: expected height and width, got {resolution!r}")
     height, width = (check_int("resolution", n, maximum=MAX_RESOLUTION) for n in resolution)

@@ -6,7 +6,7 @@
 __all__ = ['SWITCH', 'SETTINGS', 'PAPER', 'CPU', 'FAST', 'SMALL', 'SHORT', 'SPRITES', 'CLEVR6', 'PHOTOS', 'CLEVR10', 'PAPER10',
            'RECIPES', 'setting', 'Recipe', 'check_setting', 'get_recipe', 'parse_overrides', 'read_config',
            'setting_texts', 'to_dict', 'from_dict', 'run_fingerprint', 'ramp', 'learning_rate', 'cosine_rate',
-           'parse_budget', 'resolution_of', 'build_model', 'load_model', 'load_initial', 'build_data',
+           'parse_budget', 'resolution_of', 'build_model', 'load_model', 'recorded_mse', 'load_initial', 'build_data',
            'describe_recipe']
 
 # %% ../../nbs/library/05_recipes.ipynb #de6f18c5
@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from slot_attention_nbdev.data.sources import (
     parse_data_spec,
 )
 from ..models.autoencoder import SlotAttentionAutoEncoder
-from ..models.base import MODELS, create_model
+from ..models.base import check_model_name, create_model
 from ..models.set_predictor import SetPredictor
 from ..models.weights import find_weights, load_record, load_weights
 from ..nn.variants import Implicit, with_attention
@@ -55,7 +55,7 @@ def setting(
     default: str | int | float,  # Its value if nothing else is said
     low: float | None = None,  # Smallest number allowed; None for 1, or 0 of a float
     high: float | None = None,  # Largest number allowed; None for any, or 1 of a float
-    choices: Collection[str] = (),  # Texts allowed; empty for any
+    choices: Sequence[str] = (),  # Texts allowed; empty for any
     in_fingerprint: bool = True,  # Whether a run with another value is another run
 ) -> str | int | float:  # A field of a dataclass
     "A field of `Recipe` with its limits in its metadata."
@@ -82,7 +82,7 @@ class Recipe:
     # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "fast", "seeded" or "solids"
     # (ours, for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_sprites"
     # (ours)
-    model: str = setting("paper", choices=MODELS)
+    model: str = setting("paper")
     num_slots: int = setting(4, high=64)  # K
     num_iterations: int = setting(3, high=32)  # T
     batch_size: int = setting(64, high=65_536)  # Images in a step
@@ -148,7 +148,8 @@ class Recipe:
         if not {"/", "."} & set(self.data) and parse_data_spec(self.data).kind == "folder":
             # with a slash, it is a folder everywhere, also where there is none of that name
             object.__setattr__(self, "data", f"{self.data}/")
-        if self.model.startswith(("properties", "set")) and self.variance_weight:
+        predictor = self.model.startswith(("properties", "set")) and ":" not in self.model
+        if predictor and self.variance_weight:
             raise InputError("variance_weight: expected 0, since a set predictor has no masks")
 
     def iterations_at(
@@ -183,6 +184,8 @@ def check_setting(
             raise InputError(f"{key}: expected a number in [{low:g}, {high:g}], got {value!r}")
     elif not isinstance(value, str):
         raise InputError(f"{key}: expected text, got {value!r}")
+    elif key == "model":
+        check_model_name(value)
     elif choices and value not in choices:
         raise InputError(f"{key}: unknown {value!r}; {suggest(value, choices)}")
     elif key == "data":
@@ -551,6 +554,17 @@ def load_model(
     except (InputError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise FileError(f"{path}: does not fit this version of the library: {error}") from error
     return model.to(resolve_device(device)).eval(), info
+
+
+def recorded_mse(
+    checkpoint: str | Path,  # As for `load_model`
+) -> float | None:  # None if it is not known
+    "The squared error on record for a model, of images like those it was trained on."
+    path = find_weights(checkpoint)
+    for note in (path.with_name("record.json"), path.with_suffix(".json")):
+        if note.is_file():
+            return (load_record(note).get("final") or {}).get("mse")
+    return None
 
 
 def load_initial(

@@ -380,7 +380,7 @@ LINES = [
         2,
         "unrecognized arguments: b.png",
     ),
-    ("no recipe", "train", 2, "required: RECIPE"),
+    ("no recipe", "train", 2, "recipe: name one of them"),
     (
         "a recipe that does not exist",
         "train tetrominos_fast",
@@ -612,10 +612,10 @@ LINES = [
         "cannot be read as an image",
     ),
     (
-        "an image that is a folder",
+        "an empty folder of images",
         "segment {place}/run {place}/empty --out {place}/out",
         1,
-        "cannot be read as an image",
+        "there are no images in this folder",
     ),
     (
         "an image with NaN",
