@@ -42,7 +42,7 @@ def child(out: str, steps: int, resume: bool, said: str) -> None:
     from slot_attention_nbdev.train.trainer import train
 
     words, code = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0
-    signal.signal(signal.SIGUSR1, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)))
+    signal.signal(signal.SIGUSR2, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)))
     try:
         train(
             get_recipe("tiny", steps=steps, **RECIPE),
@@ -99,7 +99,7 @@ def accident(runs: Runs, out: Path, kind: str, resume: bool, chance: random.Rand
     known = step_of(out)
     os.kill(
         process.pid,
-        {"SIGTERM": signal.SIGTERM, "full disk": signal.SIGUSR1}.get(kind, signal.SIGKILL),
+        {"SIGTERM": signal.SIGTERM, "full disk": signal.SIGUSR2}.get(kind, signal.SIGKILL),
     )
     process.join(60)
     alive, code = process.is_alive(), process.exitcode

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'is_transformed',
            'check_finite', 'nearest', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice',
-           'count_cores', 'atomic_write', 'table', 'check_exercise']
+           'count_cores', 'atomic_write', 'table', 'ProgressBar', 'check_exercise']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
 import hashlib
 import math
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -249,6 +251,65 @@ def table(
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells
     )
+
+# %% ../nbs/library/01_core.ipynb #7b1e4a11
+class ProgressBar:
+    "Progress on the standard error: a bar in a terminal, elsewhere a line from time to time."
+
+    def __init__(
+        self,
+        total: float,  # What is done at the end
+        shown: bool = True,  # Whether to show anything
+        every: float = 15.0,  # Seconds between two lines where there is no terminal
+    ):
+        self.shown = shown
+        self.every = every
+        self.due = 0.0  # when to show something next
+        self.held = None  # what was not shown, since it came too soon
+        self.bar = None
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            layout = "{percentage:3.0f}% |{bar:20}| {desc}"
+            self.bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True)
+            self.every = 0.1
+
+    def show(
+        self,
+        done: float,  # How much is done
+        text: str,  # What to say
+        now: bool = False,  # Whether to say it even if something was said just before
+    ) -> None:
+        "Say how far it is, unless that was said just before."
+        self.held = (done, text)
+        if not self.shown or time.monotonic() < self.due and not now:
+            return
+        self.held = None
+        self.due = time.monotonic() + self.every
+        if self.bar is None:
+            print(text, file=sys.stderr, flush=True)
+            return
+        self.bar.n = min(done, self.bar.total)
+        self.bar.set_description_str(text)
+
+    def write(
+        self,
+        text: str,  # A line that stays
+    ) -> None:
+        "Write a line of its own, above the bar if there is one."
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif self.shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.held:
+            self.show(*self.held, now=True)
+        if self.bar is not None:
+            self.bar.close()
 
 # %% ../nbs/library/01_core.ipynb #2de8472a
 def check_exercise(

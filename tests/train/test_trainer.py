@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
 from slot_attention_nbdev.data.files import save_pack
-from slot_attention_nbdev.data.sources import evaluation_scenes
+from slot_attention_nbdev.data.sources import Batches, evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.controls import COLOR_RULES
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
@@ -27,6 +27,7 @@ from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.recipes import build_data, build_model, from_dict, get_recipe
+from slot_attention_nbdev.train.tasks import ObjectDiscovery
 from slot_attention_nbdev.train.trainer import (
     Interrupted,
     Trainer,
@@ -161,6 +162,12 @@ def test_bar(tmp_path, capsys):
     train(tiny(), tmp_path / "bar", device="cpu")
     text = capsys.readouterr().err
     assert "12/12" in text and "loss=" in text and "fg_ari=" in text
+    assert "\r" not in text and len(text.splitlines()) < 6  # no terminal: lines, and not many
+    train(tiny(), tmp_path / "verbose", device="cpu", verbose=True)
+    lines = capsys.readouterr().err.splitlines()
+    points = load_record(tmp_path / "verbose" / "record.json")["curve"]
+    assert sum(line.startswith("step ") and "loss" in line for line in lines) == 3
+    assert sum(line.startswith("step ") for line in lines) == len(points)
     go(tmp_path / "quiet")
     assert capsys.readouterr() == ("", "")
 
@@ -299,7 +306,10 @@ def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):
     started = time.perf_counter()
     record = go(
         tmp_path,
-        tiny(steps=100_000, log_every=1, eval_every=100_000, checkpoint_every=100_000),
+        # a warm-up counts updates, and who knows how many a busy machine makes
+        tiny(
+            steps=100_000, log_every=1, eval_every=100_000, checkpoint_every=100_000, warmup_steps=2
+        ),
         budget=2.0,
     )
     assert time.perf_counter() - started < 30
@@ -343,7 +353,7 @@ def test_nan_is_an_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, by
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
     update = Trainer.training_step
 
@@ -356,7 +366,7 @@ def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="stopped after step 7.*--resume") as stopped:
         go(tmp_path)
-    assert stopped.value.code == (0 if number == signal.SIGTERM else 1)
+    assert stopped.value.code == (1 if number == signal.SIGINT else 0)
     assert signal.getsignal(number) == before
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
     assert load_record(tmp_path / "record.json")["finished"] is False
@@ -369,6 +379,113 @@ def test_signal_finishes_the_step_and_saves(run, tmp_path, monkeypatch, number):
         load_record(run / "record.json")["curve"], record["curve"], strict=True
     ):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def same_end(one, other):
+    "Whether two runs ended with the same weights and the same curve."
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    curves = [load_record(folder / "record.json")["curve"] for folder in (one, other)]
+    for point in (*curves[0], *curves[1]):
+        point["seconds"] = 0
+    return curves[0] == curves[1] and all(
+        torch.equal(weights[0][key], weights[1][key]) for key in weights[0]
+    )
+
+
+@pytest.mark.parametrize("where", ["validation_metric", "task_of", "plot_curve", "stream"])
+def test_a_signal_is_obeyed_where_no_update_is_made(run, tmp_path, monkeypatch, where):
+    reached = []
+
+    def interrupted(*arguments, **options):
+        # after the evaluation of step 8, or in the batch of step 8, or at the end
+        if not reached and (where != "stream" or arguments[1] == 8):
+            reached.append(where)
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it was not obeyed at once")
+        return before(*arguments, **options)
+
+    if where == "stream":
+        before = Batches.batch
+        monkeypatch.setattr(Batches, "batch", interrupted)
+    elif where == "task_of":
+        before = ObjectDiscovery.preview
+        monkeypatch.setattr(ObjectDiscovery, "preview", interrupted)
+    else:
+        before = getattr(training, where)
+        monkeypatch.setattr(training, where, interrupted)
+    with pytest.raises(Interrupted, match="stopped after step") as stopped:
+        go(tmp_path)
+    assert reached and stopped.value.code == 0
+    step = 12 if where == "plot_curve" else 8
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
+    assert load_record(tmp_path / "record.json")["finished"] is False
+    assert go(tmp_path, resume=True)["finished"] and same_end(run, tmp_path)
+
+
+def test_a_signal_before_the_first_update(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it was not obeyed at once")
+
+    monkeypatch.setattr(training, "build_data", interrupted)
+    with pytest.raises(Interrupted, match="before the first update") as stopped:
+        go(tmp_path / "run")
+    assert stopped.value.code == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path, monkeypatch):
+    def interrupted(self, scenes):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it was not obeyed at once")
+
+    monkeypatch.setattr(Trainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+
+
+def test_the_clock_counts_updates_alone(tmp_path, monkeypatch):
+    update, measure = Trainer.training_step, training.validation_metric
+    slept = []
+
+    def slow_at_first(self, scenes):
+        update(self, scenes)
+        if not slept:  # as if it were compiled
+            time.sleep(1.5)
+        slept.append(1)
+
+    def slow_measure(*arguments):
+        time.sleep(1.5)
+        return measure(*arguments)
+
+    monkeypatch.setattr(Trainer, "training_step", slow_at_first)
+    monkeypatch.setattr(training, "validation_metric", slow_measure)
+    started = time.perf_counter()
+    record = go(tmp_path, tiny(steps=10**6, eval_every=2, log_every=2), budget=0.3)
+    assert record["step"] >= 2 and record["seconds"] >= 0.3
+    assert time.perf_counter() - started > 3 + record["seconds"]
+
+
+def test_a_warmup_counts_updates_whatever_the_budget():
+    run = Trainer(tiny(steps=1_000, warmup_steps=100), budget=10.0)
+    run.step, run.seconds = 2, 5.0
+    assert run.lr == cosine_rate(500, run.recipe.learning_rate, 0, 1_000) * 2 / 100
+    run.step = 100
+    assert run.lr == cosine_rate(500, run.recipe.learning_rate, 0, 1_000)
+
+
+def test_a_budget_too_short_or_spent_is_said(tmp_path, caplog):
+    recipe = tiny(steps=10**6, eval_every=10**6, log_every=10**6)
+    go(tmp_path, recipe, budget=0.5)
+    early = [each.getMessage() for each in caplog.records]
+    assert any("updates fit into the budget" in text for text in early)
+    caplog.clear()
+    first = load_record(tmp_path / "record.json")
+    again = go(tmp_path, recipe, resume=True)
+    assert again["step"] == first["step"] and again["seconds"] == first["seconds"]
+    assert any("is spent" in each.getMessage() for each in caplog.records)
+    more = go(tmp_path, recipe, resume=True, budget=first["seconds"] + 0.5)
+    assert more["step"] > first["step"] and more["seconds"] >= first["seconds"] + 0.5
 
 
 def test_training_in_a_thread(tmp_path):
