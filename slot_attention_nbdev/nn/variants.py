@@ -96,6 +96,7 @@ class Detached(SlotAttention):
         slots: Tensor | None = None,  # Initial slots, [B, K, D]; None draws them
         generator: torch.Generator | None = None,  # Source of the noise of drawn slots
         return_attention: bool = False,  # Also return every iteration's attention
+        mask: Tensor | None = None,  # True for a token, False for padding, [B, N]; None: all tokens
     ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D], and on request attention, [B, T, N, K]
         "T - 1 iterations without gradient, then one with."
         T = check_int(
@@ -103,7 +104,7 @@ class Detached(SlotAttention):
         )
         if slots is None:
             slots = self.initial_slots(len(inputs), num_slots, generator)
-        options = {"num_slots": num_slots, "return_attention": return_attention}
+        options = {"num_slots": num_slots, "return_attention": return_attention, "mask": mask}
         attention = []
         if T > 1:
             with torch.no_grad():

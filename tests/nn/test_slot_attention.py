@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.nn.variants import Implicit, WeightedSum
 
 B, N, K, D_IN, D = 3, 10, 4, 6, 8
 
@@ -624,3 +625,56 @@ def test_the_algorithm_is_read_in_two_minutes():
     numbered = "\n".join(lines[lines.index("    def prepare(") :])
     for number in (1, 3, 4, 7, 8, 11):
         assert len(re.findall(rf"# line {number}$", numbered, re.M)) >= 1, number
+
+
+@pytest.mark.parametrize("implementation", ["plain", "one_pass", "triton", "implicit"])
+def test_padding_is_left_out(implementation):
+    kind = Implicit if implementation == "implicit" else SlotAttention
+    module = kind(6, 8, num_slots=3, mlp_hidden_dim=16)
+    module.implementation = "plain" if implementation == "implicit" else implementation
+    inputs = torch.randn(4, 10, 6, generator=generator(1))
+    slots = torch.randn(4, 3, 8, generator=generator(2))
+    mask = torch.rand(4, 10, generator=generator(3)) < 0.5
+    mask[0] = True
+    mask[3] = False
+    padded = inputs.masked_fill(~mask[..., None], math.nan).requires_grad_()
+    found, attention = module(padded, slots=slots, mask=mask, return_attention=True)
+    found.square().sum().backward()
+    for i in range(4):
+        few = inputs[i : i + 1, mask[i]].requires_grad_()
+        alone, seen = module(few, slots=slots[i : i + 1], return_attention=True)
+        alone.square().sum().backward()
+        torch.testing.assert_close(found[i], alone[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(attention[i][:, mask[i]], seen[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(padded.grad[i][mask[i]], few.grad[0], atol=1e-4, rtol=1e-4)
+    assert (attention.sum(-1)[:, 0][~mask] == 0).all()
+    assert (padded.grad[~mask] == 0).all()
+    half = copy.deepcopy(module).bfloat16()(padded.bfloat16(), slots=slots.bfloat16(), mask=mask)
+    torch.testing.assert_close(half.float(), found, atol=0.1, rtol=0.1)
+
+
+def test_masks_that_are_none():
+    module = SlotAttention(6, 8)
+    inputs = torch.randn(2, 5, 6)
+    for mask in (torch.ones(2, 5), torch.ones(2, 5).long(), torch.ones(2, 4).bool(), [True]):
+        with pytest.raises(InputError, match="mask: expected"):
+            module(inputs, mask=mask)
+    with pytest.raises(InputError, match="WeightedSum attends in its own way"):
+        WeightedSum(6, 8)(inputs, mask=torch.ones(2, 5).bool())
+
+
+def test_device_and_dtype():
+    for dtype in (torch.float64, torch.bfloat16):
+        module = SlotAttention(6, 8, dtype=dtype)
+        assert {weight.dtype for weight in module.parameters()} == {dtype}
+        assert module(torch.randn(2, 5, 6, dtype=dtype)).dtype == dtype
+    assert SlotAttention(6, 8, device="meta").slots_mu.is_meta
+    for odd in (torch.int64, torch.complex64, torch.bool, "float32"):
+        with pytest.raises(InputError, match="dtype: expected floating-point"):
+            SlotAttention(6, 8, dtype=odd)
+    module = SlotAttention(6, 8)
+    for odd in (torch.int64, torch.uint8, torch.bool, torch.complex64):
+        with pytest.raises(InputError, match="inputs: expected floating-point"):
+            module(torch.ones(2, 5, 6, dtype=odd))
+        with pytest.raises(InputError, match="slots: expected floating-point"):
+            module(torch.ones(2, 5, 6), slots=torch.ones(2, 3, 8, dtype=odd))
