@@ -150,6 +150,9 @@ def add_train_arguments(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-seedN)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--quiet", action="store_true", help="do not show how far it is")
+    words.add_argument("--verbose", action="store_true", help="a line for each point of the curve")
     parser.add_argument(
         "--init", metavar="WEIGHTS", help="begin with weights of such a model: as init=WEIGHTS"
     )
@@ -163,7 +166,7 @@ def add_train_arguments(
 
 def train_command(
     # `recipe`, `config`, `overrides`, `budget`, `out`, `resume`, `init`, `resolution`, `model`,
-    # `seed`, `device`
+    # `quiet`, `verbose`, `seed`, `device`
     arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program (the run's record), for a reader
     """Train a recipe; resume it with the same command and --resume.
@@ -198,7 +201,16 @@ def train_command(
         recipe = replace(read_config(arguments.config), **overrides)
     out = arguments.out or Path("runs") / f"{Path(recipe.name).name}-seed{arguments.seed}"
     budget = None if arguments.budget is None else parse_budget(arguments.budget)
-    record = train(recipe, out, arguments.seed, arguments.device, arguments.resume, budget)
+    record = train(
+        recipe,
+        out,
+        arguments.seed,
+        arguments.device,
+        arguments.resume,
+        budget,
+        progress=not arguments.quiet,
+        verbose=arguments.verbose,
+    )
     metrics = format_metrics(record["final"])
     return record, f"{metrics}\n\nrun      {out}\npicture  {out / 'slots.png'}"
 

@@ -527,3 +527,16 @@ def test_a_model_of_ones_own(say, tmp_path, monkeypatch, capsys):
     assert main(["train", "tiny", "--init", "no_such_weights", "--out", "third"]) == 2
     assert main(["train", "tiny", "--resolution", "35", "resolution=35"]) == 2
     assert "resolution: given twice" in capsys.readouterr().err
+
+
+def test_train_says_as_much_as_is_wanted(tmp_path, capsys):
+    words = "train tiny steps=2 log_every=1 eval_images=4 --device cpu".split()
+    said = {}
+    for how in ("--quiet", "--verbose"):
+        assert main([*words, how, "--out", str(tmp_path / how)]) == 0
+        said[how] = capsys.readouterr()
+        assert "fg_ari" in said[how].out
+    assert "updates" not in said["--quiet"].err
+    lines = said["--verbose"].err.splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 3  # two losses, one evaluation
+    assert main([*words, "--quiet", "--verbose"]) == 2

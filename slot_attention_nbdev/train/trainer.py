@@ -430,7 +430,7 @@ def describe_progress(
 ) -> str:  # One line
     "Updates, updates and images a second, time left, last metrics."
     steps, pace = run.recipe.steps, run.pace
-    words = [f"{run.step:,} updates" if run.budget else f"{run.step:,}/{steps:,} updates"]
+    words = [f"{run.step:,} updates made" if run.budget else f"{run.step:,}/{steps:,} updates"]
     if pace:
         left = run.budget - run.seconds if run.budget else (steps - run.step) / pace
         words += [f"{_rounded(pace)}/s", f"{_rounded(pace * run.recipe.batch_size)} images/s"]
