@@ -106,8 +106,9 @@ def add_n_init_argument(
     parser: argparse.ArgumentParser,  # Of a command that decomposes images
 ) -> None:
     "Add --n-init."
-    text = "draws of initial slots; the best reconstruction of each image counts (default: 1)"
-    parser.add_argument("--n-init", type=int, default=1, metavar="R", help=text)
+    text = "draws of initial slots; the best reconstruction of each image counts (default: the "
+    text += "recipe's when a model is scored, else 1)"
+    parser.add_argument("--n-init", type=int, metavar="R", help=text)
 
 
 def add_model_argument(
@@ -292,7 +293,10 @@ def evaluate_command(
     options = {"fit": fit_of(info), "labeled": labeled}
     scenes = evaluation_scenes(arguments.data, arguments.n, resolution, **options)
     labelled = "label" in scenes
-    options = {"seed": arguments.seed, "labelled": labelled, "n_init": arguments.n_init}
+    n_init = arguments.n_init
+    if n_init is None:
+        n_init = info["recipe"].get("n_init", 1)
+    options = {"seed": arguments.seed, "labelled": labelled, "n_init": n_init}
     metrics = evaluate(model, scenes, **options)
     note = ""
     if not labelled and discovery:
@@ -307,7 +311,7 @@ def evaluate_command(
         untrained = build_model(recipe, tuple(info["resolution"]), info["seed"])
         untrained.to(next(model.parameters()).device)
         metrics["controls"] = task_of(model).controls(
-            model, untrained, scenes, arguments.seed, arguments.n_init
+            model, untrained, scenes, arguments.seed, n_init
         )
     return metrics, format_metrics(metrics) + note
 
@@ -426,6 +430,7 @@ def add_segment_arguments(
     )
     if segments:
         add_n_init_argument(parser)
+        parser.set_defaults(n_init=1)
     add_seed_argument(parser)
     add_device_argument(parser)
 

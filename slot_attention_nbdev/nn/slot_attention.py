@@ -113,7 +113,7 @@ def _check_call(
     slots: Tensor | None,  # Initial slots, [B, K, D]
     num_slots: int | None,  # K of this call
     num_iterations: int | None,  # T of this call
-    mask: Tensor | None,  # Which tokens there are, [B, N]
+    mask: Tensor | None = None,  # Which tokens there are, [B, N]; None: all
 ) -> tuple[int, int]:  # B and T
     "Check the arguments of a call; `InputError` says which is wrong and what was expected."
     B, N, _ = check_shape("inputs", inputs, "B N D", D=module.input_dim).values()

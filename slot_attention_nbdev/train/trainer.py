@@ -212,7 +212,7 @@ class Trainer:
             weight,
             r.accumulate,
             whole,
-            r.iterations_at(self.progress),
+            r.iterations_at(self.progress, self.step),
         )
         norm = clip_gradients(self.accelerator, self.model, r.clip_norm)
         self.optimizer.param_groups[0]["lr"] = self.lr
@@ -633,7 +633,8 @@ def _finish(run, held_out, out):
         for remark in remarks(run.step, run.curve, task.key(held_out)):
             logging.getLogger("slot_attention_nbdev").warning("%s: %s", out, remark)
     labelled = "label" in held_out
-    final = task.evaluate(run.ema, held_out, seed=run.seed, labelled=labelled)
+    n_init = run.recipe.n_init
+    final = task.evaluate(run.ema, held_out, seed=run.seed, labelled=labelled, n_init=n_init)
     if labelled:
         untrained = build_model(run.recipe, run.ema.resolution, run.seed).to(run.accelerator.device)
         final["controls"] = task.controls(run.ema, untrained, held_out, run.seed)
