@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape
 from .attention import attention_scores, slot_softmax, weighted_mean
-from .slot_attention import SlotAttention, _check_call
+from .slot_attention import SlotAttention, _check_call, _leave_autocast
 
 # %% ../../nbs/library/22_frames.ipynb #f4a30008
 class Frames(NamedTuple):
@@ -277,7 +277,7 @@ class FramedSlotAttention(SlotAttention):
         return_frames: bool = False,  # Also return all frames, [B, T + 2, K, 2]
     ) -> Tensor | tuple:  # Slots with frames, [B, K, D + 4]; on request attention, then frames
         "Algorithm 1 with frames, and a last look after the T updates, from which the frames come."
-        B, T = _check_call(self, inputs, None, None, num_iterations)
+        B, T = _check_call(self, inputs, None, None, num_iterations, None)
         check_shape("inputs", inputs, "B N D", N=self.grid[0] * self.grid[1])
         if frames is not None:
             K = {} if slots is None else {"K": slots.shape[1]}
@@ -288,11 +288,16 @@ class FramedSlotAttention(SlotAttention):
         _check_slots(slots, num_slots, B=B, width=self.slot_dim + 4)
         vectors, own = split_frames(slots)
         tokens = self.prepare(inputs, own if frames is None else frames)  # line 3
-        vectors, attention = self.iterate(self.attend, tokens, vectors, T)  # lines 4 to 10
-        _, attn = self.attend(tokens, self.norm_slots(vectors))  # one last look
-        last = tokens.frames[-1]
-        if self.readout is not None:
-            vectors = self.read_shape(vectors, attn, last)
+        # autocast may round keys and values, never slots and frames
+        (tokens.k, tokens.v), vectors, full_precision = _leave_autocast(
+            self, (tokens.k, tokens.v), vectors, self.slots_mu.dtype
+        )
+        with full_precision:
+            vectors, attention = self.iterate(self.attend, tokens, vectors, T)  # lines 4 to 10
+            _, attn = self.attend(tokens, self.norm_slots(vectors))  # one last look
+            last = tokens.frames[-1]
+            if self.readout is not None:
+                vectors = self.read_shape(vectors, attn, last)
         found = [torch.cat([vectors, *last], dim=-1)]
         if return_attention:
             found.append(torch.stack([*attention, attn], dim=1))
