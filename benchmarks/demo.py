@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
 def print_table(found: dict[str, dict], trained: float | None) -> None:
     "One row a recipe, and the ratio."
     head = ["recipe", "ms per image", "of it making data", "share"] + (
-        [f"FG-ARI after {trained:g} s", "steps"] if trained else []
+        [f"after {trained:g} s: FG-ARI", "ARI", "mIoU", "steps"] if trained else []
     )
     print(
         f"training on the CPU, {torch.get_num_threads()} threads; a step makes its batch"
@@ -107,7 +107,8 @@ def print_table(found: dict[str, dict], trained: float | None) -> None:
     for name, row in found.items():
         cells = [name, f"{row['step_ms']:.2f}", f"{row['data_ms']:.3f}", f"{row['data_share']:.1%}"]
         if trained:
-            cells += [f"{row['trained']['final']['fg_ari']:.3f}", f"{row['trained']['step']:,}"]
+            cells += [f"{row['trained']['final'][key]:.3f}" for key in ("fg_ari", "ari", "miou")]
+            cells.append(f"{row['trained']['step']:,}")
         print("| " + " | ".join(cells) + " |")
     print(
         f"\nthe paper's model takes {found[PAPER]['step_ms'] / found[OURS]['step_ms']:.0f}"

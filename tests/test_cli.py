@@ -293,6 +293,14 @@ def test_evaluate_with_controls(say, run):
         assert line.startswith(name)
 
 
+def test_controls_need_masks(run, tmp_path, capsys):
+    Image.new("RGB", (50, 40), (80, 0, 0)).save(tmp_path / "a.png")
+    words = ["evaluate", str(run), "--data", str(tmp_path), "--device", "cpu", "--controls"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "there is no label, and controls are measured against" in err
+
+
 def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path):
     for i in range(3):
         Image.new("RGB", (50, 40), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
