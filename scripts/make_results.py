@@ -32,7 +32,6 @@ from slot_attention_nbdev.apps.report import (
     hardware_of,
     headline_metrics,
     is_far_below_best,
-    markdown_table,
 )
 from slot_attention_nbdev.core import atomic_write
 from slot_attention_nbdev.metrics.controls import average_controls, control_name, control_rows
@@ -41,6 +40,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 PAGE = ROOT / "nbs" / "results.ipynb"
 NOT_RUN = "**not run yet**"
+
+
+def markdown_table(rows: list[tuple[str, ...]]) -> str:
+    "A table whose cells are Markdown already, the header first."
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def short(commit: str | None) -> str:
