@@ -178,6 +178,14 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
         assert {**b, "seconds": 0} == pytest.approx({**a, "seconds": 0}, rel=5e-3, abs=2e-2)
 
 
+def test_a_budget_ends_all_in_the_same_update(tmp_path):
+    # one that went by its own clock would wait for the others' gradients for ever
+    finish(launch(command(tmp_path / "run", "steps=100000", "--budget", "2s")))
+    record = load_record(tmp_path / "run" / "record.json")
+    assert record["finished"] and record["processes"] == 2 and record["seconds"] >= 2
+    assert 1 < record["step"] < 100_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
