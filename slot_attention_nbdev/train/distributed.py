@@ -113,7 +113,7 @@ class Signals:
         self.immediate = False
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> Iterator[None]:  # Nothing to hold
         "Raise `Stop` wherever the program is when a signal comes, or has come before."
         self.immediate = True
         try:

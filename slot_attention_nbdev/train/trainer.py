@@ -174,7 +174,7 @@ class Trainer:
         return (self.step - step) / (self.seconds - seconds) if self.seconds > seconds else 0.0
 
     @property
-    def evaluation_is_due(self) -> bool:
+    def evaluation_is_due(self) -> bool:  # False at the start, too
         "Whether this step asks for an evaluation that has not been made."
         over = self.progress >= self.recipe.steps
         made = any(
@@ -396,12 +396,12 @@ class Stopwatch:
         self.since = None  # when it was started; None while it stands still
 
     @property
-    def runs(self) -> bool:
+    def runs(self) -> bool:  # False before `start`
         "Whether it runs."
         return self.since is not None
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float:  # ≥ 0
         "What it shows."
         return self.before + (time.perf_counter() - self.since if self.runs else 0.0)
 
@@ -410,7 +410,7 @@ class Stopwatch:
         self.since = time.perf_counter()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:  # Nothing to hold
         "Let it stand still meanwhile."
         ran, self.before, self.since = self.runs, self.seconds, None
         try:
