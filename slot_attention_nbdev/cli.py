@@ -624,7 +624,7 @@ def explain(
     if isinstance(error, BrokenPipeError):
         return 1, ""
     if isinstance(error, ImportError) and not (error.name or "").startswith("slot_attention_nbdev"):
-        return 1, f"this needs {error.name or error}: pip install 'slot-attention-nbdev[train]'"
+        return 1, f"this needs {error.name or error}: in a checkout, pip install '.[train]'"
     if isinstance(error, OSError):
         return 1, f"{error.filename or 'writing'}: {error.strerror or error}"
     # not at the top of the module: it imports PyTorch

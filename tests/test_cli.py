@@ -338,11 +338,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["data", "tetrominoes", "--out", str(tmp_path / "a.png")]) == 1
     err = capsys.readouterr().err
-    assert (
-        "needs matplotlib" in err
-        and "pip install 'slot-attention-nbdev[train]'" in err
-        and err.count("\n") == 1
-    )
+    assert "needs matplotlib" in err and "pip install '.[train]'" in err and err.count("\n") == 1
 
 
 def test_console_exits_with_the_code(monkeypatch):

@@ -437,7 +437,7 @@ def denoise(
         import pyoidn
     except ImportError as error:
         raise InputError(
-            "denoised: needs pyoidn: pip install 'slot-attention-nbdev[denoise]'"
+            "denoised: needs pyoidn: pip install pyoidn"
         ) from error
     images = zip(*(part.cpu().contiguous() for part in (radiance, albedo, normal)))
     return torch.stack([pyoidn.denoise(*image, hdr=True) for image in images]).to(radiance.device)

@@ -179,7 +179,7 @@ model = {family}.from_pretrained("{name}", sha256="{sha256}")
 ```
 
 The checksum is optional; with it, a file that was changed after this card was written is refused. \
-The package: `pip install 'slot-attention-nbdev[train]'`.
+The package: `pip install '.[train]'` in a checkout of the project.
 
 ## Limits
 

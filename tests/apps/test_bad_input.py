@@ -380,7 +380,7 @@ LINES = [
         2,
         "unrecognized arguments: b.png",
     ),
-    ("no recipe", "train", 2, "recipe: name one of them"),
+    ("no recipe", "train", 2, "recipe: name one (see"),
     (
         "a recipe that does not exist",
         "train tetrominos_fast",
