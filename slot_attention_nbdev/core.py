@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'is_transformed',
            'check_finite', 'nearest', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice',
-           'count_cores', 'atomic_write', 'table', 'ProgressBar', 'check_exercise']
+           'count_cores', 'atomic_write', 'cache_path', 'file_lock', 'table', 'ProgressBar', 'check_exercise']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
@@ -240,6 +240,45 @@ def atomic_write(
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+# %% ../nbs/library/01_core.ipynb #71c0a9de
+def cache_path(
+    name: str,  # Name of a file in the cache
+    folder: str | Path = "",  # Folder of the cache; empty for SLOT_ATTENTION_CACHE or the user's
+) -> Path:  # The file, which need not be there
+    "Where something that was costly to make is kept; it may be deleted at any time."
+    if sys.platform == "win32":
+        users = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        users = Path.home() / "Library" / "Caches"
+    else:
+        users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = os.environ.get("SLOT_ATTENTION_CACHE") or users / "slot_attention_nbdev"
+    return Path(folder or own).expanduser() / name
+
+
+@contextmanager
+def file_lock(
+    path: str | Path,  # A file that is made for it, and stays
+) -> Iterator[None]:
+    """Let one process at a time do something; the others wait.
+
+    A process that dies lets go. Where there are no such locks, on Windows, nobody waits.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 # %% ../nbs/library/01_core.ipynb #44bd3b47
 def table(

@@ -506,6 +506,8 @@ CLEVR_SETS = {
         most,
         partial(clevr, num_objects=(3, most), allowed=allowed, frame=frame),
         block=16,
+        train=70_000,
+        slow=True,
     )
     for name, (most, allowed, frame) in _SETS.items()
 }

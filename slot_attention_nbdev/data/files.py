@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'ORIENTATION', 'FITS', 'CACHE_VERSION', 'save_pack', 'load_pack', 'PackScenes', 'open_pack', 'PackWriter',
-           'read_pixels', 'filter_readable', 'read_image', 'find_images', 'ImageFolder', 'save_images', 'cache_path',
-           'decode_folder', 'resize_scenes']
+           'read_pixels', 'filter_readable', 'read_image', 'find_images', 'ImageFolder', 'save_images', 'decode_folder',
+           'resize_scenes']
 
 # %% ../../nbs/library/02_files.ipynb #ac914078
 import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import warnings
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -34,8 +32,10 @@ from slot_attention_nbdev.core import (
     InputError,
     SlotAttentionError,
     atomic_write,
+    cache_path,
     check_int,
     count_cores,
+    file_lock,
     suggest,
 )
 
@@ -553,14 +553,6 @@ def save_images(
 CACHE_VERSION = 1  # raised whenever the same files would be decoded to other pixels
 
 
-def cache_path(
-    name: str,  # File in the cache
-) -> Path:  # Below SLOT_ATTENTION_CACHE or, if it is not set, the user's own cache
-    "Where a file of the cache lies."
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SLOT_ATTENTION_CACHE") or users / "slot_attention_nbdev") / name
-
-
 def _folder_names(source: ImageFolder) -> tuple[str, str]:
     "Two halves of a cache file's name: of what is asked for, and of what lies in the folder."
     digest = lambda *parts: hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -573,20 +565,6 @@ def _folder_names(source: ImageFolder) -> tuple[str, str]:
         content.append((str(path.relative_to(source.root)), stat.st_size, stat.st_mtime_ns))
     asked = digest(str(source.root.resolve()), source.resolution, source.fit)
     return asked, digest(CACHE_VERSION, content)
-
-
-@contextmanager
-def _alone(path: Path):
-    "Hold a lock file, so that of several processes one decodes and the others wait."
-    try:
-        import fcntl
-    except ImportError:  # Windows: each decodes for itself, and the last one's file stays
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _write_folder(source: ImageFolder, path: Path) -> None:
@@ -621,7 +599,7 @@ def decode_folder(
     asked, content = _folder_names(source)
     path = cache_path(f"{asked}-{content}.npz")
     try:
-        with _alone(cache_path(f"{asked}.lock")):
+        with file_lock(cache_path(f"{asked}.lock")):
             try:
                 return open_pack(path)
             except FileError:  # not there yet, or damaged

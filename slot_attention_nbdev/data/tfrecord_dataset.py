@@ -259,6 +259,15 @@ class TFRecordScenes(IterableDataset):
             raise error
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self.stream(lambda scene: scene())
+
+    def stream(
+        self,
+        # What enters the buffer, of a function that decodes a scene: what it gives, or itself, to
+        # be called by those who need the scene
+        load: Callable[[Callable[[], dict[str, Tensor]]], object],
+    ) -> Iterator:  # What `load` gave, in the epoch's order
+        "Scenes in the epoch's order, decoded or not."
         info = get_worker_info()
         batches, rest = divmod(self.skip, self.batch_size)
         # the loader begins with worker 0
@@ -276,9 +285,5 @@ class TFRecordScenes(IterableDataset):
         self.skipped = 0
         scenes = self._scenes(self._records(shard, shards))
         yield from shuffled(
-            scenes,
-            self.shuffle,
-            derive_seed(self.seed, "tfrecords", self.epoch, shard),
-            seen,
-            lambda scene: scene(),
+            scenes, self.shuffle, derive_seed(self.seed, "tfrecords", self.epoch, shard), seen, load
         )

@@ -14,9 +14,9 @@ from ..core import InputError, check_int, generator
 from slot_attention_nbdev.data.sprites import (
     PIECE_COLORS,
     PIECES,
-    _place_pieces,
     draw_multi_dsprites,
     draw_tetrominoes,
+    place_pieces,
     hsv_to_rgb,
     to_model,
 )
@@ -49,7 +49,8 @@ def draw_pieces(
         raise InputError("allowed: no pair of shape and colour is left")
     pair = pairs[torch.randint(len(pairs), (n, count), generator=generator)]
     shape, hue = pair // len(PIECE_COLORS), pair % len(PIECE_COLORS)
-    y, x = _place_pieces(shape, generator, tries=100).unbind(-1)
+    shape, corner = place_pieces(shape, generator, tries=100)
+    y, x = corner.unbind(-1)
     image, label = draw_tetrominoes(
         shape, x, y, torch.tensor(PIECE_COLORS, dtype=torch.float32)[hue]
     )

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import FileError, InputError, generator
+from slot_attention_nbdev.data import sources, sprites
 from slot_attention_nbdev.data.clevr_v1 import ClevrFiles
 from slot_attention_nbdev.data.files import (
     ImageFolder,
@@ -36,6 +37,7 @@ from slot_attention_nbdev.data.sources import (
     draw_blocks,
     draw_pack,
     evaluation_scenes,
+    fixed_split,
     generated_set,
     hold_out,
     open_source,
@@ -700,18 +702,178 @@ def test_traced_scenes_at_any_size_show_the_same_world():
     assert GeneratedScenes("tetrominoes", resolution=20).resolution == (35, 35)
 
 
-def test_kept_scenes_are_drawn_once_and_walked_through_in_epochs():
-    source, n, _ = hold_out("tetrominoes", 4, scenes=8)
-    draws, plain = [], source.spec.draw
-    source.spec = source.spec._replace(
-        block=4, draw=lambda *args, **options: draws.append(1) or plain(*args, **options)
-    )
+# Fixed splits, drawn once
+
+
+def look(batch):
+    return [image.numpy().tobytes() for image in batch["image"]]
+
+
+def test_a_fixed_split_is_drawn_once_and_walked_through_in_epochs(tmp_path):
+    make = lambda: hold_out("tetrominoes", 4, scenes=8, cache=str(tmp_path), progress=False)
+    source, n, _ = make()
+    (file,) = tmp_path.glob("*.npz")
+    before = file.stat().st_mtime_ns
+    assert make()[1] == n == 8 and file.stat().st_mtime_ns == before
+    split = collate_rows(GeneratedScenes("tetrominoes"), range(8))
+    scenes = source[list(range(8))]
+    assert all(torch.equal(scenes[name], value) for name, value in split.items())
     stream = Batches(source, 3, seed=1, n=n)
-    shown = [image.numpy().tobytes() for step in range(16) for image in stream.batch(step)["image"]]
-    assert n == 8 and len(draws) == 2
+    shown = [image for step in range(16) for image in look(stream.batch(step))]
     for start in range(0, 48, 8):
-        assert (
-            sorted(shown[start : start + 8]) == sorted(shown[:8])
-            and len(set(shown[start : start + 8])) == 8
-        )
+        epoch = shown[start : start + 8]
+        assert sorted(epoch) == sorted(shown[:8]) and len(set(epoch)) == 8
     assert hold_out("tetrominoes", 4)[1] is None
+
+
+def test_traced_splits_by_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "count_cores", lambda: 2)
+    source, n, held_out = hold_out("clevr6", 3, 16, scenes=33, cache=str(tmp_path), progress=False)
+    in_order = GeneratedScenes("clevr6", resolution=16)
+    assert n == 33 and len(in_order) == 70_000
+    for row in (0, 32):
+        assert all(torch.equal(source[row][key], each) for key, each in in_order[row].items())
+    aside = GeneratedScenes("clevr6", "test", resolution=16)
+    assert torch.equal(held_out["label"][2], aside[2]["label"])
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == [
+        "clevr6-test-3-16x16-v1.npz",
+        "clevr6-train-33-16x16-v1.npz",
+    ]
+
+
+def test_a_split_of_another_version_is_not_used(tmp_path, monkeypatch):
+    fixed_split("tetrominoes", 5, cache=tmp_path, progress=False)
+    monkeypatch.setattr(sources, "DATA_VERSION", 99)
+    fixed_split("tetrominoes", 5, cache=tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+SPLIT = """
+import sys
+from slot_attention_nbdev.data.sources import fixed_split
+fixed_split("tetrominoes", 6000, cache=sys.argv[1], progress=False)
+"""
+
+
+def test_a_split_is_drawn_on_after_a_kill_by_one_of_two(tmp_path):
+    start = lambda: subprocess.Popen(
+        [sys.executable, "-c", SPLIT, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    done = lambda: sorted(tmp_path.glob("*.parts/[0-9]*.npz"))
+    process, end = start(), time.monotonic() + 60
+    while len(done()) < 2 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in done()[:2]}
+    assert len(before) == 2 and not list(tmp_path.glob("*.npz")), "it was not killed midway"
+    pair = [start(), start()]
+    while not list(tmp_path.glob("*.npz")) and None in [each.poll() for each in pair]:
+        assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.exists())
+        time.sleep(0.005)
+    assert [each.wait(100) for each in pair] == [0, 0]
+    (file,) = tmp_path.glob("*.npz")
+    split = open_pack(file, checked=True)
+    assert len(split) == 6000 and not list(tmp_path.glob("*.parts"))
+    last = GeneratedScenes("tetrominoes")[5999]
+    assert all(torch.equal(split[5999][name], value) for name, value in last.items())
+
+
+def test_a_full_disk_leaves_no_half_of_a_split(tmp_path, monkeypatch):
+    from slot_attention_nbdev.data import files
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for name in (
+        "savez_compressed",
+        "load",
+    ):  # while a part is written; while they are put together
+        with monkeypatch.context() as patched:
+            patched.setattr(files.np, name, full)
+            with pytest.raises(FileError, match="cannot be written: No space left"):
+                fixed_split("tetrominoes", 700, cache=tmp_path, progress=False)
+        assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.rglob("*.part.npz"))
+    assert len(fixed_split("tetrominoes", 700, cache=tmp_path, progress=False)) == 700
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="cannot be written"):
+        fixed_split("tetrominoes", 7, cache=tmp_path / "file" / "deep", progress=False)
+
+
+# For a GPU
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    "The ways of a GPU, on the CPU."
+    monkeypatch.setattr(sources, "counting_is_free", lambda device: False)
+    monkeypatch.setattr(sprites, "counting_is_free", lambda device: False)
+
+
+STREAMS_OF_FILES = {kind: STREAMS[kind] for kind in ("pack", "records", "folder")}
+
+
+@pytest.mark.parametrize("kind", STREAMS_OF_FILES)
+def test_a_gpu_gets_the_same_batches(place, kind, request):
+    make = lambda **rest: STREAMS_OF_FILES[kind](place, batch_size=7, seed=1, **rest)
+    plain = make()
+    order = (0, 1, 2, 3, 4, 2, 9, 10)
+    expected = [plain.batch(step) for step in order]
+    request.getfixturevalue("as_on_a_gpu")
+    for world in (1, 2):
+        ranks = [make(rank=rank, world=world) for rank in range(world)]
+        assert all((each.table is not None) == (kind == "pack") for each in ranks)
+        for step, batch in zip(order, expected):
+            shares = [each.batch(step) for each in ranks]
+            for name, value in batch.items():
+                assert torch.equal(torch.cat([share[name] for share in shares]), value)
+
+
+def test_a_reader_hands_errors_on(place, as_on_a_gpu, monkeypatch):
+    stream = STREAMS["folder"](place, batch_size=2, seed=1)
+    monkeypatch.setattr(
+        ImageFolder, "__getitem__", lambda *_: (_ for _ in ()).throw(FileError("x"))
+    )
+    with pytest.raises(FileError):
+        stream.batch(0)
+
+
+# Shares
+
+
+def test_a_rank_draws_its_own_scenes(monkeypatch):
+    drawn = []
+    plain = SPRITE_SETS["tetrominoes"].draw
+    for world, most in ((1, 64), (2, 32), (8, 8), (3, 32)):
+        whole = Batches(GeneratedScenes("tetrominoes"), 64, seed=4).batch(3)
+        shares = []
+        for rank in range(world):
+            source = GeneratedScenes("tetrominoes")
+            draw = lambda n, **rest: drawn.append(n) or plain(n, **rest)
+            source.spec = source.spec._replace(draw=draw)
+            drawn.clear()
+            shares.append(Batches(source, 64, seed=4, rank=rank, world=world).batch(3))
+            assert sum(drawn) <= most
+        assert all(
+            torch.equal(torch.cat([share[name] for share in shares]), value)
+            for name, value in whole.items()
+        )
+
+
+def test_a_rank_decodes_its_own_records(place, monkeypatch):
+    from slot_attention_nbdev.data import tfrecord_dataset
+
+    decoded, plain = [], tfrecord_dataset.decode_scene
+    monkeypatch.setattr(
+        tfrecord_dataset, "decode_scene", lambda *args: decoded.append(1) or plain(*args)
+    )
+    make = lambda rank, world: STREAMS["records"](
+        place, batch_size=8, seed=1, rank=rank, world=world
+    )
+    whole = look(make(0, 1).batch(5))
+    decoded.clear()
+    shares = []
+    for rank in range(4):
+        stream = make(rank, 4)
+        shares += look([stream.batch(step) for step in range(6)][5])
+    assert shares == whole and len(decoded) == 6 * 8

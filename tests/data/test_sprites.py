@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.data import sprites
 from slot_attention_nbdev.data.sources import (
     Batches,
     GeneratedScenes,
@@ -283,6 +285,68 @@ def test_stored_numbers_do_not_drift():
         [16, 0, 10],
         [17, 11, 4],
     ]
+
+
+class Waits(TorchDispatchMode):
+    "Notes every operation for which a GPU would have to finish what it was given before."
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if (
+            name in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "lift_fresh")
+            or func is torch.ops.aten.repeat_interleave.Tensor
+            or any(each is not None and each.dtype == torch.bool for each in indices)
+        ):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", SPRITE_SETS)
+@pytest.mark.parametrize("n", [1, 3, 64])
+def test_a_gpu_waits_for_nothing(name, n, monkeypatch):
+    monkeypatch.setattr(sprites, "counting_is_free", lambda device: False)
+    SPRITE_SETS[name].draw(n)  # tables are made once
+    with Waits() as waits:
+        SPRITE_SETS[name].draw(n, generator=generator(0, "waits"))
+    assert not waits.found
+
+
+@pytest.mark.parametrize("name", SPRITE_SETS)
+def test_scenes_drawn_as_on_a_gpu_keep_all_rules(name, monkeypatch):
+    here = SPRITE_SETS[name].draw(2000, generator=generator(0, "here"))
+    monkeypatch.setattr(sprites, "counting_is_free", lambda device: False)
+    there = SPRITE_SETS[name].draw(2000, generator=generator(1, "there"))
+    assert len(torch.unique(there["image"].flatten(1), dim=0)) == 2000
+    entity = torch.arange(1, there["visibility"].shape[1] + 1)[:, None, None]
+    pixels = (there["label"][:, None] == entity).sum((2, 3))
+    if name == "tetrominoes":
+        assert (pixels == 100).all()
+        image, label = draw_tetrominoes(there["shape"], there["x"], there["y"], there["color"])
+        assert torch.equal(image, there["image"]) and torch.equal(label, there["label"])
+    assert (pixels[there["visibility"] > 0] >= 20).all()
+    for key in ("visibility", "shape", "x", "y", "color"):
+        ours, theirs = (scenes[key].double().flatten(1).mean(1) for scenes in (here, there))
+        error = (ours.var() + theirs.var()).div(2000).sqrt()
+        assert (ours.mean() - theirs.mean()).abs() <= 4 * error, key
+
+
+def test_a_scene_without_luck_becomes_a_copy(monkeypatch):
+    monkeypatch.setattr(sprites, "counting_is_free", lambda device: False)
+    # scenes 3 and 40 never succeed, scene 5 at the second attempt
+    attempts = []
+
+    def arrange(rows):
+        attempts.append(rows)
+        failed = (rows == 3) | (rows == 40) | ((rows == 5) & (len(attempts) == 1))
+        return {"number": rows.clone()}, failed
+
+    found = sprites.arrange_until_good(arrange, 64, "cpu")["number"]
+    assert found.tolist() == [0 if i in (3, 40) else i for i in range(64)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
