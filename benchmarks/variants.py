@@ -49,7 +49,7 @@ SIZES = {  # `steps` is the length of the schedule, which every run squeezes int
     "small": dict(resolution=17, batch_size=16, learning_rate=2e-3, eval_images=96),
     "paper": dict(learning_rate=1e-3, eval_images=320),
 }
-COMMON = dict(steps=1_000, schedule="cosine", warmup_steps=100, clip_norm=1.0)
+COMMON = dict(scenes=0, steps=1_000, schedule="cosine", warmup_steps=100, clip_norm=1.0)
 
 
 def variants(recipe: Recipe, share: float = 1 / 3) -> dict[str, Recipe]:

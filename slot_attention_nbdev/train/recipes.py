@@ -114,6 +114,8 @@ class Recipe:
     # Train on so many scenes at most, again and again; 0 for all or, where they are drawn, for new
     # ones in every step
     scenes: int = setting(0, low=0)
+    # Folder in which scenes that are drawn once are kept; empty for the user's cache
+    cache: str = setting("", in_fingerprint=False)
     # Weights to begin with, of the same model: a file, a run's folder, or the name of shipped
     # weights; empty for new ones
     init: str = setting("")
@@ -253,30 +255,35 @@ RECIPES = {
             "tetrominoes_paper",
             "the paper's model and settings for Tetrominoes; a GPU and patience",
             **PAPER,
+            scenes=60_000,
         ),
         Recipe(
             "multi_dsprites_paper",
             "the paper's model and settings for Multi-dSprites; a GPU and patience",
             **PAPER,
             **SPRITES,
+            scenes=60_000,
         ),
         Recipe(
             "clevr6_paper",
             "the paper's model and settings for CLEVR6, on traced scenes; a GPU and patience",
             **PAPER,
             **CLEVR6,
+            scenes=70_000,
         ),
         Recipe(
             "clevr10_properties_paper",
             "the paper's set predictor and settings, on traced scenes; a GPU and patience",
             **CLEVR10,
             **PAPER10,
+            scenes=70_000,
         ),
         Recipe(
             "tetrominoes_short",
             "the paper's model for Tetrominoes; ten minutes on a large GPU",
             **SHORT,
             steps=60_000,
+            scenes=60_000,
         ),
         Recipe(
             "multi_dsprites_short",
@@ -284,6 +291,7 @@ RECIPES = {
             **SPRITES,
             **SHORT,
             steps=40_000,
+            scenes=60_000,
         ),
         Recipe(
             "clevr6_short",
@@ -292,6 +300,7 @@ RECIPES = {
             **SHORT,
             resolution=64,
             steps=30_000,
+            scenes=70_000,
         ),
         Recipe(
             "clevr10_properties_short",
@@ -300,6 +309,7 @@ RECIPES = {
             **SHORT | dict(warmup_steps=1_000),
             batch_size=128,
             steps=15_000,
+            scenes=70_000,
         ),
         Recipe(
             "tetrominoes_fast",
@@ -615,11 +625,13 @@ def build_data(
     device: str | torch.device = "cpu",  # Where the images are made, or brought
     rank: int = 0,  # Number of this process
     world: int = 1,  # How many processes share each batch
+    progress: bool = True,  # Whether to show a bar while scenes are drawn
     # This process's share of the batches to train on; held-out scenes
 ) -> tuple[Batches, dict[str, Tensor]]:
     "Build a recipe's stream of batches and its held-out scenes."
+    r = recipe
     source, n, held_out = hold_out(
-        recipe.data, recipe.eval_images, recipe.resolution, seed, recipe.scenes, recipe.fit
+        r.data, r.eval_images, r.resolution, seed, r.scenes, r.fit, r.cache, progress
     )
     return Batches(source, recipe.batch_size, seed, device, recipe.resolution, n, rank, world), {
         key: value.to(device) for key, value in held_out.items()

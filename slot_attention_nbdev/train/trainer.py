@@ -634,7 +634,14 @@ def _finish(run, held_out, out):
             logging.getLogger("slot_attention_nbdev").warning("%s: %s", out, remark)
     labelled = "label" in held_out
     n_init = run.recipe.n_init
-    final = task.evaluate(run.ema, held_out, seed=run.seed, labelled=labelled, n_init=n_init)
+    final = task.evaluate(
+        run.ema,
+        held_out,
+        seed=run.seed,
+        labelled=labelled,
+        n_init=n_init,
+        accelerator=run.accelerator,
+    )
     if labelled:
         untrained = build_model(run.recipe, run.ema.resolution, run.seed).to(run.accelerator.device)
         final["controls"] = task.controls(run.ema, untrained, held_out, run.seed)

@@ -26,6 +26,7 @@ from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
     steps=6,
+    scenes=0,
     batch_size=2,
     resolution=9,
     eval_images=4,

@@ -1,13 +1,16 @@
 """Several processes train as one: same gradients, weights, end; each resumes another's run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from slot_attention_nbdev.core import InputError, rank_slice
 from slot_attention_nbdev.data.files import save_pack
@@ -19,10 +22,16 @@ from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
-    eval_images=4, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=2, clip_norm=0.1
+    scenes=0,
+    eval_images=5,
+    log_every=2,
+    eval_every=4,
+    checkpoint_every=4,
+    warmup_steps=2,
+    clip_norm=0.1,
 )
 # drawn slots; seeded slots with an average and the variance term, uneven shares; sets; a pack in
-# pieces
+# pieces; fresh scenes of several blocks, a fixed split, records, a folder
 RECIPES = {
     "drawn": lambda place: get_recipe("tetrominoes_paper", steps=2, batch_size=2, **SHORT),
     "seeded": lambda place: get_recipe("tetrominoes_fast", steps=6, batch_size=5, **SHORT),
@@ -30,7 +39,17 @@ RECIPES = {
     "pack": lambda place: get_recipe(
         "tiny", steps=6, batch_size=7, accumulate=2, data=f"{place}/pack.npz", **SHORT
     ),
+    "fresh": lambda place: tiny(batch_size=20),
+    "split": lambda place: tiny(scenes=12, cache=f"{place}/cache"),
+    "records": lambda place: tiny(data=f"{place}/pieces.tfrecords"),
+    "folder": lambda place: tiny(data=f"{place}/photos/", resolution=35),
 }
+
+
+def tiny(**settings):
+    return get_recipe("tiny", **SHORT | dict(steps=3, batch_size=5) | settings)
+
+
 PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
@@ -96,7 +115,13 @@ def gradients(recipe):
 def place(tmp_path_factory):
     "Where two processes have trained every recipe."
     place = tmp_path_factory.mktemp("processes")
-    save_pack(place / "pack.npz", evaluation_scenes("tetrominoes", 40))
+    scenes = evaluation_scenes("tetrominoes", 40)
+    save_pack(place / "pack.npz", scenes)
+    records = Path(__file__).parents[1] / "assets" / "tetrominoes.tfrecords"
+    shutil.copy(records, place / "pieces.tfrecords")
+    (place / "photos").mkdir()
+    for i, image in enumerate(scenes["image"].numpy()):
+        Image.fromarray(image).save(place / "photos" / f"{i:02}.png")
     finish(launch([sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(place)]))
     return place
 

@@ -59,7 +59,9 @@ def test_every_recipe_builds_and_runs(recipe, tmp_path, monkeypatch):
     for i in range(10):
         Image.new("RGB", (90, 60), (20 * i, 0, 0)).save(f"photos/{i}.jpg")
     model = build_model(recipe)
-    stream, held_out = build_data(replace(recipe, batch_size=2, eval_images=2))
+    stream, held_out = build_data(
+        replace(recipe, batch_size=2, eval_images=2, scenes=2), progress=False
+    )
     size = (
         (recipe.resolution, recipe.resolution)
         if recipe.resolution

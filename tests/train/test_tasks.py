@@ -25,7 +25,13 @@ from slot_attention_nbdev.train.tasks import (
 from slot_attention_nbdev.train.trainer import Trainer, train
 
 SHORT = dict(
-    eval_images=4, log_every=4, eval_every=8, checkpoint_every=4, batch_size=4, warmup_steps=2
+    eval_images=4,
+    log_every=4,
+    eval_every=8,
+    checkpoint_every=4,
+    batch_size=4,
+    warmup_steps=2,
+    scenes=0,
 )
 MODELS = {
     "fast": ("tetrominoes_fast", (35, 35)),
