@@ -609,7 +609,7 @@ def decode_folder(
                     old.unlink(missing_ok=True)
             return open_pack(path)
     except (FileError, OSError) as error:
-        if not isinstance(error, OSError) and not str(error).startswith(str(path)):
+        if not isinstance(error, OSError) and not str(error).startswith(str(path.parent)):
             raise  # an image is at fault, not the cache
         warnings.warn(
             f"{error}; so images are decoded again in every step, which is slow "
