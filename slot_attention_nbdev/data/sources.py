@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 from slot_attention_nbdev.core import (
     FileError,
     InputError,
+    ProgressBar,
     cache_path,
     check_int,
     count_cores,
@@ -548,20 +549,21 @@ def write_parts(
     scenes_from: Callable[[int], Iterator[dict[str, Tensor]]],
     n: int | None,  # How many are expected, for the bar; None if nobody knows
     progress: bool = True,  # Whether to show a bar
-    title: str | None = None,  # What the bar says in front
+    title: str = "writing scenes",  # What the bar says in front
 ) -> int:  # How many scenes the pack holds
     "Write a pack, or go on with one that was interrupted."
     if Path(out).suffix != ".npz":
         raise InputError(f"out: expected a name that ends in .npz, got {str(out)!r}")
-    from tqdm import tqdm
-
     writer = PackWriter(out, about)
     try:
         start, blocks, saved = writer.written, [], time.monotonic()
-        with tqdm(total=n, initial=start, unit="scene", desc=title, disable=not progress) as bar:
+        done, began = start, saved
+        with ProgressBar(n or 1, progress) as bar:
             for scenes in scenes_from(start) if n is None or start < n else ():
                 blocks.append(scenes)
-                bar.update(len(scenes["image"]))
+                done += len(scenes["image"])
+                pace = (done - start) / max(time.monotonic() - began, 1e-3)
+                bar.show(done, f"{title}, {done:,} done, {pace:,.0f} a second")
                 # small blocks share a part, but no more than some seconds' work
                 many = sum(len(block["image"]) for block in blocks)
                 if many >= PART or time.monotonic() - saved > 10:

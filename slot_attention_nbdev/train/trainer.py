@@ -469,7 +469,9 @@ def train(
     with lock_run(out, here.is_main_process), catch_signals(patient) as signals:
         try:
             with signals.at_once():
-                run, stream, held_out = _prepare(recipe, out, seed, device, resume, budget, here)
+                run, stream, held_out = _prepare(
+                    recipe, out, seed, device, resume, budget, progress, here
+                )
         except Stop as stop:
             text = f"stopped before the first update; {out} is as it was"
             raise Interrupted(text, stop.number) from None
@@ -480,7 +482,8 @@ def train(
                 number = _loop(run, stream, held_out, out, bar, verbose, signals)
             run.save(out)
             if not number:
-                with signals.at_once():
+                # a process that leaves an evaluation alone would leave the others waiting
+                with signals.at_once() if run.world == 1 else nullcontext():
                     return _finish(run, held_out, out)
         except Stop as stop:  # in the last evaluation: all is saved
             number = stop.number
@@ -498,11 +501,13 @@ def train(
         )
 
 
-def _prepare(recipe, out, seed, device, resume, budget, here):
+def _prepare(recipe, out, seed, device, resume, budget, progress, here):
     "The run, its stream of batches and its held-out scenes."
     here.wait_for_everyone()  # nobody looks into the folder before it is this run's
     state = open_run(out, run_fingerprint(recipe, seed), resume, load_latest)
-    stream, held_out = build_data(recipe, seed, here.device, here.process_index, here.num_processes)
+    stream, held_out = build_data(
+        recipe, seed, here.device, here.process_index, here.num_processes, progress
+    )
     run = Trainer(
         recipe,
         seed,
@@ -556,7 +561,7 @@ def _loop(run, stream, held_out, out, bar, verbose, signals):
                     return
                 run.flush_metrics()  # waits for the device, by the clock
                 with clock.paused(), at_once():
-                    metric = validation_metric(run.ema, held_out, run.seed)
+                    metric = validation_metric(run.ema, held_out, run.seed, run.accelerator)
                     slots, picture = task_of(run.ema).preview(run.ema, held_out, run.seed)
                 log(picture, **metric, **slots)
                 run.keep_best(out, metric)
