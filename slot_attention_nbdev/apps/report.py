@@ -159,7 +159,7 @@ def read_run(
     except ValueError as error:
         return RunSummary(name, nothing, "failed", f"{file}: an odd record: {error}", None)
     state, why = read_run_state(file.parent if in_folder else None, record)
-    state, why = (state, _printable(str(why))) if state in SIGNS else ("stopped", "")
+    why = _printable(why)
     picture = file.with_name("slots.png" if in_folder else f"{file.stem}-slots.png")
     is_picture = picture.is_file() and picture.read_bytes().startswith(b"\x89PNG")
     return RunSummary(name, record, state, why, picture if is_picture else None)

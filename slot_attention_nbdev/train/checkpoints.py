@@ -452,10 +452,10 @@ def read_run_state(
         return "finished", ""
     try:
         note = json.loads((out / "state.json").read_text()) if out else {}
+        if note.get("state") == "failed":
+            return "failed", str(note.get("why", ""))
         if note.get("state") != "running":
-            return note.get("state", "stopped"), note.get("why", "") if note.get(
-                "state"
-            ) == "failed" else ""
+            return "stopped", ""
         alive = _is_alive(note["process"], note["started"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # no such file, or no such note
