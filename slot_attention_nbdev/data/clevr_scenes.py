@@ -436,9 +436,7 @@ def denoise(
     try:
         import pyoidn
     except ImportError as error:
-        raise InputError(
-            "denoised: needs pyoidn: pip install pyoidn"
-        ) from error
+        raise InputError("denoised: needs pyoidn: pip install pyoidn") from error
     images = zip(*(part.cpu().contiguous() for part in (radiance, albedo, normal)))
     return torch.stack([pyoidn.denoise(*image, hdr=True) for image in images]).to(radiance.device)
 

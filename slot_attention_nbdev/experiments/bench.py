@@ -165,7 +165,8 @@ def bench_step(
     if size not in STEPS:
         raise InputError(f"size: expected one of {', '.join(STEPS)}, got {size!r}")
     resolution, K = STEPS[size]
-    image = torch.rand(batch_size, 3, *resolution, generator=generator(0, "bench")).to(device)
+    image = 2 * torch.rand(batch_size, 3, *resolution, generator=generator(0, "bench")) - 1
+    image = image.to(device)
 
     def build_step(implementation, half=False, compiled=False):
         model = paper_autoencoder(resolution, K).to(device)

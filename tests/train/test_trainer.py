@@ -588,8 +588,14 @@ def test_training_goes_on_from_weights(run, tmp_path):
 def test_a_resumed_run_needs_no_initial_weights(run, tmp_path):
     shutil.copytree(run, tmp_path / "first")
     recipe = tiny(init=str(tmp_path / "first"), steps=4, checkpoint_every=2)
+    update = Trainer.training_step
+
+    def interrupted(self, scenes):
+        signal.raise_signal(signal.SIGINT)
+        update(self, scenes)
+
     with pytest.raises(Interrupted), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "all_reduce_stop", lambda *_: (signal.SIGINT, 0.0))
+        patched.setattr(Trainer, "training_step", interrupted)
         go(tmp_path / "run", recipe)
     shutil.rmtree(tmp_path / "first")
     assert go(tmp_path / "run", recipe, resume=True)["step"] == 4
