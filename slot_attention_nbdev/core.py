@@ -260,7 +260,7 @@ def cache_path(
 @contextmanager
 def file_lock(
     path: str | Path,  # A file that is made for it, and stays
-) -> Iterator[None]:
+) -> Iterator[None]:  # Entered by one process at a time
     """Let one process at a time do something; the others wait.
 
     A process that dies lets go. Where there are no such locks, on Windows, nobody waits.

@@ -534,7 +534,7 @@ def test_a_model_of_ones_own(say, tmp_path, monkeypatch, capsys):
 
 
 def test_train_says_as_much_as_is_wanted(tmp_path, capsys):
-    words = "train tiny steps=2 log_every=1 eval_images=4 --device cpu".split()
+    words = ["train", "tiny", "steps=2", "log_every=1", "eval_images=4", "--device", "cpu"]
     said = {}
     for how in ("--quiet", "--verbose"):
         assert main([*words, how, "--out", str(tmp_path / how)]) == 0
