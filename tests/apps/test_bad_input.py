@@ -380,7 +380,7 @@ LINES = [
         2,
         "unrecognized arguments: b.png",
     ),
-    ("no recipe", "train", 2, "recipe: name one (see"),
+    ("no recipe", "train", 2, "required: RECIPE, or --config FILE"),
     (
         "a recipe that does not exist",
         "train tetrominos_fast",
