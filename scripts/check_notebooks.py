@@ -185,12 +185,16 @@ def offline(nb: Notebook) -> Iterator[Fault]:
 
 
 def outputs(nb: Notebook) -> Iterator[Fault]:
-    "Outputs are kept, and no error or stderr among them."
+    "Outputs are kept, with the figure of each cell that describes one; no error or stderr."
     asking = [c for c in nb.code if re.search(r"^answer = None", c.source, re.M)]
     working = [c for c in nb.code if c not in asking]
     if working and not any(c.outputs for c in working):
         yield 0, "output", "no cell has an output: execute it with scripts/execute_notebooks.py"
     for cell in nb.code:
+        described = any(d.startswith("fig-alt:") for d in cell.directives)
+        flagged = any(re.match(r"(slow|gpu|notest)\b", d) for d in cell.directives)
+        if described and not flagged and not cell.images():
+            yield cell.index, "figure", "the figure that its fig-alt describes is not kept"
         for output in cell.outputs:
             if output["output_type"] == "error":
                 yield cell.index, "output", f"an error is kept: {output.get('ename')}"

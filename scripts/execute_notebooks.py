@@ -11,6 +11,7 @@ that could move them.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -70,6 +71,9 @@ def main() -> int:
         *(["gpu"] if not arguments.gpu else []),
     }
     paths = arguments.notebooks or all_notebooks()
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # with another backend than the notebook's, no figure is kept
     failed = 0
     for path in paths:
         try:

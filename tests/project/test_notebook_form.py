@@ -121,6 +121,7 @@ ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback
         ("output", {2: [ERROR]}),
         ("output", {2: stream("warning", "stderr")}),
         ("output", {FIGURE: []}),
+        ("figure", {FIGURE: [], 2: stream("1")}),
         ("size", {FIGURE: image(301_000)}),
         ("size", {2: stream("x" * 1_001_000)}),
     ],
