@@ -13,7 +13,7 @@ help:            ## Show the targets
 # One thread: the model is small, and a second one waits for whatever else the machine does.
 # It also makes the run repeatable to the bit.
 demo: $(VENV)/.demo  ## Train the default recipe on the CPU, evaluate it on held-out images, show where the picture is
-	OMP_NUM_THREADS=1 $(BIN)/slot-attention train tetrominoes_fast --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
+	OMP_NUM_THREADS=1 $(BIN)/slot-attention train tetrominoes_small --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
 	$(BIN)/slot-attention evaluate $(OUT) --data tetrominoes --n 320 --device cpu --controls
 	@echo "The picture: $(OUT)/slots.png"
 

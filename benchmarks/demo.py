@@ -23,7 +23,7 @@ from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.train.trainer import Trainer, train
 
-OURS, PAPER = "tetrominoes_fast", "tetrominoes_paper"
+OURS, PAPER = "tetrominoes_small", "tetrominoes_paper"
 
 
 def median_seconds(call: Callable[[int], object], seconds: float) -> float:

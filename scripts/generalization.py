@@ -79,7 +79,7 @@ def crowds(model, n: int) -> list[dict]:
 
 def train_small(steps: int, seed: int, attention=SlotAttention, allowed=None):
     "The small model after some steps, and the seconds it took."
-    run = Trainer(get_recipe("tetrominoes_fast", steps=steps), seed)
+    run = Trainer(get_recipe("tetrominoes_small", steps=steps), seed)
     start = time.process_time()
     if attention is not SlotAttention:
         for model in (run.model, run.ema):
@@ -99,7 +99,7 @@ def train_small(steps: int, seed: int, attention=SlotAttention, allowed=None):
 
 def score_pairs(model, n: int) -> list[dict]:
     "Seen and unseen pairs, by a model trained without the unseen and by the shipped one."
-    shipped = load_model("tetrominoes_fast")[0]
+    shipped = load_model("tetrominoes_small")[0]
     rows = []
     for kind, pairs in (("seen", ~held_out_pairs()), ("unseen", held_out_pairs())):
         scenes = draw_pieces(n, 3, generator(0, LABEL, kind), pairs)
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
             **run_facts(torch.device("cpu")),
         }
         if name in ("tetrominoes", "sprites"):
-            weights = {"tetrominoes": "tetrominoes_fast", "sprites": "sprites_properties"}[name]
+            weights = {"tetrominoes": "tetrominoes_small", "sprites": "sprites_properties"}[name]
             model, info = load_model(weights)
             measure = pieces if name == "tetrominoes" else crowds
             record |= {"weights": weights, "step": info["step"]}

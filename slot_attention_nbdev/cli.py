@@ -43,7 +43,7 @@ def recipes_command(
 
     examples:
       slot-attention recipes
-      slot-attention recipes tetrominoes_fast --json
+      slot-attention recipes tetrominoes_small --json
     """
     from slot_attention_nbdev.core import table
     from slot_attention_nbdev.train.recipes import (
@@ -173,7 +173,7 @@ def train_command(
     """Train a recipe; resume it with the same command and --resume.
 
     examples:
-      slot-attention train tetrominoes_fast --budget 5m --out runs/demo --resume
+      slot-attention train tetrominoes_small --budget 5m --out runs/demo --resume
       slot-attention train photos_small data=photos/ --resolution 128 --device cuda
       slot-attention train tiny --model my_module:build
       slot-attention train --config settings.json steps=100
@@ -523,8 +523,8 @@ def bench_command(
 ABOUT = """Find objects in images without labels (Locatello et al. 2020, arXiv:2006.15055).
 
 examples:
-  slot-attention train tetrominoes_fast --budget 5m
-  slot-attention evaluate runs/tetrominoes_fast-seed0 --data tetrominoes
+  slot-attention train tetrominoes_small --budget 5m
+  slot-attention evaluate runs/tetrominoes_small-seed0 --data tetrominoes
 """
 # a command's name, the function that runs it, the one that adds its arguments
 COMMANDS = {

@@ -446,6 +446,9 @@ def test_a_shared_failure_is_told_once(monkeypatch, capsys):
         assert capsys.readouterr().err.count("loss not finite") == told
 
 
+SETS = ("steps=1", "batch_size=2", "eval_images=2", "--device", "cpu")
+
+
 def photographs(folder, n=3):
     folder.mkdir()
     for i in range(n):
@@ -464,7 +467,8 @@ def test_a_folder_stands_for_its_images(say, run, tmp_path, caplog):
     seen = np.asarray(Image.open(written[0]["labels"]))
     assert seen.shape == (40, 64) and set(np.unique(seen[:, 12:52])) <= set(range(4))
     assert (seen[:, :12] == 255).all() and (seen[:, 52:] == 255).all()  # cut off, as in training
-    found = json.loads(say("predict", "sprites_properties", photos, "--json"))["predicted"]
+    say("train", "sprites_properties", *SETS, "--out", tmp_path / "sets")
+    found = json.loads(say("predict", tmp_path / "sets", photos, "--json"))["predicted"]
     assert len(found) == 3
     (tmp_path / "empty").mkdir()
     assert main(["segment", str(run), str(tmp_path / "empty"), "--out", str(tmp_path)]) == 1
@@ -473,15 +477,15 @@ def test_a_folder_stands_for_its_images(say, run, tmp_path, caplog):
 def test_foreign_images_are_noticed(say, tmp_path, caplog):
     photos = photographs(tmp_path / "photos")
     warned = lambda: any("means little" in m or "mean little" in m for m in caplog.messages)
-    say("segment", "tetrominoes_fast", photos, "--out", tmp_path / "out")
+    say("segment", "tetrominoes_small", photos, "--out", tmp_path / "out")
     assert warned()
     caplog.clear()
-    say("evaluate", "tetrominoes_fast", "--data", photos)
+    say("evaluate", "tetrominoes_small", "--data", photos)
     assert warned()
     caplog.clear()
-    say("evaluate", "tetrominoes_fast", "--data", "tetrominoes", "--n", "32")
+    say("evaluate", "tetrominoes_small", "--data", "tetrominoes", "--n", "32")
     say("data", "tetrominoes", "--n", "4", "--out", tmp_path / "scenes")
-    say("segment", "tetrominoes_fast", tmp_path / "scenes", "--out", tmp_path / "out")
+    say("segment", "tetrominoes_small", tmp_path / "scenes", "--out", tmp_path / "out")
     assert not warned()
 
 

@@ -270,7 +270,7 @@ def explore_attention(
     pieces: Sequence[Piece] = ((0, 1, 7, 0), (1, 4, 0, 4), (4, 2, 3, 2)),
 ) -> LiveFigure:  # A board, and the decomposition of its image
     "A board, K, T and initial slots under controls, and which slot takes which piece."
-    draw = AttentionPicture(load_model("tetrominoes_fast")[0] if model is None else model)
+    draw = AttentionPicture(load_model("tetrominoes_small")[0] if model is None else model)
     controls = {
         "pieces": PieceBoard(pieces),
         "num_slots": slider("slots (K)", 4, 2, 6),
@@ -412,7 +412,7 @@ def explore_surgery(
 ) -> LiveFigure:  # Two images and the changed one
     "Remove, move or exchange one slot, and see what is decoded."
     images = to_model(evaluation_scenes("tetrominoes", 16)["image"]) if images is None else images
-    draw = SurgeryPicture(load_model("tetrominoes_fast")[0] if model is None else model, images)
+    draw = SurgeryPicture(load_model("tetrominoes_small")[0] if model is None else model, images)
     kind = ipywidgets.Dropdown(
         options=OPERATIONS,
         value="exchange it",

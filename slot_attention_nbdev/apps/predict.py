@@ -82,8 +82,7 @@ def read_images(
             i += 1
             name = f"{path.stem}_{i}"
         names.append(name)
-    crisp = getattr(model, "crisp", False)
-    images = [read_image(path, model.resolution, crisp, fit).to(device) for path in files]
+    images = [read_image(path, model.resolution, fit).to(device) for path in files]
     return list(zip(names, files, images))
 
 

@@ -35,7 +35,7 @@ class RunSummary(NamedTuple):
     picture: Path | None  # Of its slots, if it was drawn
 
     @property
-    def label(self) -> str:  # Such as "first (tetrominoes_fast, seed 0)"
+    def label(self) -> str:  # Such as "first (tetrominoes_small, seed 0)"
         "The name, with recipe and seed where it does not hold the recipe."
         recipe = self.record["recipe"]["name"]
         if recipe in self.name:
@@ -532,7 +532,7 @@ def report_sections(
 
 def title_of(
     runs: Sequence[RunSummary],  # Runs
-) -> str:  # Such as "3 runs of tetrominoes_fast"
+) -> str:  # Such as "3 runs of tetrominoes_small"
     "The title of a report."
     recipes = dict.fromkeys(run.record["recipe"]["name"] for run in runs)
     return f"{len(runs)} run{'s' * (len(runs) > 1)} of {', '.join(recipes)}"

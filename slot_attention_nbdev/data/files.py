@@ -368,8 +368,6 @@ def read_pixels(
     path: str | Path,  # A picture in one of the formats in `PICTURES`
     # Height and width to scale it to; None leaves it as it is
     resolution: tuple[int, int] | None = None,
-    # Scale by taking pixels as they are, instead of averaging neighbours: hard edges stay hard
-    nearest: bool = False,
     background: tuple[int, int, int] = (255, 255, 255),  # What shows through transparent pixels
     # What to do with another shape: "crop" cuts off what sticks out on both sides, "pad" adds
     # black, "stretch" keeps neither the angles nor the circles
@@ -396,7 +394,7 @@ def read_pixels(
     except Exception as error:  # Pillow's plugins raise whatever their formats' parsers do
         raise FileError(f"{path}: cannot be read as an image: {error}") from error
     if resolution:
-        image = _fit(image, resolution, nearest, fit)
+        image = _fit(image, resolution, False, fit)
     return torch.from_numpy(np.array(image))
 
 
@@ -422,11 +420,10 @@ def filter_readable(
 def read_image(
     path: str | Path,  # Any image file that Pillow can read
     resolution: tuple[int, int],  # Height and width the model wants
-    nearest: bool = False,  # As for `read_pixels`
     fit: str = "stretch",  # As for `read_pixels`
 ) -> Tensor:  # float32 [1, 3, H, W] in [-1, 1]
     "Image file as a model's input."
-    scaled = read_pixels(path, resolution, nearest, fit=fit).float() / 127.5 - 1
+    scaled = read_pixels(path, resolution, fit=fit).float() / 127.5 - 1
     return scaled.permute(2, 0, 1)[None].contiguous()  # [H, W, 3] -> [1, 3, H, W]
 
 # %% ../../nbs/library/02_files.ipynb #3b100b4e

@@ -1,3 +1,3 @@
 """Every model of the package: importing them fills the table of `models.base`."""
 
-from . import autoencoder, framed, original, pixel, seeded, seeded_sets, set_predictor  # noqa: F401
+from . import autoencoder, framed, framed_sets, original, pixel, set_predictor  # noqa: F401

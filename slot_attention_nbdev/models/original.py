@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import InputError, check_finite
 from .autoencoder import SlotAttentionAutoEncoder, paper_autoencoder
+from .base import register_model
 from .set_predictor import SetPredictor, paper_set_predictor
 from ..nn.slot_attention import SlotAttention
 
@@ -81,6 +82,9 @@ def original_autoencoder(
     return keras_defaults(paper_autoencoder(resolution, num_slots, num_iterations), generator)
 
 
+@register_model(
+    "properties_clevr", about="The paper's set predictor, with the original's first values"
+)
 def original_set_predictor(
     resolution: tuple[int, int] = (128, 128),  # Height and width
     num_slots: int = 10,  # K
@@ -136,7 +140,7 @@ def _(model: SlotAttentionAutoEncoder):
     encoder, decoder = model.encoder, model.decoder
     if not (hasattr(encoder, "convs") and hasattr(decoder, "to_rgba")):
         raise InputError(
-            "model: the original has no fast encoder or decoder; build it with original_autoencoder"
+            "model: the original has no such encoder or decoder; build it with original_autoencoder"
         )
     return {
         **sequential("encoder_cnn", encoder.convs),

@@ -295,7 +295,12 @@ def open_run(
         )
     state = load(out / "checkpoint.pt")
     before = state.get("fingerprint", {})
-    changed = [key for key in {**before, **fingerprint} if before.get(key) != fingerprint.get(key)]
+    # a setting that one of them does not know is off (0 or empty)
+    changed = [
+        key
+        for key in {**before, **fingerprint}
+        if (before.get(key) or 0) != (fingerprint.get(key) or 0)
+    ]
     if changed:
         text = ", ".join(
             f"{key} was {before.get(key)!r} and is now {fingerprint.get(key)!r}" for key in changed

@@ -198,18 +198,12 @@ class Trainer:
         )
         noise = draw_noise(self.model, *drawn)
         scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
-        weight = r.variance_weight
-        if weight:
-            # a tensor: compiled code would be compiled anew for every number
-            weight *= ramp(self.progress, r.variance_steps)
-            weight = torch.full((), weight, device=self.accelerator.device)
         self.optimizer.zero_grad()
         loss = backward(
             self.accelerator,
             self.objective,
             scenes,
             noise,
-            weight,
             r.accumulate,
             whole,
             r.iterations_at(self.progress, self.step),

@@ -42,7 +42,7 @@ from slot_attention_nbdev.metrics.segmentation import (
 )
 from slot_attention_nbdev.models.autoencoder import paper_autoencoder
 from slot_attention_nbdev.models.original import load_original, original_slot_attention
-from slot_attention_nbdev.models.seeded import fast_autoencoder
+from slot_attention_nbdev.models.framed import framed_autoencoder
 from slot_attention_nbdev.models.weights import load_record
 from slot_attention_nbdev.nn.decoder import BroadcastDecoder
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
@@ -186,25 +186,25 @@ CALLS = [
     ),
     (
         "four channels",
-        lambda place: fast_autoencoder()(zeros(1, 4, 35, 35)),
+        lambda place: framed_autoencoder()(zeros(1, 4, 35, 35)),
         InputError,
         "image: expected shape [B, C=3, H=35, W=35], got [1, 4, 35, 35]",
     ),
     (
         "channels last",
-        lambda place: fast_autoencoder()(zeros(1, 35, 35, 3)),
+        lambda place: framed_autoencoder()(zeros(1, 35, 35, 3)),
         InputError,
         "image: expected shape",
     ),
     (
         "one image without a batch",
-        lambda place: fast_autoencoder()(zeros(3, 35, 35)),
+        lambda place: framed_autoencoder()(zeros(3, 35, 35)),
         InputError,
         "image: expected shape",
     ),
     (
         "another resolution",
-        lambda place: fast_autoencoder()(zeros(1, 3, 64, 64)),
+        lambda place: framed_autoencoder()(zeros(1, 3, 64, 64)),
         InputError,
         "got [1, 3, 64, 64]",
     ),
@@ -252,7 +252,7 @@ CALLS = [
     ),
     (
         "scenes without labels",
-        lambda place: evaluate(fast_autoencoder(), {"image": zeros(1, 35, 35, 3).byte()}),
+        lambda place: evaluate(framed_autoencoder(), {"image": zeros(1, 35, 35, 3).byte()}),
         InputError,
         "there is no label",
     ),
@@ -265,7 +265,7 @@ CALLS = [
     (
         "an image of another batch to draw",
         lambda place: plot_decomposition(
-            zeros(2, 3, 35, 35), fast_autoencoder()(zeros(1, 3, 35, 35))
+            zeros(2, 3, 35, 35), framed_autoencoder()(zeros(1, 3, 35, 35))
         ),
         InputError,
         "masks: expected shape",
@@ -385,7 +385,7 @@ LINES = [
         "a recipe that does not exist",
         "train tetrominos_fast",
         2,
-        "did you mean 'tetrominoes_fast'?",
+        "did you mean 'tetrominoes_small'?",
     ),
     ("settings of a recipe that does not exist", "recipes tinny --json", 2, "did you mean 'tiny'?"),
     ("a key that does not exist", "train tiny learningrate=1", 2, "did you mean 'learning_rate'?"),

@@ -40,7 +40,7 @@ def figures():
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model("tetrominoes_fast")[0]
+    return load_model("tetrominoes_small")[0]
 
 
 def shown(figure) -> tuple[np.ndarray, str]:

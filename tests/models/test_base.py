@@ -22,7 +22,7 @@ from slot_attention_nbdev import SetPredictor, SlotAttentionAutoEncoder
 from slot_attention_nbdev.core import FileError, InputError, generator
 from slot_attention_nbdev.models.autoencoder import paper_autoencoder
 from slot_attention_nbdev.models.base import MODELS, create_model, load_pretrained, model_card
-from slot_attention_nbdev.models.seeded import fast_autoencoder
+from slot_attention_nbdev.models.framed import framed_autoencoder
 from slot_attention_nbdev.models.weights import (
     file_digest,
     load_record,
@@ -35,8 +35,7 @@ from slot_attention_nbdev.train.recipes import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
-    "seeded": (64, 64),
-    "properties_sprites": (64, 64),
+    "properties_framed": (64, 64),
     "set_small": (64, 64),
     "set_paper": (32, 32),
     "properties_clevr": (32, 32),
@@ -53,10 +52,20 @@ def built(key: str) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("key", sorted(MODELS))
+def test_no_model_looks_at_an_image_to_place_its_slots(key):
+    model = built(key).eval()
+    image = 2 * torch.rand(2, 3, *model.resolution, generator=generator(3)) - 1
+    slots = model.slot_attention.initial_slots(2, generator=generator(4))
+    with torch.no_grad():
+        drawn, given = model(image, generator=generator(4)), model(image, slots=slots)
+    assert torch.equal(drawn.slots, given.slots)
+
+
 @pytest.fixture
 def kept(tmp_path):
     "Shipped weights, saved into a folder."
-    return SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").save_pretrained(
+    return SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small").save_pretrained(
         tmp_path / "kept"
     )
 
@@ -106,7 +115,7 @@ def test_the_best_weights_of_a_run_bring_no_record_of_the_last_ones(run):
 
 
 def test_weights_that_were_trained_further_lose_their_record(tmp_path):
-    model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")
+    model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small")
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
     folder = model.save_pretrained(tmp_path)
@@ -120,25 +129,25 @@ def test_weights_that_were_trained_further_lose_their_record(tmp_path):
 def test_a_record_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="it is about a model 'fast'"):
         built("small").save_pretrained(
-            tmp_path, shipped_weights()["tetrominoes_fast"].with_suffix(".json")
+            tmp_path, shipped_weights()["tetrominoes_small"].with_suffix(".json")
         )
 
 
 def test_a_run_that_has_not_finished_has_nothing_to_say(tmp_path):
-    save_record(tmp_path / "record.json", {"recipe": {"model": "fast"}, "seed": 0, "final": None})
+    save_record(tmp_path / "record.json", {"recipe": {"model": "framed"}, "seed": 0, "final": None})
     with pytest.raises(InputError, match="not finished"):
-        fast_autoencoder().save_pretrained(tmp_path / "kept", tmp_path)
+        framed_autoencoder().save_pretrained(tmp_path / "kept", tmp_path)
 
 
 def test_a_run_is_not_written_over(run):
     with pytest.raises(InputError, match="the folder of a run"):
-        fast_autoencoder().save_pretrained(run)
+        framed_autoencoder().save_pretrained(run)
 
 
 def test_a_model_put_together_by_hand_is_refused(tmp_path):
     paper = paper_autoencoder((35, 35), 4)
     mixed = SlotAttentionAutoEncoder(
-        fast_autoencoder().encoder, paper.slot_attention, paper.decoder
+        framed_autoencoder().encoder, paper.slot_attention, paper.decoder
     )
     for model in (paper, mixed):
         with pytest.raises(InputError, match="built by hand.*create_model"):
@@ -224,7 +233,7 @@ def test_a_description_that_lies_is_refused(name, kept):
 
 def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(
-        safetensors.torch.save(fast_autoencoder().state_dict())
+        safetensors.torch.save(framed_autoencoder().state_dict())
     )
     with pytest.raises(FileError, match="not written by this library"):
         SlotAttentionAutoEncoder.from_pretrained(tmp_path)
@@ -234,7 +243,7 @@ def test_loading_changes_nobody_s_random_numbers():
     torch.default_generator.manual_seed(5)
     expected = torch.rand(3)
     torch.default_generator.manual_seed(5)
-    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")
+    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -347,7 +356,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_push_and_pull_over_the_wire(hub, monkeypatch):
-    model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")
+    model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small")
     assert (
         model.push_to_hub("somebody/slots", token="hf_test")
         == f"{constants.ENDPOINT}/somebody/slots"
@@ -376,7 +385,7 @@ def test_push_and_pull_over_the_wire(hub, monkeypatch):
 
 
 def test_a_tampered_download_is_refused(hub):
-    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").push_to_hub(
+    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small").push_to_hub(
         "somebody/slots", token="hf_test"
     )
     content = hub.files["somebody/slots"]["model.safetensors"]
@@ -391,7 +400,7 @@ def test_what_was_looked_for_and_where_is_said(hub, monkeypatch, tmp_path):
     for words in (
         "nobody/nothing",
         str(tmp_path),
-        "tetrominoes_fast",
+        "tetrominoes_small",
         str(tmp_path / "cache"),
         constants.ENDPOINT,
     ):
@@ -403,7 +412,7 @@ def test_what_was_looked_for_and_where_is_said(hub, monkeypatch, tmp_path):
     with pytest.raises(FileError, match="http://127.0.0.1:9 cannot be reached"):
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
     with pytest.raises(FileError, match="not published: http://127.0.0.1:9 cannot be reached"):
-        built("fast").push_to_hub("nobody/nothing", token="hf_test")
+        built("framed").push_to_hub("nobody/nothing", token="hf_test")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileError, match="HF_HUB_OFFLINE is set"):
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
@@ -425,7 +434,7 @@ sys.modules["huggingface_hub"] = None
 def refuse(*_, **__): raise AssertionError("a connection")
 socket.socket.connect = refuse
 from slot_attention_nbdev import SlotAttentionAutoEncoder
-print(type(SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast")).__name__)
+print(type(SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small")).__name__)
 try: SlotAttentionAutoEncoder.from_pretrained("a/b")
 except ImportError as error: print(error)
 """
@@ -458,7 +467,7 @@ def test_the_lines_on_the_card_of_every_kind_of_model_run(key, monkeypatch, tmp_
 
 
 def test_the_lines_on_a_published_card_run(hub):
-    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_fast").push_to_hub(
+    SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small").push_to_hub(
         "somebody/slots", token="hf_test"
     )
     scope = {}

@@ -373,7 +373,7 @@ def test_wrong_models_and_arguments():
         load_original(sa, renamed(original_autoencoder((35, 35))))
     with pytest.raises(InputError, match="got Linear"):
         load_original(torch.nn.Linear(2, 2), {})
-    with pytest.raises(InputError, match="fast"):
+    with pytest.raises(InputError, match="no such encoder"):
         load_original(small_autoencoder(), {})
 
 

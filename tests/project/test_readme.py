@@ -66,7 +66,7 @@ def test_commands_run_in_their_order(folder, capfd):
             line = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
             ended = subprocess.run(line, capture_output=True, text=True)
             assert ended.returncode == 0, ended.stderr
-    assert {"first", "photos", "more", "tetrominoes_fast-seed0"} <= {
+    assert {"first", "photos", "more", "tetrominoes_small-seed0"} <= {
         path.name for path in (folder / "runs").iterdir()
     }
     assert (folder / "found" / "0000_labels.png").is_file()

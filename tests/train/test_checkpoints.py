@@ -162,7 +162,7 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
     update = Trainer.training_step
 
     def broken(self, scenes):
-        layer = self.model.decoder.carve[3]
+        layer = self.model.decoder.patch[3]
         hook = None
         if self.step == 6 and where == "forward":
             hook = layer.register_forward_hook(
@@ -186,7 +186,7 @@ def test_the_layer_is_named(tmp_path, monkeypatch, where):
     words = str(error.value)
     assert "not finite in step 6" in words and "from before it" in words
     assert (
-        "it began in the output of decoder.carve.3"
+        "it began in the output of decoder.patch.3"
         if where == "forward"
         else "it began in the gradient at the output of"
     ) in words

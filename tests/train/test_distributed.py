@@ -30,11 +30,11 @@ SHORT = dict(
     warmup_steps=2,
     clip_norm=0.1,
 )
-# drawn slots; seeded slots with an average and the variance term, uneven shares; sets; a pack in
+# the paper's model; the small one with an average, uneven shares; sets; a pack in
 # pieces; fresh scenes of several blocks, a fixed split, records, a folder
 RECIPES = {
-    "drawn": lambda place: get_recipe("tetrominoes_paper", steps=2, batch_size=2, **SHORT),
-    "seeded": lambda place: get_recipe("tetrominoes_fast", steps=6, batch_size=5, **SHORT),
+    "paper": lambda place: get_recipe("tetrominoes_paper", steps=2, batch_size=2, **SHORT),
+    "small": lambda place: get_recipe("tetrominoes_small", steps=6, batch_size=5, **SHORT),
     "sets": lambda place: get_recipe("sprites_properties", steps=3, batch_size=4, **SHORT),
     "pack": lambda place: get_recipe(
         "tiny", steps=6, batch_size=7, accumulate=2, data=f"{place}/pack.npz", **SHORT

@@ -208,19 +208,6 @@ def test_a_checkpoint_can_be_restored_twice(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_variance_weight_rises():
-    scenes, losses = evaluation_scenes("tetrominoes", 2), []
-    for settings in (
-        {"variance_weight": 0.0},
-        {"variance_weight": 1.0},
-        {"variance_weight": 1.0, "variance_steps": 10},
-    ):
-        run = Trainer(tiny(**settings))
-        run.training_step(scenes)
-        losses.append(run.flush_metrics()["loss"])
-    assert losses[0] == losses[2] < losses[1]  # in step 0 the rising weight is still zero
-
-
 def test_average():
     run = Trainer(tiny(ema_decay=0.75, warmup_steps=0))
     start = [p.clone() for p in run.model.parameters()]
@@ -315,7 +302,7 @@ def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):
     assert time.perf_counter() - started < 30
     rates = [p["learning_rate"] for p in record["curve"] if "learning_rate" in p]
     assert record["step"] < 1_000 and 2.0 <= record["seconds"] < 10 and record["budget"] == 2.0
-    assert rates[-1] == 0 and max(rates) > 1e-3
+    assert rates[-1] == 0 and max(rates) > 6e-4
     assert math.isfinite(record["final"]["mse"])
 
 
@@ -498,7 +485,7 @@ def test_training_in_a_thread(tmp_path):
 def test_folder_of_another_run(run):
     with pytest.raises(InputError, match="already holds a run"):
         go(run)
-    with pytest.raises(InputError, match="learning_rate was 0.0015 and is now 0.01"):
+    with pytest.raises(InputError, match="learning_rate was 0.001 and is now 0.01"):
         go(run, tiny(learning_rate=0.01), resume=True)
     with pytest.raises(InputError, match="seed was 0 and is now 1"):
         go(run, seed=1, resume=True)
