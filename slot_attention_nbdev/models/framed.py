@@ -78,12 +78,14 @@ class PatchDecoder(nn.Module):
         patch_size: int = 25,  # Side S of a patch, in pixels
         hidden_dim: int = 256,  # Width of the hidden layers that draw the patch
         max_shift: float = 2.0,  # Pixels by which a patch may lie off the frame's position
+        min_shading: float = 0.1,  # Share of its color that a slot draws at least, in [0, 1)
     ):
         super().__init__()
         self.resolution = tuple(check_int("resolution", n, minimum=2) for n in resolution)
         self.slot_dim = check_int("slot_dim", slot_dim)
         self.patch_size = check_int("patch_size", patch_size, minimum=2)
         self.max_shift = max_shift
+        self.min_shading = min_shading
         self.shift = normalized_mlp(slot_dim, 64, 2)
         self.color = normalized_mlp(slot_dim, 64, 3)
         self.patch = normalized_mlp(slot_dim, hidden_dim, hidden_dim, 2 * patch_size**2)
@@ -113,7 +115,9 @@ class PatchDecoder(nn.Module):
         rows, columns = (self.placement(*each)[:, :, None] for each in axes)
         patch = self.patch(vectors).unflatten(-1, (2, self.patch_size, self.patch_size))
         shading, logit = patch.split(1, dim=2)
-        patch = torch.cat([(shading + 1).sigmoid(), logit], dim=2)  # mostly lit at the start
+        shading = (shading + 1).sigmoid()  # mostly lit at the start
+        shading = self.min_shading + (1 - self.min_shading) * shading
+        patch = torch.cat([shading, logit], dim=2)
         # [B, K, 1, H, S] @ [B, K, 2, S, S] @ [B, K, 1, S, W] -> [B, K, 2, H, W]
         shading, logit = (rows @ patch @ columns.mT).split(1, dim=2)
         color = self.color(vectors).sigmoid()[..., None, None]  # [B, K, 3, 1, 1]

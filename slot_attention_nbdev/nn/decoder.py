@@ -24,10 +24,9 @@ def mix_slots(
     Locatello et al. 2020, Section 2.2.
     """
     check_shape("rgba", rgba, "B K C H W", C=4)
-    colors = rgba[:, :, :3]
-    logits = rgba[:, :, 3]
+    colors, logits = rgba.split([3, 1], dim=2)
     masks = logits.softmax(dim=1)  # over slots, like the attention
-    return (masks.unsqueeze(2) * colors).sum(dim=1), colors, masks
+    return (masks * colors).sum(dim=1), colors, masks.squeeze(2)
 
 # %% ../../nbs/course/06_decoder.ipynb #e4dcbf3c
 class SameConvTranspose2d(nn.ConvTranspose2d):
