@@ -377,8 +377,7 @@ HOW = (
     "`RECIPE/seedN.json`, as `slot-attention train RECIPE --seed N` leaves it under the name "
     "`record.json`, enters it when the script is run again. To compare runs: "
     "`slot-attention report results/RECIPE`. Beside a record lie its pictures, `seedN-slots.png` "
-    "and `seedN-curve.png`; `tetrominoes_fast/growing.npz` holds masks during training, for the "
-    "notebook `course/09_train_on_cpu`.\n"
+    "and `seedN-curve.png`.\n"
 )
 
 
@@ -472,6 +471,8 @@ def plot_source() -> str:
 
 def dict_source(values: dict) -> str:
     "A dictionary as the source of a cell, laid out as the formatter of the notebooks does."
+    if not values:
+        return "{}"
     lines = ["{"]
     for key, value in values.items():
         line = f"    {json.dumps(key, ensure_ascii=False)}: {value},"
