@@ -313,8 +313,8 @@ RECIPES = {
             "sprites_properties",
             "position, size, color and shape of sprites, our small set predictor; minutes on a CPU",
             **SPRITES,
-            **SHORT_CPU | dict(model="properties_framed", n_init=1, clip_norm=1.0),
-            steps=10_000,
+            **SHORT_CPU | dict(model="properties_framed", num_iterations=3, n_init=1),
+            steps=5_000,
         ),
         Recipe(
             "photos_small",
