@@ -35,6 +35,7 @@ from slot_attention_nbdev.apps.report import (
 )
 from slot_attention_nbdev.core import atomic_write
 from slot_attention_nbdev.metrics.controls import average_controls, control_name, control_rows
+from slot_attention_nbdev.models.base import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -344,11 +345,56 @@ def runs_of(about: dict, runs: list[RunSummary]) -> list[RunSummary]:
     ]
 
 
+def enters_race(run: RunSummary) -> bool:
+    "Whether a run was measured on a CPU, of a model that the package has."
+    record = run.record
+    scored = any("fg_ari" in point for point in record["curve"])
+    return record.get("device") == "cpu" and scored and record["recipe"].get("model") in MODELS
+
+
+def race_seconds(run: RunSummary, goal: float) -> float | None:
+    "Seconds of one core until a run's FG-ARI first reached a goal; None if it never did."
+    for point in run.record["curve"]:
+        if (point.get("fg_ari") or 0) >= goal:
+            return point["seconds"] * run.record["threads"]
+    return None
+
+
+def race_cell(group: list[RunSummary], goal: float) -> str:
+    "The median over all seeds, those that never reached the goal counted as slowest."
+    times = [race_seconds(run, goal) for run in group]
+    reached = sorted(time for time in times if time is not None)
+    count = f"{len(reached)} of {len(times)}"
+    middle = (len(times) - 1) // 2
+    return f"{reached[middle]:,.0f} s ({count})" if middle < len(reached) else f"– ({count})"
+
+
+def race(runs: list[RunSummary]) -> str:
+    "Seconds of one core to a given FG-ARI, for every recipe that was run on a CPU."
+    header = ("who", "data", "FG-ARI", "ARI", "mIoU", *(f"to {goal:.2f}" for goal in RACE_GOALS))
+    rows = {}
+    groups = group_seeds([run for run in runs if enters_race(run)])
+    for group in groups:
+        data = f"`{group[0].record['recipe']['data']}`"
+        finals = finals_of(group)
+        scores = [format_mean_std([final.get(key) for final in finals]) for key in RACE_METRICS]
+        times = [race_cell(group, goal) for goal in RACE_GOALS]
+        rows[data, 0, name_of(group, groups)] = [*scores, *times]
+        for control, found in average_controls(finals).items():
+            name = f"*control:* {control_name(control, found)}"
+            if control == "untrained":
+                name += f", {name_of(group, groups)}"
+            scores = [format_number(found.get(key)) for key in RACE_METRICS]
+            rows[data, 1, name] = [*scores, *(["–"] * len(RACE_GOALS))]
+    table = [(name, data, *cells) for (data, _, name), cells in sorted(rows.items())]
+    return "\n".join([RACE, "", markdown_table([header, *table]) if table else NOT_RUN, ""])
+
+
 def sections() -> list[tuple[str, str]]:
     "The sections: title and Markdown."
     plan = read_plan()
     rest = [run._replace(picture=None) for run in find_runs([RESULTS])]
-    found = []
+    found = [("A race on one core", race(rest))]
     for about in (*plan["tasks"], *plan["studies"]):
         mine = runs_of(about, rest)
         rest = [run for run in rest if run not in mine]
@@ -364,6 +410,23 @@ def sections() -> list[tuple[str, str]]:
         found.append(("Other runs", "\n".join(task(about, rest, plan["notes"]))))
     lines = measurements(plan["measurements"], plan["wanted"])
     return [*found, ("Measurements", "\n".join(lines))]
+
+
+RACE_GOALS = (0.80, 0.90, 0.95)
+RACE_METRICS = ("fg_ari", "ari", "miou")
+RACE = (
+    "How many seconds of one CPU core until FG-ARI on held-out scenes reaches 0.80, 0.90, 0.95? "
+    "Every recipe that was run on a CPU takes part. The time is that of the curve in its records, "
+    "times the threads: training alone, up to the first evaluation that reaches the goal, with one "
+    "draw of initial slots. It is the median over all seeds, and a seed that never gets there "
+    "counts as the slowest; behind it stands how many got there. A dash: most did not. Other "
+    "programs may have run beside; a quiet machine is faster. The scores are those at the end.\n\n"
+    "To enter a run: `slot-attention train RECIPE --seed 0 --device cpu --out runs/mine`, copy "
+    "`runs/mine/record.json` to `results/RECIPE/seed0.json`, then `python "
+    "scripts/make_results.py`. A new recipe is an entry of `RECIPES`.\n\n"
+    "A goal that a control reaches without training says how long a model takes, and not that it "
+    "takes a model."
+)
 
 
 OPENING = (
