@@ -42,7 +42,7 @@ setup(
     package_dir={"slot_attention_nbdev.results": "results"},
     package_data={
         "slot_attention_nbdev": ["weights/*"],
-        "slot_attention_nbdev.results": ["*/*.json", "*/*.npz", "search/*.png"],
+        "slot_attention_nbdev.results": ["*/*.json", "*/*.npz"],
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
