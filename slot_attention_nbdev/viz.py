@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SLOT_COLORS', 'GREY', 'color_labels', 'draw_grid', 'to_png', 'save_figure', 'show_scenes', 'heat_map',
-           'plot_decomposition', 'overlay', 'grid_size', 'plot_attention', 'slot_statistics', 'draw_slots',
-           'explore_slots', 'plot_curve', 'find_objects', 'plot_objects']
+           'plot_decomposition', 'overlay', 'grid_size', 'plot_attention', 'plot_frames', 'slot_statistics',
+           'draw_slots', 'explore_slots', 'plot_curve', 'find_objects', 'plot_objects']
 
 # %% ../nbs/library/04_figures.ipynb #7703a5f7
 import io
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from .core import InputError, atomic_write, check_int, check_shape, generator
@@ -24,6 +25,7 @@ from .data.objects import DetectedObject
 from .data.sprites import to_uint8
 from .models.autoencoder import AutoEncoderOutput
 from .models.set_predictor import SetPredictor
+from .nn.frames import Frames
 
 # %% ../nbs/library/04_figures.ipynb #224ffb6a
 SLOT_COLORS = (  # Okabe and Ito's seven, then four that stay apart from them and from black
@@ -237,6 +239,41 @@ def plot_attention(
     rows = [f"iteration {t + 1}" for t in range(size["T"])]
     panels = _attention_rows(attention, resolution, image)
     return draw_grid(panels, ["winners", *_slot_names(size["K"])], rows, _frames(1, size["K"]))
+
+# %% ../nbs/library/04_figures.ipynb #b7c0f4a2
+def plot_frames(
+    image: Tensor,  # The image in [-1, 1], [3, H, W]
+    frames: Frames,  # Of its slots, before each look and after the last, [looks + 1, K, 2]
+    attention: Tensor,  # Of each look, [looks, N, K]
+    grid: tuple[int, int],  # Rows and columns of the tokens
+) -> Figure:  # A column for each look: the frames before it, and the winners of its attention
+    "Draw how the frames of slots move over the iterations."
+    check_shape("image", image, "C H W", C=3)
+    size = check_shape("attention", attention, "looks N K", N=math.prod(grid))
+    looks = size["looks"]
+    check_shape("frames.position", frames.position, "looks K axes", looks=looks + 1, K=size["K"])
+    last = torch.tensor(image.shape[1:]) - 1  # row and column of the last pixel
+    picture = to_uint8(image[None])[0].cpu()
+    figure = Figure(figsize=(1.35 * looks, 3.0), dpi=110, layout="constrained")
+    for t, (above, below) in enumerate(figure.subplots(2, looks, squeeze=False).T):
+        above.imshow(picture, interpolation="nearest")
+        above.set(title=f"t = {t}", xlim=(-4, last[1] + 4), ylim=(last[0] + 4, -4))
+        center = (frames.position[t].cpu() + 1) / 2 * last  # [K, 2], in pixels
+        side = math.sqrt(3) * frames.scale[t].cpu() * last
+        for k, (middle, edges) in enumerate(zip(center, side)):
+            color = SLOT_COLORS[k % len(SLOT_COLORS)]
+            (row, column), (height, width) = middle.tolist(), edges.tolist()
+            corner = (column - width / 2, row - height / 2)
+            above.add_patch(Rectangle(corner, width, height, fill=False, ec=color, lw=1.8))
+            above.plot(column, row, "+", color=color, ms=7, mew=1.8)
+        winners = attention[t].argmax(-1).unflatten(0, grid)
+        below.imshow(color_labels(winners), interpolation="nearest")
+        for axes in (above, below):
+            axes.set(xticks=[], yticks=[])
+            axes.set_facecolor("#222222")
+    figure.axes[0].set_ylabel("frames", fontsize=9)
+    figure.axes[looks].set_ylabel("attention", fontsize=9)
+    return figure
 
 # %% ../nbs/library/04_figures.ipynb #9925894f
 def slot_statistics(
