@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape, suggest
 from .attention import attention_scores, slot_softmax, weighted_mean
-from ..ops.one_pass import AbsorbedAttention, is_absorbable
+from ..ops.one_pass import AbsorbedAttention, is_absorbable, one_pass
 
 # %% ../../nbs/course/02_slot_attention.ipynb #a71f2c01
 INITS = ("gaussian", "learned")
@@ -192,14 +192,23 @@ IMPLEMENTATIONS = ("plain", "one_pass", "triton")
 
 
 def _check_implementation(name: str) -> str:
-    "Check an implementation's name; Triton's kernels are registered when they are asked for."
+    "Check an implementation's name; Triton's kernels are imported when they are asked for."
     if name not in IMPLEMENTATIONS:
         raise InputError(f"implementation: unknown {name!r}; {suggest(str(name), IMPLEMENTATIONS)}")
     if name == "triton":
-        from slot_attention_nbdev.ops.triton_pass import register
+        from slot_attention_nbdev.ops.triton_pass import check_available
 
-        register()
+        check_available()
     return name
+
+
+def _operator(name: str) -> Callable:
+    "What computes lines 7 and 8 in one pass, for an implementation's name."
+    if name != "triton":
+        return one_pass
+    from slot_attention_nbdev.ops.triton_pass import one_pass_triton
+
+    return one_pass_triton
 
 
 def _check_dtype(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
@@ -286,7 +295,9 @@ def _choose_form(
         return MaskedAttention(module, mask)
     if module.implementation == "plain" or owns("prepare") or owns("attend"):
         return module
-    return AbsorbedAttention(module, return_attention) if is_absorbable(module) else module
+    if not is_absorbable(module):
+        return module
+    return AbsorbedAttention(module, return_attention, _operator(module.implementation))
 
 
 def _leave_autocast(

@@ -523,9 +523,9 @@ def build_model(
         if recipe.gradient == "implicit":
             with_attention(model, Implicit)
     if recipe.implementation == "triton":
-        from slot_attention_nbdev.ops.triton_pass import register
+        from slot_attention_nbdev.ops.triton_pass import check_available
 
-        register()
+        check_available()
     model.slot_attention.implementation = recipe.implementation
     return model
 

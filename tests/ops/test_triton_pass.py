@@ -1,8 +1,10 @@
 "Triton's kernels compute the textbook form in one read: interpreted here, compiled on a GPU."
 
+import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,28 +18,12 @@ from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.nn.attention import attention_scores, slot_softmax, weighted_mean
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.ops import triton_pass
-from slot_attention_nbdev.ops.one_pass import (
-    one_pass,
-    one_pass_backward,
-    plain_one_pass,
-    plain_one_pass_backward,
-)
+from slot_attention_nbdev.ops.one_pass import plain_one_pass, plain_one_pass_backward
 from slot_attention_nbdev.ops.triton_pass import one_pass_backward_triton, one_pass_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = [
-    (1, 1, 1, 1),
-    (1, 1, 5, 3),
-    (2, 9, 1, 4),
-    (2, 3, 9, 8),
-    (1, 64, 16, 16),
-    (3, 65, 17, 33),
-    (1, 130, 7, 64),
-    (1, 20, 64, 20),
-    (1, 20, 3, 256),
-    (1, 17, 33, 129),
-]
-LIMITS = {torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 2e-2}
+SHAPES = [(1, 1, 1, 1), (2, 3, 9, 8), (2, 33, 17, 33), (1, 70, 7, 64), (1, 20, 32, 64)]
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def scene(B, N, K, C, dtype=torch.float32, scale=1.0, seed=0):
@@ -100,11 +86,13 @@ def test_backward_is_autograds(shape, dtype):
     want = torch.autograd.grad(plain_one_pass(*leaves, eps), leaves, doubles(*grads))
     got = one_pass_backward_triton(*grads, x, q, bias, eps)
     assert [g.dtype for g in got] == [dtype, torch.float32, torch.float32]
-    # dx is rounded to the dtype of x
-    near(got, want, max(LIMITS[dtype], {torch.float16: 1e-3}.get(dtype, 0)))
+    near(got, want, LIMITS[dtype])
+    frozen = one_pass_backward_triton(*grads, x, q, bias, eps, for_tokens=False)
+    assert frozen[0].numel() == 0
+    assert all(torch.equal(a, b) for a, b in zip(frozen[1:], got[1:]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.integers(1, 2),
     st.integers(1, 70),
@@ -125,7 +113,7 @@ def test_any_shape(B, N, K, C, dtype, scale):
     parts = grads[0].double().abs().amax(1).max().item() / K
     for got, wanted in zip(one_pass_backward_triton(*grads, x, q, bias), want):
         half = torch.finfo(got.dtype).bits == 16
-        limit = 2e-2 if dtype == torch.bfloat16 else 1e-3 if half else 3e-5
+        limit = 2e-2 if dtype == torch.bfloat16 else 3e-5
         near([got], [wanted], largest * limit, smallest=parts if got.ndim == 3 and half else 1e-3)
 
 
@@ -146,6 +134,12 @@ def test_bfloat16_queries_keep_sixteen_bits():
     rounded = plain_one_pass(x.double(), q.bfloat16().double(), bias.double())[1]
     # what one bfloat16 would do
     assert (rounded - plain_one_pass(*doubles(x, q, bias))[1]).abs().max() > 5e-3
+
+
+def test_queries_in_bfloat16_are_multiplied_once():
+    x, q, bias = scene(1, 60, 5, 8, torch.bfloat16)
+    want = one_pass_triton(x, q.bfloat16().float(), bias)
+    assert_close(one_pass_triton(x, q.bfloat16(), bias), want)
 
 
 def test_a_slot_may_be_shut_out():
@@ -176,19 +170,20 @@ def test_one_vote_a_token_whatever_the_padding():
 # How the work is cut
 
 
-@pytest.mark.parametrize("programs", [1, 2, 3, 7])
-def test_any_number_of_programs(monkeypatch, programs):
+def test_any_number_of_programs(monkeypatch):
     x, q, bias = scene(1, 200, 7, 20)
     grads = gradients(1, 7, 20)
     want = one_pass_triton(x, q, bias), one_pass_backward_triton(*grads, x, q, bias)
-    monkeypatch.setattr(triton_pass, "PROGRAMS", programs)
-    assert triton_pass.launch_plan(x, 7)[0][1] <= programs
-    assert_close(
-        (one_pass_triton(x, q, bias), one_pass_backward_triton(*grads, x, q, bias)),
-        want,
-        atol=1e-4,
-        rtol=1e-5,
-    )
+    for programs in (1, 3):
+        monkeypatch.setattr(triton_pass, "PROGRAMS", programs)
+        monkeypatch.setattr(triton_pass, "_processors", lambda device: 1)
+        assert triton_pass.launch_plan(x, 7, 1)[0][1] <= programs
+        assert_close(
+            (one_pass_triton(x, q, bias), one_pass_backward_triton(*grads, x, q, bias)),
+            want,
+            atol=1e-4,
+            rtol=1e-5,
+        )
 
 
 def test_the_same_numbers_every_time():
@@ -203,17 +198,17 @@ def test_the_same_numbers_every_time():
 @given(
     st.integers(1, 3000),
     st.integers(1, 10**6),
+    st.integers(1, 32),
     st.integers(1, 64),
-    st.integers(1, 256),
+    st.integers(1, 200),
     st.sampled_from(sorted(LIMITS, key=str)),
 )
-def test_plan_covers_every_token_once(B, N, K, C, dtype):
-    (images, parts), span, chosen = triton_pass.launch_plan(
-        torch.empty(B, N, C, dtype=dtype, device="meta"), K
-    )
+def test_plan_covers_every_token_once(B, N, K, C, processors, dtype):
+    tokens = torch.empty(B, N, C, dtype=dtype, device="meta")
+    (images, parts), span, chosen = triton_pass.launch_plan(tokens, K, processors)
     assert images == B and (parts - 1) * span < N <= parts * span and span % chosen["BLOCK"] == 0
     assert chosen["KP"] >= K and chosen["CP"] >= C
-    assert parts <= max(1, -(-triton_pass.PROGRAMS // B))
+    assert parts == 1 or B * parts <= triton_pass.PROGRAMS * processors
 
 
 def test_views_will_do():
@@ -227,38 +222,82 @@ def test_views_will_do():
     assert_close(one_pass_triton(wide, q, bias), want)
 
 
+# What the device allows
+
+GPUS = {  # capability: bytes of fast memory of a processor
+    (7, 5): 65_536,
+    (8, 0): 167_936,
+    (8, 6): 102_400,
+    (8, 9): 102_400,
+    (9, 0): 233_472,
+    (12, 0): 102_400,
+}
+
+
+@pytest.mark.parametrize("capability", GPUS)
+def test_the_device_is_asked(monkeypatch, capability):
+    properties = SimpleNamespace(
+        major=capability[0], shared_memory_per_multiprocessor=GPUS[capability]
+    )
+    monkeypatch.setattr(triton_pass, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    cuda = torch.device("cuda", 0)
+    asked = lambda K, D, dtype=torch.float32: triton_pass.is_supported(cuda, dtype, K, D)
+    assert asked(7, 64) == asked(7, 128, torch.bfloat16) == (capability >= (8, 0))
+    # what would spill on every GPU, and other numbers
+    assert not asked(7, 65) and not asked(7, 129, torch.bfloat16) and not asked(33, 16)
+    assert not asked(17, 128, torch.bfloat16) and not asked(0, 64) and not asked(7, 0)
+    assert not asked(7, 64, torch.float64) and not asked(7, 64, torch.float16)
+    assert not triton_pass.is_supported(torch.device("cpu"), torch.float32, 7, 64)
+    monkeypatch.setattr(torch.version, "hip", "6.4")  # an AMD GPU says that it is CUDA
+    assert not asked(7, 64)
+
+
+def test_too_little_memory_is_refused(monkeypatch):
+    properties = SimpleNamespace(major=8, shared_memory_per_multiprocessor=65_536)
+    monkeypatch.setattr(triton_pass, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert not triton_pass.is_supported(torch.device("cuda"), torch.float32, 7, 64)
+
+
 # As an operator
 
 
-@pytest.fixture
-def kernels():
-    "The operator with the kernels in it; afterwards with the plain form again."
-    triton_pass.register(DEVICE)
-    yield
-    one_pass.register_kernel(DEVICE)(plain_one_pass)
-    one_pass_backward.register_kernel(DEVICE)(plain_one_pass_backward)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(dtype, kernels):
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_opcheck(dtype):
     x, q, bias = (tensor.requires_grad_() for tensor in scene(2, 9, 3, 5, dtype))
-    torch.library.opcheck(one_pass, (x, q, bias))
+    torch.library.opcheck(one_pass_triton, (x, q, bias))
     grads = gradients(2, 3, 5)
-    torch.library.opcheck(one_pass_backward, (*grads, x.detach(), q.detach(), bias.detach()))
+    for for_tokens in (True, False):
+        arguments = (*grads, x.detach(), q.detach(), bias.detach(), 1e-8, for_tokens)
+        torch.library.opcheck(one_pass_backward_triton, arguments)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
-def test_autograd_runs_the_kernels(dtype, monkeypatch, kernels):
+def test_autograd_runs_the_kernels(dtype, monkeypatch):
     for name in ("plain_one_pass", "plain_one_pass_backward"):
         monkeypatch.setattr(triton_pass, name, None)
     leaves = [tensor.requires_grad_() for tensor in scene(2, 30, 5, 8, dtype)]
     grads = gradients(2, 5, 8)
-    got = torch.autograd.grad(one_pass(*leaves), leaves, grads)
+    got = torch.autograd.grad(one_pass_triton(*leaves), leaves, grads)
     assert_close(got, one_pass_backward_triton(*grads, *leaves))
+    # tokens of a frozen encoder
+    frozen = leaves[0].detach(), *leaves[1:]
+    assert_close(torch.autograd.grad(one_pass_triton(*frozen), leaves[1:], grads), got[1:])
 
 
-def test_compile_and_export_with_changing_sizes(kernels):
-    f = lambda x, q, bias: sum(part.sin().sum() for part in one_pass(x, q, bias))
+def test_gradients_of_gradients():
+    leaves = [tensor.requires_grad_() for tensor in scene(1, 9, 3, 4)]
+    found = []
+    for form in (one_pass_triton, plain_one_pass):
+        loss = sum(part.sin().sum() for part in form(*leaves))
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(part.square().sum() for part in first), leaves))
+    assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_compile_and_export_with_changing_sizes():
+    f = lambda x, q, bias: sum(part.sin().sum() for part in one_pass_triton(x, q, bias))
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
     for shape in ((2, 30, 5, 8), (3, 17, 4, 8)):
         leaves = [tensor.requires_grad_() for tensor in scene(*shape)]
@@ -268,7 +307,7 @@ def test_compile_and_export_with_changing_sizes(kernels):
 
     class Wrapped(torch.nn.Module):
         def forward(self, x, q, bias):
-            return one_pass(x, q, bias)
+            return one_pass_triton(x, q, bias)
 
     batch, tokens, slots = (torch.export.Dim(name) for name in ("batch", "tokens", "slots"))
     sizes = {"x": {0: batch, 1: tokens}, "q": {0: batch, 1: slots}, "bias": {0: batch, 1: slots}}
@@ -280,20 +319,20 @@ def test_compile_and_export_with_changing_sizes(kernels):
     "shape, dtype",
     [
         ((2, 9, 3, 4), torch.float64),
+        ((2, 9, 3, 4), torch.float16),
         ((2, 0, 3, 4), torch.float32),
         ((0, 9, 3, 4), torch.float32),
-        ((1, 5, 65, 4), torch.float32),
-        ((1, 5, 2, 257), torch.float32),
+        ((1, 5, 33, 4), torch.float32),
+        ((1, 5, 2, 65), torch.float32),
+        ((1, 5, 0, 4), torch.float32),
     ],
 )
-def test_what_kernels_cannot_do_falls_back(shape, dtype, kernels):
+def test_what_kernels_cannot_do_falls_back(shape, dtype):
     x, q, bias = scene(*shape, dtype)
     x.requires_grad_()
-    got = one_pass(x, q.to(x), bias.to(x))
+    got = one_pass_triton(x, q.to(x), bias.to(x))
     assert_close(got, plain_one_pass(x, q.to(x), bias.to(x)))
     assert torch.autograd.grad(got[0].sum(), x)[0].shape == x.shape
-    with pytest.raises(InputError, match="use plain_one_pass"):
-        one_pass_triton(x, q, bias)
 
 
 @pytest.mark.parametrize(
@@ -302,10 +341,7 @@ def test_what_kernels_cannot_do_falls_back(shape, dtype, kernels):
         ({"tokens": torch.zeros(9, 4)}, "tokens: expected shape"),
         ({"queries": torch.zeros(2, 3, 5)}, "queries: expected shape [B=2, K, C=4]"),
         ({"queries": torch.zeros(1, 3, 4)}, "queries: expected shape"),
-        ({"queries": torch.zeros(2, 0, 4), "bias": torch.zeros(2, 0)}, "K from 1 to 64"),
         ({"bias": torch.zeros(2, 4)}, "bias: expected shape [B=2, K=3]"),
-        ({"tokens": torch.zeros(2, 0, 4)}, "N ≥ 1"),
-        ({"tokens": torch.zeros(2, 9, 4, dtype=torch.int32)}, "float32, bfloat16 or float16"),
     ],
 )
 def test_bad_arguments(change, message):
@@ -322,9 +358,12 @@ def test_bad_arguments(change, message):
 # In a process of its own
 
 
-def python(code, **environment):
+def python(code, *arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -338,45 +377,78 @@ from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.ops.triton_pass import one_pass_triton
 x, q, bias = torch.ones(1, 5, 2), torch.ones(1, 3, 2), torch.zeros(1, 3)
 assert SlotAttention(2, implementation="one_pass")(x).isfinite().all()
-kernel = lambda: one_pass_triton(x, q, bias)
-for asks in (kernel, lambda: SlotAttention(2, implementation="triton")):
-    try: asks()
-    except Exception as error: print(type(error).__name__, error)
+assert one_pass_triton(x, q, bias)[1].sum() > 4.9  # the plain form
+try: SlotAttention(2, implementation="triton")
+except Exception as error: print(type(error).__name__, error)
 """
-    first, second = python(code).splitlines()
-    assert first.startswith("InputError tokens: the kernel expects Triton, CUDA")
-    assert second.startswith('InputError implementation: "triton" needs the package triton')
+    assert python(code).startswith('InputError implementation: "triton" needs the package triton')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_triton_is_refused():
     code = """
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
-from slot_attention_nbdev.ops.triton_pass import interpreted, register
-for asks in (lambda: SlotAttention(2, implementation="triton"), lambda: register("cpu")):
-    try: asks()
-    except Exception as error: print(type(error).__name__, error)
+from slot_attention_nbdev.ops.triton_pass import interpreted
+try: SlotAttention(2, implementation="triton")
+except Exception as error: print(type(error).__name__, error)
 print(interpreted())
 """
-    first, second, last = python(code, TRITON_INTERPRET="0").splitlines()
-    assert first.startswith('InputError implementation: "triton" cannot run on cuda here; use')
-    assert second.startswith('InputError implementation: "triton" cannot run on cpu here; use')
+    first, last = python(code, TRITON_INTERPRET="0").splitlines()
+    assert first.startswith(
+        'InputError implementation: "triton" needs a GPU, and there is none; use'
+    )
     assert last == "False"
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_the_module_computes_the_same_with_the_kernels(kernels, dtype, limit):
+def test_the_module_computes_the_same_with_the_kernels(dtype, limit):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = SlotAttention(8, 8, 3).to(DEVICE, dtype)
     x = torch.randn(2, 6, 8, generator=generator(0, "x")).to(DEVICE, dtype).requires_grad_()
     slots = torch.randn(2, 3, 8, generator=generator(0, "slots")).to(DEVICE, dtype)
     found = []
-    for module.implementation in ("plain", "one_pass"):
+    for module.implementation in ("plain", "triton"):
         out, attention = module(x, slots=slots, return_attention=True)
         found.append((out, attention, *torch.autograd.grad(out.square().sum(), x)))
     for ours, want in zip(*found):
         assert_close(ours, want, rtol=limit, atol=limit)
+
+
+def test_one_graph_of_the_module_under_autocast():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = SlotAttention(8, 8, 3, implementation="triton").to(DEVICE)
+    x, slots = torch.ones(2, 6, 8, device=DEVICE), torch.randn(2, 3, 8, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        want = module(x, slots=slots)
+        got = torch.compile(module, fullgraph=True, backend="aot_eager")(x, slots=slots)
+    assert want.dtype == torch.float32
+    assert_close(got, want)
+
+
+LOOK = """
+import json
+from types import SimpleNamespace
+import torch, triton
+from torch._functorch.aot_autograd import aot_export_joint_simple
+from triton.backends.compiler import GPUTarget
+from slot_attention_nbdev.ops import triton_pass
+target = GPUTarget("cuda", 90, 32)
+triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))
+triton_pass.is_supported = lambda *asked: True
+arguments = torch.empty(2, 99, 64, dtype=torch.bfloat16), torch.empty(2, 7, 64), torch.empty(2, 7)
+for tensor in arguments: tensor.requires_grad_()
+call = lambda *tensors: triton_pass.one_pass_triton(*tensors)
+graph = aot_export_joint_simple(call, arguments, trace_joint=True).graph
+print(json.dumps([str(node.target) for node in graph.nodes]))
+"""
+
+
+def test_the_compiler_sees_the_launches():
+    seen = json.loads(python(LOOK, TRITON_INTERPRET="0"))
+    assert sum("triton_kernel_wrapper" in name for name in seen) == 2  # forward and backward
+    assert not any("slot_attention" in name for name in seen)
 
 
 def test_nobody_loads_the_kernels_without_asking():
@@ -392,55 +464,86 @@ assert os.environ == before
     python(code)
 
 
+# Compiled for GPUs that need not be there
+
 COMPILE = """
+import json, os, re, subprocess, sys, tempfile
 import torch, triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from slot_attention_nbdev.ops import triton_pass
-dtype, N, K, C = torch.{dtype}, 4096, {K}, {C}
-kinds = {{torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}}
-def kind(name, chosen):
-    if name in chosen: return "constexpr"
-    if not name.endswith("_ptr"): return "i32"
-    return kinds[dtype] if name in ("x_ptr", "dx_ptr") else "*fp32"
-for name in ("_one_pass_kernel", "_backward_kernel"):
+kinds = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+
+def compiled(name, capability, dtype, K, C, for_tokens=True):
     kernel = getattr(triton_pass, name)
-    tokens = torch.empty(64, N, C, dtype=dtype, device="meta")
-    chosen = triton_pass.launch_plan(tokens, K)[2] | {{one: 1 for one in {ones}}}
-    options = {{key: chosen.pop(key) for key in ("num_warps", "num_stages")}}
-    signature = {{argument: kind(argument, chosen) for argument in kernel.arg_names}}
-    source = triton.compiler.ASTSource(kernel, signature, chosen)
-    made = triton.compile(source, target=GPUTarget("cuda", {capability}, 32), options=options)
-    print(name, made.metadata.shared)
+    tokens = torch.empty(64, 4096, C, dtype=dtype, device="meta")
+    chosen = triton_pass.launch_plan(tokens, K, 132)[2] | {"FOR_TOKENS": for_tokens}
+    chosen |= {size: 1 for size, value in (("K", K), ("C", C)) if value == 1}
+    options = {key: chosen.pop(key) for key in ("num_warps", "num_stages")}
+    chosen = {key: value for key, value in chosen.items() if key in kernel.arg_names}
+    def kind(argument):
+        if argument in chosen: return "constexpr"
+        if not argument.endswith("_ptr"): return "i32"
+        return kinds[dtype] if argument in ("x_ptr", "dx_ptr") else "*fp32"
+    signature = {argument: kind(argument) for argument in kernel.arg_names}
+    # what the launcher finds out: addresses and sizes that are multiples of 16
+    even = {"N": 4096, "SPAN": 4096, "K": K, "C": C}
+    hints = {
+        (place,): [["tt.divisibility", 16]]
+        for place, argument in enumerate(kernel.arg_names)
+        if argument not in chosen and even.get(argument, 0) % 16 == 0
+    }
+    source = triton.compiler.ASTSource(kernel, signature, chosen, hints)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = made.asm["ptx"]
+    target = re.search(r"[.]target (sm_[0-9a-z]+)", ptx)[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [get_ptxas(capability).path, "-v", "-arch=" + target, file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+    spilled = sum(int(size) for size in re.findall("([0-9]+) bytes spill", said))
+    registers = re.search("Used ([0-9]+) registers", said)[1]
+    wide = "ld.global.v4" in ptx or "cp.async" in ptx
+    return made.metadata.shared, spilled, int(registers), wide
+
+for capability, dtype, K, C in json.loads(sys.argv[1]):
+    for name in ("_one_pass_kernel", "_backward_kernel"):
+        found = compiled(name, capability, getattr(torch, dtype), K, C)
+        print(json.dumps([name, capability, dtype, K, C, *found]))
 """
 
 
-def compiled_sizes(tmp_path, capability, dtype, K, C, ones=()):
-    """Bytes of fast memory each kernel takes, as Triton compiles it for a GPU that need not be
-    there.
-    """
-    code = COMPILE.format(capability=capability, dtype=dtype, K=K, C=C, ones=ones)
-    lines = python(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).split("\n")
-    return {line.split()[0]: int(line.split()[1]) for line in lines if line}
+def check_compiled(tmp_path, cases):
+    "No spill, no more fast memory than `is_supported` asks for, loads of many bytes at once."
+    environment = dict(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    lines = python(COMPILE, json.dumps(cases), **environment).splitlines()
+    assert len(lines) == 2 * len(cases)
+    for line in lines:
+        *what, K, C, shared, spilled, registers, wide = json.loads(line)
+        assert shared <= triton_pass.SHARED_MEMORY, line
+        assert spilled == 0, line
+        # two programs fit a processor and its 65,536 registers: 128 threads each
+        assert 2 * 128 * registers <= 65_536, line
+        assert wide or C % 16, line
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_kernels_compile_for_a_hopper_gpu(tmp_path, dtype):
-    sizes = compiled_sizes(tmp_path, 90, dtype, 7, 64)
-    # two programs and more fit a processor
-    assert len(sizes) == 2 and max(sizes.values()) < 100_000
+CAPABILITIES = (80, 86, 89, 90, 120)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("dtype, K, C", [("bfloat16", 7, 64), ("float32", 32, 64)])
+def test_kernels_compile_without_spills(tmp_path, dtype, K, C):
+    check_compiled(tmp_path, [(capability, dtype, K, C) for capability in CAPABILITIES])
 
 
 @pytest.mark.slow
-def test_sizes_of_one_are_constants_to_the_compiler(tmp_path):
-    compiled_sizes(tmp_path, 90, "float32", 1, 1, ones=("N", "K", "C"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("capability, memory", [(90, 232_448), (80, 166_912)])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
-@pytest.mark.parametrize("K, C", [(7, 128), (7, 256), (32, 128), (64, 64), (64, 128), (64, 256)])
-def test_kernels_of_every_size_compile(tmp_path, capability, memory, dtype, K, C):
-    assert max(compiled_sizes(tmp_path, capability, dtype, K, C).values()) <= memory
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_of_every_size_compile(tmp_path, capability):
+    sizes = [("float32", K, C) for K in (16, 32) for C in (1, 16, 32, 64)]
+    sizes += [("bfloat16", K, C) for K in (16, 32) for C in (16, 32, 64)]
+    sizes += [("bfloat16", 7, 128), ("float32", 1, 1), ("bfloat16", 11, 100)]
+    check_compiled(tmp_path, [(capability, *size) for size in sizes])
 
 
 # On a GPU
@@ -449,7 +552,7 @@ def test_kernels_of_every_size_compile(tmp_path, capability, memory, dtype, K, C
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize(
-    "shape", [(8, 1225, 4, 64), (4, 16384, 7, 64), (2, 1024, 64, 256), (2, 1000, 33, 100)]
+    "shape", [(8, 1225, 4, 64), (4, 16384, 7, 64), (2, 1024, 32, 64), (2, 1000, 17, 33)]
 )
 def test_large_images_on_the_gpu(shape, dtype):
     x, q, bias = scene(*shape, dtype)
@@ -457,7 +560,7 @@ def test_large_images_on_the_gpu(shape, dtype):
     grads = gradients(shape[0], *shape[2:])
     want = plain_one_pass_backward(*doubles(*grads), *doubles(x, q, bias))
     for got, wanted in zip(one_pass_backward_triton(*grads, x, q, bias), want):
-        near([got], [wanted], max(LIMITS[dtype], 1e-3 if got.dtype == torch.float16 else 2e-5))
+        near([got], [wanted], max(LIMITS[dtype], 2e-5))
 
 
 @pytest.mark.gpu
