@@ -223,8 +223,9 @@ class AbsorbedAttention:
         weighted_sum, attn_sum = self.operator(tokens, queries, bias, module.eps)
         # the weighted sum of normalized tokens: each has the gain and the bias of the LayerNorm
         normalized_sum = weighted_sum * gain + attn_sum[..., None] * shift
-        # the mean of an empty set is zero
-        mean = normalized_sum / attn_sum.clamp_min(torch.finfo(attn_sum.dtype).tiny)[..., None]
+        # the mean of an empty set is zero, and a gradient over this number is finite
+        smallest = 2**20 * torch.finfo(attn_sum.dtype).tiny
+        mean = normalized_sum / attn_sum.clamp_min(smallest)[..., None]
         updates = module.project_v(mean.to(slots.dtype))
         if not self.return_attention:
             return updates, None

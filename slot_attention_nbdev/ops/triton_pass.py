@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
 from ..core import InputError, check_shape
 from .one_pass import complete, plain_one_pass, plain_one_pass_backward
@@ -20,8 +19,9 @@ from .one_pass import complete, plain_one_pass, plain_one_pass_backward
 try:
     import triton
     import triton.language as tl
+    from torch.library import wrap_triton  # PyTorch 2.6 and newer
 except ImportError:
-    triton, tl = None, SimpleNamespace(constexpr=int)
+    triton, tl, wrap_triton = None, SimpleNamespace(constexpr=int), None
 jit = triton.jit if triton else lambda function: function
 
 # %% ../../nbs/speed/03_triton.ipynb #5d0ec84b
@@ -138,7 +138,7 @@ def check_available() -> None:
     "Raise `InputError` where no kernel can ever run: without Triton, or without a GPU."
     reason = None
     if triton is None:
-        reason = "needs the package triton, which is not installed"
+        reason = "needs the package triton, and PyTorch 2.6 or newer"
     elif not (torch.cuda.is_available() or interpreted()):
         reason = "needs a GPU, and there is none"
     if reason:

@@ -30,7 +30,9 @@ def scene(B, N, K, dtype=torch.float64):
 
 def pair(scale=1.0, **kwargs):
     "One module in both forms, in float64, with parameters that are neither 0 nor 1."
-    plain = SlotAttention(C, D, mlp_hidden_dim=12, **kwargs).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = SlotAttention(C, D, mlp_hidden_dim=12, **kwargs).double()
     g = generator(0, "weights")
     with torch.no_grad():
         for parameter in plain.parameters():
@@ -59,6 +61,13 @@ def test_both_forms_are_one_function(B, N, K, T):
     want = everything(plain, inputs, slots, T)
     for name, got in everything(absorbed, inputs, slots, T).items():
         assert_close(got, want[name], rtol=1e-8, atol=1e-9, msg=lambda m: f"{name}: {m}")
+
+
+def test_no_tokens_and_a_large_gradient():
+    _, absorbed = pair()
+    inputs, slots = draw(2, 0, C), draw(2, 3, D)
+    (1e4 * absorbed(inputs, slots=slots)).sum().backward()
+    assert absorbed.norm_inputs.weight.grad.isfinite().all()
 
 
 def test_without_attention_the_same():
