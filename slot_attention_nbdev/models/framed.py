@@ -78,14 +78,14 @@ class PatchDecoder(nn.Module):
         patch_size: int = 25,  # Side S of a patch, in pixels
         hidden_dim: int = 256,  # Width of the hidden layers that draw the patch
         max_shift: float = 2.0,  # Pixels by which a patch may lie off the frame's position
-        min_shading: float = 0.1,  # Share of its color that a slot draws at least, in [0, 1)
     ):
         super().__init__()
         self.resolution = tuple(check_int("resolution", n, minimum=2) for n in resolution)
         self.slot_dim = check_int("slot_dim", slot_dim)
         self.patch_size = check_int("patch_size", patch_size, minimum=2)
         self.max_shift = max_shift
-        self.min_shading = min_shading
+        # the share of its color that a slot draws at least, in [0, 1); training raises it
+        self.register_buffer("min_shading", torch.zeros(()))
         self.shift = normalized_mlp(slot_dim, 64, 2)
         self.color = normalized_mlp(slot_dim, 64, 3)
         self.patch = normalized_mlp(slot_dim, hidden_dim, hidden_dim, 2 * patch_size**2)

@@ -125,8 +125,11 @@ class Recipe:
     # "all": through every iteration; "implicit": through the last one, and from there straight to
     # the initial slots (Chang et al. 2022, arXiv:2207.00787)
     gradient: str = setting("all", choices=("all", "implicit"))
-    # Update s runs T + s mod (this + 1) iterations, so that no one number of them is learned
-    more_iterations: int = setting(0, low=0, high=32)
+    # Update s runs T - s mod (this + 1) iterations, so that no one number of them is learned
+    fewer_iterations: int = setting(0, low=0, high=32)
+    # Model "framed": the least share of its color that a slot draws; it rises from 0 to this value in
+    # the second third of the run
+    min_shading: float = setting(0.0, high=0.9)
     # Draws of initial slots when the run is scored; an image's best reconstruction counts
     n_init: int = setting(1, in_fingerprint=False)
     first_iterations: int = setting(0, low=0)  # T of the first step; 0 for no fewer than later
@@ -158,11 +161,11 @@ class Recipe:
         """Number of iterations of a step.
 
         It begins with `first_iterations`; each number until the last gets an equal part of the
-        rise. `more_iterations` are added in turn.
+        rise. `fewer_iterations` are taken away in turn; one is left.
         """
         first = min(self.first_iterations or self.num_iterations, self.num_iterations)
         rise = int((self.num_iterations - first) * ramp(progress, self.iteration_steps))
-        return first + rise + step % (self.more_iterations + 1)
+        return max(1, first + rise - step % (self.fewer_iterations + 1))
 
 
 SETTINGS = {each.name: each for each in fields(Recipe)}
@@ -210,7 +213,7 @@ SHORT_CPU = dict(
     learning_rate=1e-3,
     warmup_steps=200,
     num_iterations=5,
-    more_iterations=1,
+    fewer_iterations=2,
     clip_norm=0.05,
     ema_decay=0.995,
     n_init=8,
@@ -291,6 +294,7 @@ RECIPES = {
             "tetrominoes_small",
             "three pieces on black, our small model with slot-centered frames; minutes on a CPU",
             **SHORT_CPU,
+            min_shading=0.2,
             steps=6_000,
         ),
         Recipe(
@@ -313,7 +317,7 @@ RECIPES = {
             "sprites_properties",
             "position, size, color and shape of sprites, our small set predictor; minutes on a CPU",
             **SPRITES,
-            **SHORT_CPU | dict(model="properties_framed", num_iterations=3, n_init=1),
+            **SHORT_CPU | dict(model="properties_framed", num_iterations=3, fewer_iterations=1, n_init=1),
             steps=5_000,
         ),
         Recipe(
@@ -520,6 +524,11 @@ def build_model(
         torch.default_generator.manual_seed(derive_seed(seed, "init"))
         size = tuple(resolution or resolution_of(recipe))
         model = create_model(recipe.model, size, recipe.num_slots, recipe.num_iterations)
+        if recipe.min_shading and not hasattr(getattr(model, "decoder", None), "min_shading"):
+            raise InputError(
+                f"min_shading: expected 0 for model {recipe.model!r}, which has no shading, "
+                f"got {recipe.min_shading:g}"
+            )
         if recipe.gradient == "implicit":
             with_attention(model, Implicit)
     if recipe.implementation == "triton":

@@ -198,6 +198,8 @@ class Trainer:
         )
         noise = draw_noise(self.model, *drawn)
         scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
+        if r.min_shading:
+            self.raise_shading()
         self.optimizer.zero_grad()
         loss = backward(
             self.accelerator,
@@ -219,6 +221,13 @@ class Trainer:
         # not read here: reading a value would make the program wait for the GPU
         self.window.append(torch.stack([loss, norm]))
         self.step += 1
+
+    def raise_shading(self) -> None:
+        "Raise the least shading of a slot's patch to `min_shading` in the second third of the run."
+        third = self.recipe.steps / 3
+        share = ramp(max(0.0, self.progress - third), third)
+        for model in (self.model, self.ema):
+            model.decoder.min_shading.fill_(self.recipe.min_shading * share)
 
     @torch.no_grad()
     def update_ema(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.train.trainer import train
 
-SHORT = dict(steps=400, num_iterations=3, more_iterations=0, warmup_steps=100, ema_decay=0.98)
+SHORT = dict(steps=400, num_iterations=3, fewer_iterations=0, warmup_steps=100, ema_decay=0.98)
 
 
 @pytest.mark.slow
