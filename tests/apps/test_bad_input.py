@@ -383,7 +383,7 @@ LINES = [
     ("no recipe", "train", 2, "required: RECIPE, or --config FILE"),
     (
         "a recipe that does not exist",
-        "train tetrominos_fast",
+        "train tetrominos_small",
         2,
         "did you mean 'tetrominoes_small'?",
     ),
@@ -397,7 +397,7 @@ LINES = [
         2,
         "learning_rate: expected a number",
     ),
-    ("a choice that does not exist", "train tiny model=fats", 2, "did you mean 'fast'?"),
+    ("a choice that does not exist", "train tiny model=frmaed", 2, "did you mean 'framed'?"),
     ("a key without a value", "train tiny steps", 2, "setting: expected key=value, got 'steps'"),
     ("a key given twice", "train tiny steps=1 steps=2", 2, "steps: given twice"),
     ("a budget that is no time", "train tiny --budget soon", 2, "budget: expected a time such as"),
