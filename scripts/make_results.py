@@ -354,7 +354,8 @@ def enters_race(run: RunSummary) -> bool:
 
 def race_seconds(run: RunSummary, goal: float) -> float | None:
     "Seconds of one core until a run's FG-ARI first reached a goal; None if it never did."
-    for point in run.record["curve"]:
+    end = {"seconds": run.record["seconds"], **(run.record.get("final") or {})}
+    for point in (*run.record["curve"], end):
         if (point.get("fg_ari") or 0) >= goal:
             return point["seconds"] * run.record["threads"]
     return None
@@ -416,11 +417,12 @@ RACE_GOALS = (0.80, 0.90, 0.95)
 RACE_METRICS = ("fg_ari", "ari", "miou")
 RACE = (
     "How many seconds of one CPU core until FG-ARI on held-out scenes reaches 0.80, 0.90, 0.95? "
-    "Every recipe that was run on a CPU takes part. The time is that of the curve in its records, "
-    "times the threads: training alone, up to the first evaluation that reaches the goal, with one "
-    "draw of initial slots. It is the median over all seeds, and a seed that never gets there "
-    "counts as the slowest; behind it stands how many got there. A dash: most did not. Other "
-    "programs may have run beside; a quiet machine is faster. The scores are those at the end.\n\n"
+    "Every recipe that was run on a CPU takes part. The time is that of its records, times the "
+    "threads, and training alone counts: up to the first evaluation that reaches the goal. During "
+    "training each evaluation has one draw of initial slots; the last one has as many as the "
+    "recipe says, and its scores stand here. A time is the median over all seeds, a seed that "
+    "never gets there counting as the slowest; behind it stands how many got there. A dash: fewer "
+    "than half. Other programs may have run beside; a quiet machine is faster.\n\n"
     "To enter a run: `slot-attention train RECIPE --seed 0 --device cpu --out runs/mine`, copy "
     "`runs/mine/record.json` to `results/RECIPE/seed0.json`, then `python "
     "scripts/make_results.py`. A new recipe is an entry of `RECIPES`.\n\n"

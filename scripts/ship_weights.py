@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Put a finished run's weights into the package, with its record and a card.
 
-    python scripts/ship_weights.py runs/demo
-    python scripts/ship_weights.py --cards    # write the cards of what is shipped again
+python scripts/ship_weights.py runs/demo
+python scripts/ship_weights.py --cards    # write the cards of what is shipped again
 """
 
 import argparse

@@ -136,13 +136,18 @@ def test_runs_of_other_versions_are_seeds_of_the_same_experiment(results):
     assert cells[1].split(" finished")[0].endswith(f" of {before + 1}")
 
 
+CONTROLS = {"untrained": {"fg_ari": 0.01, "ari": 0.02, "miou": 0.03}}
+
+
 def put_curve(results, seed: int, *points: tuple[float, float], **changes) -> None:
     "A record with this curve: seconds and FG-ARI."
     curve = [
         {"step": step, "seconds": seconds, "fg_ari": score}
         for step, (seconds, score) in enumerate(points)
     ]
-    put(results, f"tetrominoes_paper/seed{seed}.json", seed=seed, curve=curve, **changes)
+    final = {"fg_ari": points[-1][1], "n": 320, "controls": CONTROLS}
+    about = {"seed": seed, "curve": curve, "seconds": points[-1][0] + 5, "final": final}
+    put(results, f"tetrominoes_paper/seed{seed}.json", **about | changes)
 
 
 def race_row(start: str) -> list[str]:
@@ -154,8 +159,10 @@ def race_row(start: str) -> list[str]:
 def test_the_race_is_read_from_the_curves(results):
     put_curve(results, 0, (10.0, 0.5), (20.0, 0.85), (30.0, 0.7), (40.0, 0.96))
     put_curve(results, 1, (15.0, 0.81), (90.0, 0.93), threads=2)
-    put_curve(results, 2, (10.0, 0.2), (99.0, 0.79))
-    times = ["30 s (2 of 3)", "180 s (2 of 3)", "– (1 of 3)"]
+    final = {"fg_ari": 0.91, "n": 320, "controls": CONTROLS}  # with more draws than the curve
+    put_curve(results, 2, (10.0, 0.2), (99.0, 0.79), seconds=99.0, final=final)
+    put_curve(results, 3, (10.0, 0.2))
+    times = ["30 s (3 of 4)", "99 s (3 of 4)", "– (1 of 4)"]
     assert race_row("`tetrominoes_paper` |")[-3:] == times
     control = race_row("*control:* untrained model, `tetrominoes_paper` |")
     assert control[-3:] == ["–"] * 3 and all(cell[-1].isdigit() for cell in control[2:5])
