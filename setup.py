@@ -14,7 +14,8 @@ train = cfg["train_requirements"].split()
 notebooks = train + cfg["notebooks_requirements"].split()
 denoise = cfg["denoise_requirements"].split()
 fused = cfg["fused_requirements"].split()
-dev = notebooks + denoise + fused + cfg["dev_requirements"].split()
+onnx = cfg["onnx_requirements"].split()
+dev = notebooks + denoise + fused + onnx + cfg["dev_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -50,6 +51,7 @@ setup(
         "train": train,
         "denoise": denoise,
         "fused": fused,
+        "onnx": onnx,
         "notebooks": notebooks,
         "dev": dev,
     },

@@ -8,8 +8,8 @@ __all__ = ['ABOUT', 'COMMANDS', 'add_recipes_arguments', 'recipes_command', 'for
            'add_train_arguments', 'train_command', 'add_checkpoint_argument', 'load_checkpoint_argument', 'fit_of',
            'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments', 'data_command', 'add_convert_arguments',
            'convert_command', 'add_segment_arguments', 'segment_command', 'add_predict_arguments', 'predict_command',
-           'add_bench_arguments', 'bench_command', 'build_parsers', 'parse', 'is_main_process', 'explain', 'show',
-           'main', 'console']
+           'add_export_arguments', 'export_command', 'add_bench_arguments', 'bench_command', 'build_parsers', 'parse',
+           'is_main_process', 'explain', 'show', 'main', 'console']
 
 # %% ../nbs/library/10_cli.ipynb #e43ff9b9
 import argparse
@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -388,24 +389,35 @@ def add_convert_arguments(
     parser.add_argument("--split", metavar="NAME", help=split_help)
     parser.add_argument("--n", type=int, metavar="N", help="only the first N scenes")
     parser.add_argument("--resolution", type=int, default=0, metavar="N", help=size_help)
+    fit_help = "how images of a folder become squares: their middle, with black added, or bent "
+    fit_help += "(default: crop)"
+    parser.add_argument("--fit", choices=("crop", "pad", "stretch"), help=fit_help)
     parser.add_argument(
         "--skip-errors", action="store_true", help="leave out what cannot be read, and count it"
     )
 
 
 def convert_command(
-    arguments: argparse.Namespace,  # `data`, `out`, `split`, `n`, `resolution`, `skip_errors`
+    # `data`, `out`, `split`, `n`, `resolution`, `fit`, `skip_errors`
+    arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Turn any data into a pack (.npz), once; start it again to go on after an interruption.
 
     examples:
       slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz
-      slot-attention convert photos/ --resolution 64 --out photos.npz
+      slot-attention convert photos/ --resolution 64 --fit pad --out photos.npz
     """
-    from slot_attention_nbdev.data.sources import convert, open_source
+    from slot_attention_nbdev.core import InputError
+    from slot_attention_nbdev.data.sources import convert, open_source, parse_data_spec
 
     data, out, resolution = arguments.data, arguments.out, arguments.resolution
     settings = {"split": arguments.split, "on_error": "skip" if arguments.skip_errors else "raise"}
+    if arguments.fit:
+        if parse_data_spec(data).kind != "folder":
+            raise InputError(
+                f"fit: only the images of a folder are made square, and {data} is none"
+            )
+        settings["fit"] = arguments.fit
     source = open_source(data, resolution=resolution, **settings)
     n = convert(source, out, {"data": data, **settings}, arguments.n, resolution)
     skipped = getattr(source, "skipped", 0)
@@ -480,6 +492,47 @@ def predict_command(
         texts.append(f"{'  ->  '.join(names)}\n{table(rows)}")
     return {"predicted": [files for files, _ in found]}, "\n\n".join(texts)
 
+# %% ../nbs/library/10_cli.ipynb #34c4cbc5
+def add_export_arguments(
+    parser: argparse.ArgumentParser,  # Of the command `export`
+) -> None:
+    "Add the arguments of `slot-attention export`."
+    add_checkpoint_argument(parser)
+    format_help = "onnx: for any runtime of that format, needs the extra onnx; torch: for PyTorch"
+    format_help += " (default: by the end of --out, else onnx)"
+    parser.add_argument("--format", choices=("onnx", "torch"), help=format_help)
+    out_help = "FILE.onnx or FILE.pt2 (default: named like the checkpoint, in this folder)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out_help)
+    add_seed_argument(parser, "draws the initial slots, once for all images (default: 0)")
+
+
+def export_command(
+    arguments: argparse.Namespace,  # `checkpoint`, `model`, `format`, `out`, `seed`
+) -> tuple[dict, str]:  # For a program, for a reader
+    """Write a trained model as one file that segments images without this package.
+
+    examples:
+      slot-attention export runs/demo --format torch
+      slot-attention export runs/demo --out demo.onnx
+    """
+    from slot_attention_nbdev.apps.export import FORMATS, export_segmenter
+    from slot_attention_nbdev.core import InputError
+
+    arguments.device = "cpu"
+    model, info, on_record = load_checkpoint_argument(arguments)
+    form, out = arguments.format, arguments.out
+    if out is None:
+        form = form or "onnx"
+        where = Path(arguments.checkpoint).resolve()
+        out = Path((where.name if where.is_dir() else where.stem) + FORMATS[form])
+    if form and out.suffix != FORMATS[form]:
+        raise InputError(f"out: expected a name that ends in {FORMATS[form]}, got {str(out)!r}")
+    about = {key: info[key] for key in ("resolution", "step", "version", "recipe")}
+    about |= {"fit": fit_of(info), "mse_on_record": on_record}
+    export_segmenter(model, out, arguments.seed, about)
+    result = {"out": str(out), "seed": arguments.seed}
+    return result, f"bytes {info['resolution']} in; label, masks, mse out  ->  {out}"
+
 # %% ../nbs/library/10_cli.ipynb #98959fba
 def add_bench_arguments(
     parser: argparse.ArgumentParser,  # Of the command `bench`
@@ -511,10 +564,16 @@ def bench_command(
     from slot_attention_nbdev.viz import save_figure
 
     device, out = resolve_device(arguments.device), arguments.out
-    result = run_bench(device, arguments.peers, arguments.quick) | run_facts(device)
+    facts = run_facts(device)
+
+    def keep(result, finished=False):  # a bench that is stopped leaves what it has
+        if out:
+            save_record(out / "bench.json", result | facts | {"finished": finished})
+
+    result = run_bench(device, arguments.peers, arguments.quick, keep) | facts
     texts = [table(rows) for rows in bench_tables(result)]
     if out:
-        save_record(out / "bench.json", result)
+        keep(result, finished=True)
         save_figure(plot_growth(result["growth"]), out / "growth.png")
         texts.append(f"record   {out / 'bench.json'}\npicture  {out / 'growth.png'}")
     return result, "\n\n".join(texts)
@@ -533,6 +592,7 @@ COMMANDS = {
     "evaluate": (evaluate_command, add_evaluate_arguments),
     "segment": (segment_command, add_segment_arguments),
     "predict": (predict_command, add_predict_arguments),
+    "export": (export_command, add_export_arguments),
     "data": (data_command, add_data_arguments),
     "convert": (convert_command, add_convert_arguments),
     "bench": (bench_command, add_bench_arguments),
@@ -621,8 +681,6 @@ def explain(
     "Exit code and message of an error."
     if isinstance(error, KeyboardInterrupt):
         return 1, "interrupted"
-    if isinstance(error, BrokenPipeError):
-        return 1, ""
     if isinstance(error, ImportError) and not (error.name or "").startswith("slot_attention_nbdev"):
         return 1, f"this needs {error.name or error}: in a checkout, pip install '.[train]'"
     if isinstance(error, OSError):
@@ -647,7 +705,8 @@ def show(
     # JSON has no NaN; it becomes null
     result = json.loads(json.dumps(result), parse_constant=lambda _: None)
     if is_main_process():
-        print(json.dumps(result) if as_json else text, flush=True)
+        with suppress(BrokenPipeError):  # whoever reads has seen enough
+            print(json.dumps(result) if as_json else text, flush=True)
 
 
 def _mend_streams():
@@ -683,19 +742,22 @@ def main(
         # each process has its own failures, but for a training that all of them share
         own = code == 1 and type(error).__name__ != "TrainingError"
         if message and (is_main_process() or own):
-            print(f"slot-attention: {message}", file=sys.stderr)
+            with suppress(OSError):
+                print(f"slot-attention: {message}", file=sys.stderr, flush=True)
         return code
 
 
 def console() -> None:
     "The console script `slot-attention`."
     code = main()
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe or a full disk
-        # or Python tries once more when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:  # a closed pipe, which is fine, or a full disk
+            # or Python tries once more when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                code = 1
     if "RANK" in os.environ:
         os._exit(code)  # see `exit_process` in distributed
     sys.exit(code)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'is_transformed',
            'check_finite', 'nearest', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice',
-           'count_cores', 'atomic_write', 'cache_path', 'file_lock', 'table', 'ProgressBar', 'check_exercise']
+           'count_cores', 'atomic_write', 'cache_path', 'file_lock', 'table', 'say', 'ProgressBar', 'check_exercise']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
@@ -292,6 +292,14 @@ def table(
     )
 
 # %% ../nbs/library/01_core.ipynb #7b1e4a11
+def say(
+    text: str,  # A line
+) -> None:
+    "Print a line on the standard error; a reader who has left is no reason to stop the work."
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 class ProgressBar:
     "Progress on the standard error: a bar in a terminal, elsewhere a line from time to time."
 
@@ -326,7 +334,7 @@ class ProgressBar:
         self.held = None
         self.due = time.monotonic() + self.every
         if self.bar is None:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
             return
         self.bar.n = min(done, self.bar.total)
         self.bar.set_description_str(text)
@@ -339,7 +347,7 @@ class ProgressBar:
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         elif self.shown:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def __enter__(self) -> "ProgressBar":
         return self

@@ -15,7 +15,7 @@ from slot_attention_nbdev import __version__
 from slot_attention_nbdev import cli
 from slot_attention_nbdev.cli import console, main
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
-from slot_attention_nbdev.data.files import load_pack, read_image, save_pack
+from slot_attention_nbdev.data.files import FITS, load_pack, read_image, save_pack
 from slot_attention_nbdev.data.sources import GeneratedScenes, collate_rows, evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
@@ -349,12 +349,20 @@ def test_console_exits_with_the_code(monkeypatch):
         assert stop.value.code == code
 
 
-def test_a_reader_may_leave_early():
+def test_a_reader_may_leave_early(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     ended = script("recipes", stdout=writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    # nor is a training that nobody watches any more
+    command = "from slot_attention_nbdev.cli import console; console()"
+    words = ["train", "tiny", *SHORT, "--out", str(tmp_path / "run"), "--verbose"]
+    ended = subprocess.run([sys.executable, "-c", command, *words], stdout=writer, stderr=writer)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert (
+        ended.returncode == 0
+        and json.loads((tmp_path / "run" / "record.json").read_text())["finished"]
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -548,3 +556,20 @@ def test_train_says_as_much_as_is_wanted(tmp_path, capsys):
     lines = said["--verbose"].err.splitlines()
     assert sum(line.startswith("step ") for line in lines) == 3  # two losses, one evaluation
     assert main([*words, "--quiet", "--verbose"]) == 2
+
+
+def test_convert_makes_squares_as_it_is_told(say, tmp_path, capsys):
+    photos = photographs(tmp_path / "photos")
+    words = ("convert", photos, "--resolution", "32")
+    packs = {}
+    for fit in FITS:
+        say(*words, "--fit", fit, "--out", tmp_path / f"{fit}.npz")
+        packs[fit] = load_pack(tmp_path / f"{fit}.npz", labeled=False)["image"]
+    say(*words, "--out", tmp_path / "usual.npz")
+    assert torch.equal(load_pack(tmp_path / "usual.npz", labeled=False)["image"], packs["crop"])
+    assert not packs["pad"][:, :5].any() and packs["crop"][:, :5].any()  # 40 x 64 in 32 x 32
+    assert not torch.equal(packs["crop"], packs["stretch"])
+    out = str(tmp_path / "no.npz")
+    assert main(["convert", "tetrominoes", "--fit", "pad", "--out", out]) == 2
+    assert "tetrominoes is none" in capsys.readouterr().err
+    assert main(["convert", str(photos), "--fit", "bend", "--out", out]) == 2

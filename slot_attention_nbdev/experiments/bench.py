@@ -272,7 +272,9 @@ def run_bench(
     device: str | torch.device = "cpu",  # Where
     peers: bool = True,  # Whether the other package takes part
     quick: bool = False,  # Small sizes, to see that it runs
-) -> dict:  # Everything measured, and where
+    # Is given what has been measured, whenever something has
+    note: Callable[[dict], None] = lambda result: None,
+) -> dict:  # Everything measured
     "Time modules and training steps, and fit the growth."
     device = torch.device(device)
     if peers and peer_slot_attention(8, 1, 1) is None:
@@ -281,11 +283,12 @@ def run_bench(
         )
     gpu = device.type == "cuda"
     cases, rounds = (((2, 64, 3),), 1) if quick else (MODULE_CASES + ((64, 16384, 7),) * gpu, 9)
-    modules = [
-        bench_module(*case, device=device, rounds=rounds, peers=peers, half=half)
-        for case in cases
-        for half in {False, gpu}
-    ]
+    result = {"modules": [], "steps": [], "growth": {}}
+    for case in cases:
+        for half in {False, gpu}:
+            row = bench_module(*case, device=device, rounds=rounds, peers=peers, half=half)
+            result["modules"].append(row)
+            note(result)
     batch = (
         {"tetrominoes": 1}
         if quick
@@ -300,14 +303,11 @@ def run_bench(
         if quick
         else {}
     )
-    return {
-        "modules": modules,
-        "steps": [
-            bench_step(size, n, device, 1 if quick else 5, half=half, compiled=gpu)
-            for size, n in batch.items()
-        ],
-        "growth": bench_growth(device=device, **small),
-    }
+    for size, n in batch.items():
+        row = bench_step(size, n, device, 1 if quick else 5, half=half, compiled=gpu)
+        result["steps"].append(row)
+        note(result)
+    return result | {"growth": bench_growth(device=device, **small)}
 
 
 def bench_tables(

@@ -15,7 +15,7 @@ from ..core import check_int, check_shape
 from .autoencoder import SlotAttentionAutoEncoder
 from .base import register_model
 from ..nn.encoder import to_channels_last
-from ..nn.frames import FramedSlotAttention, cell_centers, split_frames
+from ..nn.frames import FramedSlotAttention, cell_centers, in_full, split_frames
 
 # %% ../../nbs/library/24_small_model.ipynb #f5360ac5
 def normalized_mlp(
@@ -110,9 +110,10 @@ class PatchDecoder(nn.Module):
         check_shape("slots", slots, "B K width", width=self.slot_dim + 4)
         vectors, frames = split_frames(slots)
         last = torch.tensor([n - 1 for n in self.resolution], device=slots.device)
-        center = (frames.position + 1) * last / 2 + self.max_shift * self.shift(vectors).tanh()
+        position, shift = in_full(frames.position), in_full(self.shift(vectors))
+        center = (position + 1) * last / 2 + self.max_shift * shift.tanh()
         axes = zip(center.unbind(-1), self.resolution)
-        rows, columns = (self.placement(*each)[:, :, None] for each in axes)
+        rows, columns = (self.placement(*each)[:, :, None].to(slots.dtype) for each in axes)
         patch = self.patch(vectors).unflatten(-1, (2, self.patch_size, self.patch_size))
         shading, logit = patch.split(1, dim=2)
         shading = (shading + 1).sigmoid()  # mostly lit at the start

@@ -103,7 +103,7 @@ class Detached(SlotAttention):
             "num_iterations", self.num_iterations if num_iterations is None else num_iterations
         )
         if slots is None:
-            slots = self.initial_slots(len(inputs), num_slots, generator)
+            slots = self.initial_slots(inputs.shape[0], num_slots, generator)
         options = {"num_slots": num_slots, "return_attention": return_attention, "mask": mask}
         attention = []
         if T > 1:

@@ -177,9 +177,7 @@ class Trainer:
     def evaluation_is_due(self) -> bool:  # False at the start, too
         "Whether this step asks for an evaluation that has not been made."
         over = self.progress >= self.recipe.steps
-        made = any(
-            point["step"] == self.step and "slot_entropy" in point for point in self.curve[-1:]
-        )
+        made = any(point["step"] == self.step and "loss" not in point for point in self.curve[-1:])
         return self.step > 0 and (over or self.step % self.recipe.eval_every == 0) and not made
 
     def training_step(
@@ -565,7 +563,10 @@ def _loop(run, stream, held_out, out, bar, verbose, signals):
                 run.flush_metrics()  # waits for the device, by the clock
                 with clock.paused(), at_once():
                     metric = validation_metric(run.ema, held_out, run.seed, run.accelerator)
-                    slots, picture = task_of(run.ema).preview(run.ema, held_out, run.seed)
+                    slots, picture = {}, None
+                    if main:  # the others would only do the same once more
+                        slots, picture = task_of(run.ema).preview(run.ema, held_out, run.seed)
+                    run.accelerator.wait_for_everyone()  # while all their clocks stand still
                 log(picture, **metric, **slots)
                 run.keep_best(out, metric)
 
@@ -650,7 +651,7 @@ def _finish(run, held_out, out):
         n_init=n_init,
         accelerator=run.accelerator,
     )
-    if labelled:
+    if labelled and run.accelerator.is_main_process:
         untrained = build_model(run.recipe, run.ema.resolution, run.seed).to(run.accelerator.device)
         final["controls"] = task.controls(run.ema, untrained, held_out, run.seed)
     return run.save(out, final=final)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from slot_attention_nbdev.cli import main
 from slot_attention_nbdev.core import InputError, generator
+from slot_attention_nbdev.experiments import bench
 from slot_attention_nbdev.experiments.bench import (
     STEPS,
     bench_growth,
@@ -103,8 +104,25 @@ def test_the_command_writes_record_and_picture(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     kept = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert said["modules"] == kept["modules"] and "one_pass ms" in kept["modules"][0]
-    assert kept["hardware"] and "commit" in kept
+    assert kept["hardware"] and "commit" in kept and kept["finished"]
     assert (tmp_path / "b" / "growth.png").stat().st_size > 1000
+
+
+def test_a_bench_that_is_stopped_leaves_what_it_has(tmp_path, monkeypatch, capsys):
+    def stop(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "bench_growth", stop)
+    assert main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert "interrupted" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert kept["modules"] and kept["steps"] and not kept["finished"] and kept["hardware"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
+def test_without_a_card_the_bench_says_so(capsys):
+    assert main(["bench", "--device", "cuda", "--peers"]) == 2
+    assert "'cuda' is not available on this machine; use auto or cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rounds", [0, 1.5, None])

@@ -333,6 +333,29 @@ def test_half_precision_measures_frames_in_full():
     assert_close(got, want, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_transforms_and_tracing(inputs):
+    module = make(readout=True)
+    slots = module.initial_slots(B, generator=generator(0))
+    frames = some_frames()
+    direction = torch.randn(inputs.shape, generator=generator(1), **FLOAT64)
+
+    def run(x, s=slots, f=frames):
+        return module(x, slots=s, frames=Frames(*f))
+
+    want, slope = torch.func.jvp(run, (inputs,), (direction,))
+    step = 1e-5
+    change = (run(inputs + step * direction) - run(inputs - step * direction)) / (2 * step)
+    assert_close(slope, change, atol=1e-5, rtol=1e-4)
+    one = torch.func.vmap(lambda x, s, p, z: run(x[None], s[None], (p[None], z[None]))[0])
+    assert_close(one(inputs, slots, *frames), want)
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: run(x), (inputs,), check_trace=False)
+    assert_close(traced(-inputs), run(-inputs).detach())
+    program = torch.export.export(module, (inputs,), {"slots": slots})
+    assert_close(program.module()(-inputs, slots=slots), module(-inputs, slots=slots))
+
+
 def test_the_layers_are_called(inputs):
     module = make(readout=True)
     called = []

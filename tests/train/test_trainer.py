@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -705,3 +706,17 @@ def test_load_model_rejects(run, tmp_path, how, words):
 def test_unknown_name():
     with pytest.raises(InputError, match="no shipped weights"):
         load_model("tetrominoes_fats")
+
+
+def test_the_first_process_alone_draws_pictures_and_measures_controls(tmp_path, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("the first process does this")
+
+    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
+    for name in ("preview", "controls", "figure"):
+        monkeypatch.setattr(ObjectDiscovery, name, never)
+    record = go(tmp_path / "run")
+    assert record["finished"] and "controls" not in record["final"]
+    # evaluated when it was due, and not once more after each resumption
+    assert [p["step"] for p in record["curve"] if "fg_ari" in p] == [8, 12]
+    assert not any((tmp_path / "run").glob("*.png"))
