@@ -70,7 +70,7 @@ def waves(
     orders: int,  # How many frequencies
 ) -> Tensor:  # 1, sines, cosines, [B, K, n, 1 + 2 * orders]
     "Fourier features of one axis of a frame."
-    frequencies = torch.arange(1, orders + 1, device=u.device) * (math.pi / REACH)
+    frequencies = torch.arange(1, orders + 1, device=u.device, dtype=u.dtype) * (math.pi / REACH)
     phase = u.clamp(-REACH, REACH)[..., None] * frequencies
     return torch.cat([torch.ones_like(u)[..., None], phase.sin(), phase.cos()], dim=-1)
 

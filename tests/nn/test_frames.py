@@ -335,7 +335,7 @@ def test_half_precision_measures_frames_in_full():
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_transforms_and_tracing(inputs):
-    module = make(readout=True)
+    module = make(readout=True).requires_grad_(False)
     slots = module.initial_slots(B, generator=generator(0))
     frames = some_frames()
     direction = torch.randn(inputs.shape, generator=generator(1), **FLOAT64)
