@@ -127,8 +127,8 @@ class Recipe:
     gradient: str = setting("all", choices=("all", "implicit"))
     # Update s runs T - s mod (this + 1) iterations, so that no one number of them is learned
     fewer_iterations: int = setting(0, low=0, high=32)
-    # Model "framed": the least share of its color that a slot draws; it rises from 0 to this value in
-    # the second third of the run
+    # Model "framed": the least share of its color that a slot draws; it rises from 0 to this value
+    # in the second third of the run
     min_shading: float = setting(0.0, high=0.9)
     # Draws of initial slots when the run is scored; an image's best reconstruction counts
     n_init: int = setting(1, in_fingerprint=False)
@@ -317,7 +317,8 @@ RECIPES = {
             "sprites_properties",
             "position, size, color and shape of sprites, our small set predictor; minutes on a CPU",
             **SPRITES,
-            **SHORT_CPU | dict(model="properties_framed", num_iterations=3, fewer_iterations=1, n_init=1),
+            **SHORT_CPU
+            | dict(model="properties_framed", num_iterations=3, fewer_iterations=1, n_init=1),
             steps=5_000,
         ),
         Recipe(

@@ -33,13 +33,13 @@ EXPLORERS = {
 
 
 @pytest.fixture(scope="module")
-def figures():
+def figures(demo_ships):
     "Every live figure, made once."
     return {name: explore() for name, explore in EXPLORERS.items()}
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(demo_ships):
     return load_model("tetrominoes_small")[0]
 
 
