@@ -206,12 +206,7 @@ def test_predict(run, pictures, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("verb", "checkpoint", "words"), [
-    pytest.param(
-        "predict",
-        "tetrominoes_small",
-        "predict needs a set predictor",
-        marks=pytest.mark.usefixtures("demo_ships"),
-    ),
+    ("predict", "tetrominoes_small", "predict needs a set predictor"),
     ("segment", "own", "segment needs an autoencoder"),
 ])  # fmt: skip
 def test_the_other_kind_of_checkpoint_is_refused(

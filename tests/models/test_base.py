@@ -129,7 +129,7 @@ def test_weights_that_were_trained_further_lose_their_record(tmp_path):
 
 @pytest.mark.usefixtures("demo_ships")
 def test_a_record_of_another_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="it is about a model 'fast'"):
+    with pytest.raises(InputError, match="it is about a model 'framed'"):
         built("small").save_pretrained(
             tmp_path, shipped_weights()["tetrominoes_small"].with_suffix(".json")
         )
@@ -448,7 +448,7 @@ except ImportError as error: print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("FastAutoEncoder\n") and "huggingface_hub" in done.stdout
+    assert done.stdout.startswith("SlotAttentionAutoEncoder\n") and "huggingface_hub" in done.stdout
 
 
 def snippet(card: str) -> str:
