@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'TASKS', 'share_of', 'gather_shares', 'Task', 'ObjectDiscovery', 'SetPrediction', 'task_of', 'evaluate',
-           'validation_metric', 'draw_noise', 'Objective', 'draw_pixels', 'backward', 'to_device', 'resolve_precision',
-           'resolve_switch', 'speed_up']
+           'validation_metric', 'draw_noise', 'Objective', 'draw_pixels', 'backward', 'to_device', 'tune_gpu',
+           'resolve_precision', 'resolve_switch', 'speed_up']
 
 # %% ../../nbs/library/06_tasks.ipynb #b064d8a7
 import math
@@ -448,15 +448,16 @@ class Objective(nn.Module):
             output = type(output)(*parts)
             return self.task.loss(self.model, output, image, scenes)
 
-    def compile_parts(self) -> None:
+    def compile_parts(
+        self,
+        **options,  # Of `torch.compile`
+    ) -> None:
         """Compile from the images to the loss or, where sets are matched, to the model's output.
 
         The model itself stays as it is: evaluations call it with a generator.
         """
-        if self.task.compiles_loss:
-            self.score = torch.compile(self.score, fullgraph=True)
-        else:
-            self.predict = torch.compile(self.predict, fullgraph=True)
+        name = "score" if self.task.compiles_loss else "predict"
+        setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, **options))
 
     def forward(
         self,
@@ -531,6 +532,15 @@ def to_device(
     return model.to(device)
 
 
+def tune_gpu(
+    device: torch.device,  # Where the run computes
+) -> None:
+    "On CUDA, in this process: try which convolutions are fastest, multiply float32 in TF32."
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+        torch.set_float32_matmul_precision("high")
+
+
 def resolve_precision(
     name: str,  # "auto", "fp32", "bf16" or "fp16"
     device: torch.device,  # Where the run computes
@@ -555,6 +565,9 @@ def speed_up(
     objective: Objective,  # On its device; changed in place, its parameters stay the same tensors
     compiled: bool,  # Whether to compile it
     recompute: bool,  # Whether to checkpoint the activations of its model's parts
+    # Whether a GPU may record what is compiled and replay it: each gradient is used up before the
+    # next one is computed
+    replay: bool = False,
 ) -> Objective:  # The same objective
     "Switch on what makes an update faster or smaller, without changing what it computes."
     if recompute:
@@ -567,5 +580,5 @@ def speed_up(
                     checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False
                 )
     if compiled:
-        objective.compile_parts()
+        objective.compile_parts(**({"mode": "reduce-overhead"} if replay else {}))
     return objective

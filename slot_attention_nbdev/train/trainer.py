@@ -76,6 +76,7 @@ from slot_attention_nbdev.train.tasks import (
     speed_up,
     task_of,
     to_device,
+    tune_gpu,
     validation_metric,
 )
 from ..viz import plot_curve, save_figure
@@ -121,12 +122,14 @@ class Trainer:
                 f"accumulate: expected an integer ≤ {recipe.batch_size // self.world}, the images "
                 f"of each process, got {recipe.accumulate}"
             )
+        tune_gpu(device)
         self.model = to_device(build_model(recipe, resolution, seed), device)
         self.ema = deepcopy(self.model) if recipe.ema_decay else self.model
         objective = speed_up(
             Objective(self.model),
             resolve_switch(recipe.compile, device.type == "cuda" and recipe.steps >= 5_000),
             recipe.checkpoint_activations == "on",
+            replay=device.type == "cuda" and self.world == 1 and recipe.accumulate == 1,
         )
         optimizer = torch.optim.Adam(
             self.model.parameters(),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slot_attention_nbdev.core import InputError, generator
@@ -20,7 +21,9 @@ from slot_attention_nbdev.train.tasks import (
     draw_noise,
     evaluate,
     resolve_precision,
+    speed_up,
     task_of,
+    tune_gpu,
 )
 from slot_attention_nbdev.train.trainer import Trainer, train
 
@@ -170,6 +173,40 @@ def test_noise_is_the_models_own():
     assert torch.equal(noise, draw_noise(model, 3, 5, 7)) and not torch.equal(
         noise, draw_noise(model, 3, 5, 8)
     )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_graph_from_the_images_to_the_loss(kind, monkeypatch):
+    monkeypatch.setattr(SlotAttentionAutoEncoder, "check_image", lambda self, image: None)
+    name, resolution = MODELS[kind]
+    recipe = get_recipe(name)
+    model = build_model(recipe, resolution)
+    objective, graphs = Objective(model), []
+    noise = draw_noise(model, 2, 0, 0)
+    scenes = evaluation_scenes(recipe.data, 2)
+    objective.compile_parts(backend=lambda graph, inputs: graphs.append(graph) or graph)
+    assert_close(objective(scenes, noise), Objective(model)(scenes, noise))
+    assert len(graphs) == 1  # fullgraph: a break would have been an error
+    scored = [node for node in graphs[0].graph.nodes if "mse_loss" in str(node.target)]
+    assert len(scored) == objective.task.compiles_loss
+
+
+def test_a_gpu_replays_what_is_compiled(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda part, **options: asked.append(options) or part)
+    for replay in (True, False):
+        speed_up(Objective(build_model(get_recipe("tiny"))), True, False, replay)
+    assert asked == [{"fullgraph": True, "mode": "reduce-overhead"}, {"fullgraph": True}]
+
+
+def test_only_a_gpu_is_tuned(monkeypatch):
+    precision = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precision.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    tune_gpu(torch.device("cpu"))
+    assert not torch.backends.cudnn.benchmark and not precision
+    tune_gpu(torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark and precision == ["high"]
 
 
 @pytest.mark.slow
