@@ -336,6 +336,8 @@ RECIPES = {
             eval_images=16,
             **SHORT_CPU
             | dict(
+                num_iterations=2,
+                fewer_iterations=0,
                 batch_size=4,
                 warmup_steps=10,
                 ema_decay=0.9,
