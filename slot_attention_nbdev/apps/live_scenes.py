@@ -30,6 +30,11 @@ from slot_attention_nbdev.data.sprites import (
     to_model,
     to_uint8,
 )
+from slot_attention_nbdev.models.autoencoder import (
+    SlotAttentionAutoEncoder,
+    init_generators,
+    reconstruct_best,
+)
 from ..nn.decoder import mix_slots
 from .live import LiveFigure, Stage, encode_png, slider
 from ..train.recipes import load_model
@@ -206,7 +211,7 @@ class AttentionPicture:
 
     def __init__(
         self,
-        model: nn.Module,  # A `FastAutoEncoder`
+        model: SlotAttentionAutoEncoder,  # Trained on Tetrominoes
     ):
         self.model, self.grids = model, {}
 
@@ -215,27 +220,26 @@ class AttentionPicture:
         self,
         pieces: Sequence[Piece],  # What lies on the board
         num_slots: int = 4,  # K
-        num_iterations: int = 2,  # T
-        start: int = 0,  # 0: the model's own initialization; else the seed of random initial tokens
+        num_iterations: int = 3,  # T
+        start: int = 0,  # Seed of the initial slots
     ) -> tuple[bytes, str]:  # A PNG, and a sentence
         "Draw what the model makes of a board."
         scene, label = draw_board(pieces)
         image = to_model(scene)
-        slots = None
         K = check_int("num_slots", num_slots)
         T = check_int("num_iterations", num_iterations)
-        if start:
-            tokens = self.model.encoder(image)  # [1, N, D]
-            chosen = torch.randperm(tokens.shape[1], generator=generator(start, "starts"))[: K - 1]
-            slots = self.model.seed(torch.cat([tokens.mean(1, keepdim=True), tokens[:, chosen]], 1))
         output = self.model(
-            image, slots=slots, num_slots=K, num_iterations=T, return_attention=True
+            image,
+            num_slots=K,
+            num_iterations=T,
+            generator=generator(start, "starts"),
+            return_attention=True,
         )
         masks = output.masks[0]
         tokens = grid_size(output.attention.shape[2], image.shape[-2:])
         # [K, 3, H, W]; 1 is white
         decoded = masks[:, None] * output.slot_reconstructions[0] + 1 - masks[:, None]
-        # [T, K, N] -> [T, K, H, W]
+        # [T + 1, K, N] -> [T + 1, K, H, W]; the paper's model has no last look, and T
         maps = nn.functional.interpolate(
             output.attention[0].mT.unflatten(-1, tokens), size=image.shape[-2:]
         )
@@ -250,13 +254,12 @@ class AttentionPicture:
         ]
         if (K, T) not in self.grids:
             columns = ["your image", "decoded", "winners", *(f"slot {k + 1}" for k in range(K))]
-            names = ["decoded", *(f"iteration {t + 1}" for t in range(T))]
+            names = ["decoded", *(f"iteration {t + 1}" for t in range(T)), "last look"]
             self.grids[K, T] = GridPicture(
-                columns, names, scene.shape[1:3], [GREY] * 3 + list(SLOT_COLORS[:K])
+                columns, names[: len(rows)], scene.shape[1:3], [GREY] * 3 + list(SLOT_COLORS[:K])
             )
         owners = [
-            masks[:, label[0] == n + 1].sum(1).softmax(0).argmax().item() + 1
-            for n in range(len(pieces))
+            masks[:, label[0] == n + 1].sum(1).argmax().item() + 1 for n in range(len(pieces))
         ]
         return self.grids[K, T](rows), "Mostly " + ", ".join(
             f"piece {n + 1} ({COLOR_NAMES[piece[3]]}) is slot {owner}'s"
@@ -265,7 +268,7 @@ class AttentionPicture:
 
 
 def explore_attention(
-    model: nn.Module | None = None,  # A `FastAutoEncoder`; None takes the weights that ship
+    model: SlotAttentionAutoEncoder | None = None,  # None takes the weights that ship
     # What lies on the board in the beginning
     pieces: Sequence[Piece] = ((0, 1, 7, 0), (1, 4, 0, 4), (4, 2, 3, 2)),
 ) -> LiveFigure:  # A board, and the decomposition of its image
@@ -274,8 +277,8 @@ def explore_attention(
     controls = {
         "pieces": PieceBoard(pieces),
         "num_slots": slider("slots (K)", 4, 2, 6),
-        "num_iterations": slider("iterations (T)", 2, 1, 4),
-        "start": slider("random starts", 0, 0, 20),
+        "num_iterations": slider("iterations (T)", 3, 1, 7),
+        "start": slider("other starts", 0, 0, 20),
     }
     twins = ((1, 0, 0, 0), (1, 2, 0, 0), (4, 4, 7, 2))
     crowd = (*pieces, (4, 5, 0, 3), (6, 0, 1, 5))
@@ -283,34 +286,29 @@ def explore_attention(
         "three pieces": {},
         "two red pieces that touch": {"pieces": twins},
         "five pieces, six slots": {"pieces": crowd, "num_slots": 6},
-        "three pieces, random starts": {"start": 3, "num_iterations": 3},
+        "three pieces, other starts": {"start": 3},
     }
     return LiveFigure(draw, controls, still, columns=1)
 
 # %% ../../nbs/library/18_live_scenes.ipynb #b0cd5939
 @torch.inference_mode()
 def find_slots(
-    model: nn.Module,  # A `FastAutoEncoder`
+    model: SlotAttentionAutoEncoder,  # With frames
     image: Tensor,  # Images in [-1, 1], [B, 3, H, W]
-    # What the slots hold [B, K, D]; where they are, (row, column) in pixels from the image's center
-    # [B, K, 2]
-) -> tuple[Tensor, Tensor]:
+    n_init: int = 4,  # Draws of initial slots; an image's best reconstruction counts
+) -> Tensor:  # Slots with their frames, [B, K, D + 4]
     "The slots of some images, ready to be exchanged."
-    output = model(image, return_attention=True)
-    weights = output.attention[:, -1] + model.slot_attention.eps
-    # [B, K, N] @ [N, 2] -> [B, K, 2]
-    return output.slots, (weights / weights.sum(1, keepdim=True)).mT @ model.places
+    return reconstruct_best(model, image, init_generators(n_init, 0, "surgery")).slots
 
 
 @torch.inference_mode()
 def decode_slots(
-    model: nn.Module,  # A `FastAutoEncoder`
-    slots: Tensor,  # What the slots hold, [B, K, D]
-    center: Tensor,  # Where they are, [B, K, 2]
+    model: SlotAttentionAutoEncoder,  # With frames
+    slots: Tensor,  # Slots with their frames, [B, K, D + 4]
     # Mixed image [B, 3, H, W], each slot's image [B, K, 3, H, W], masks [B, K, H, W]
 ) -> tuple[Tensor, Tensor, Tensor]:
     "The pictures of slots, whichever image they come from."
-    return mix_slots(model.decoder(slots, center))
+    return mix_slots(model.decoder(slots))
 
 
 OPERATIONS = (
@@ -323,26 +321,27 @@ OPERATIONS = (
 
 
 def operate(
-    patient: tuple[Tensor, Tensor],  # What and where, [1, K, D] and [1, K, 2]
-    donor: tuple[Tensor, Tensor],  # The same of another image
+    patient: Tensor,  # Slots with their frames, [1, K, D + 4]
+    donor: Tensor,  # The same of another image
     slot: int,  # Number of the slot, from 0
     # One of OPERATIONS; what is exchanged comes from the donor's slot of the same number
     operation: str,
-    move: tuple[float, float] = (0.0, 0.0),  # Then move the slot, (down, right), in pixels
-) -> tuple[Tensor, Tensor]:  # What and where; one slot less after a removal
-    "Change one slot."
+    # Then move the slot, (down, right), in coordinates of the image, which reaches from -1 to 1
+    move: tuple[float, float] = (0.0, 0.0),
+) -> Tensor:  # The patient's slots; one less after a removal
+    "Change one slot: its vector is what it is, its frame is where it is."
     if operation not in OPERATIONS:
         raise InputError(f"operation: expected one of {', '.join(OPERATIONS)}, got {operation!r}")
-    check_int("slot", slot, minimum=0, maximum=patient[0].shape[1] - 1)
+    check_int("slot", slot, minimum=0, maximum=patient.shape[1] - 1)
     if operation == "remove it":
-        return tuple(torch.cat([part[:, :slot], part[:, slot + 1 :]], 1) for part in patient)
-    what, where = (part.clone() for part in patient)
+        return torch.cat([patient[:, :slot], patient[:, slot + 1 :]], dim=1)
+    changed = patient.clone()
     if operation in OPERATIONS[2:4]:
-        what[:, slot] = donor[0][:, slot]
+        changed[:, slot, :-4] = donor[:, slot, :-4]
     if operation in OPERATIONS[2::2]:
-        where[:, slot] = donor[1][:, slot]
-    where[:, slot] += torch.tensor(move)
-    return what, where
+        changed[:, slot, -4:] = donor[:, slot, -4:]
+    changed[:, slot, -4:-2] += torch.tensor(move)
+    return changed
 
 # %% ../../nbs/library/18_live_scenes.ipynb #8b31b8cb
 class SurgeryPicture:
@@ -350,19 +349,24 @@ class SurgeryPicture:
 
     def __init__(
         self,
-        model: nn.Module,  # A `FastAutoEncoder`
+        model: SlotAttentionAutoEncoder,  # With frames
         images: Tensor,  # Images in [-1, 1], [B, 3, H, W]
     ):
         self.model = model
         self.images = images
-        self.found = find_slots(model, images)
-        K = self.found[0].shape[1]
+        self.found = find_slots(model, images)  # [B, K, D + 4]
+        K = self.found.shape[1]
         self.grid = GridPicture(
             ["input", "decoded", *(f"slot {k + 1}" for k in range(K))],
             ["patient", "donor", "after"],
             images.shape[-2:],
             [GREY] * 2 + list(SLOT_COLORS[:K]),
         )
+
+    def background(self) -> int:  # Number of a slot, from 1
+        "The slot that has most of the pixels of all images."
+        masks = decode_slots(self.model, self.found)[2]
+        return masks.sum((0, 2, 3)).argmax().item() + 1
 
     def __call__(
         self,
@@ -374,16 +378,18 @@ class SurgeryPicture:
         down: int = 0,  # Pixels to move the slot by
     ) -> tuple[bytes, str]:  # A PNG, and a sentence
         "Change a slot, and show all three."
-        one, other = (tuple(part[i : i + 1] for part in self.found) for i in (patient, donor))
+        one, other = (self.found[i : i + 1] for i in (patient, donor))
+        height, width = self.images.shape[-2:]
+        move = (2 * down / (height - 1), 2 * right / (width - 1))
         rows = []
         decoded = []
         removed = operation == OPERATIONS[1]
         for image, slots in (
             (self.images[patient], one),
             (self.images[donor], other),
-            (None, operate(one, other, slot - 1, operation, (float(down), float(right)))),
+            (None, operate(one, other, slot - 1, operation, move)),
         ):
-            mixed, pictures, masks = (part[0] for part in decode_slots(self.model, *slots))
+            mixed, pictures, masks = (part[0] for part in decode_slots(self.model, slots))
             # white where a slot has no mask
             each = list(to_uint8(masks[:, None] * pictures + 1 - masks[:, None]))
             each[slot - 1 : slot - 1] = [None] if image is None and removed else []
@@ -406,13 +412,14 @@ class SurgeryPicture:
 
 
 def explore_surgery(
-    model: nn.Module | None = None,  # A `FastAutoEncoder`; None takes the weights that ship
+    model: SlotAttentionAutoEncoder | None = None,  # With frames; None takes weights that ship
     # Images in [-1, 1], [B, 3, H, W]; None takes sixteen held-out scenes
     images: Tensor | None = None,
 ) -> LiveFigure:  # Two images and the changed one
     "Remove, move or exchange one slot, and see what is decoded."
     images = to_model(evaluation_scenes("tetrominoes", 16)["image"]) if images is None else images
     draw = SurgeryPicture(load_model("tetrominoes_small")[0] if model is None else model, images)
+    first = 2 if draw.background() == 1 else 1  # a slot that has pieces
     kind = ipywidgets.Dropdown(
         options=OPERATIONS,
         value="exchange it",
@@ -423,16 +430,16 @@ def explore_surgery(
     controls = {
         "patient": slider("patient", 0, 0, len(images) - 1),
         "donor": slider("donor", 1, 0, len(images) - 1),
-        "slot": slider("slot", 2, 1, 4),
+        "slot": slider("slot", first, 1, draw.found.shape[1]),
         "operation": kind,
         "right": slider("to the right", 0, -20, 20),
         "down": slider("down", 0, -20, 20),
     }
     still = {
-        "exchange slot 2": {},
+        f"exchange slot {first}": {},
         "exchange only what it is": {"operation": OPERATIONS[3]},
-        "remove slot 2": {"operation": OPERATIONS[1]},
-        "move slot 2 by 8 pixels": {"operation": OPERATIONS[0], "right": 8},
+        f"remove slot {first}": {"operation": OPERATIONS[1]},
+        f"move slot {first} by 8 pixels": {"operation": OPERATIONS[0], "right": 8},
     }
     return LiveFigure(draw, controls, still)
 
