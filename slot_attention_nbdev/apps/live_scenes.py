@@ -405,9 +405,9 @@ class SurgeryPicture:
         if removed or not (right or down):
             moved = ""
         changed = int(((decoded[2] - decoded[0]).abs().amax(0) > 0.2).sum())
-        return (
-            self.grid(rows),
-            f"Slot {slot}: {operation}{moved}. {changed} of {mixed[0].numel()} pixels changed.",
+        return self.grid(rows), (
+            f"Slot {slot} of image {patient}, donor {donor}: {operation}{moved}. "
+            f"{changed} of {mixed[0].numel()} pixels changed."
         )
 
 

@@ -21,6 +21,7 @@ from slot_attention_nbdev.core import InputError, generator  # noqa: E402
 from slot_attention_nbdev.data.clevr_scenes import sample_scenes, to_srgb, trace
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import PIECES, to_model
+from slot_attention_nbdev.models.autoencoder import init_generators, reconstruct_best
 from slot_attention_nbdev.train.recipes import load_model  # noqa: E402
 
 EXPLORERS = {
@@ -212,24 +213,33 @@ def test_clicks_set_and_take_away(figures):
 
 def test_surgery_changes_one_slot_alone(model):
     images = to_model(evaluation_scenes("tetrominoes", 12)["image"])
-    slots, centre = live_scenes.find_slots(model, images)
+    slots = live_scenes.find_slots(model, images)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            live_scenes.decode_slots(model, slots, centre)[0], model(images).reconstruction
-        )
-    patient, donor = ((slots[i : i + 1], centre[i : i + 1]) for i in (2, 5))
+        best = reconstruct_best(model, images, init_generators(4, 0, "surgery"))
+    torch.testing.assert_close(live_scenes.decode_slots(model, slots)[0], best.reconstruction)
+    patient, donor = slots[2:3], slots[5:6]
     for operation in live_scenes.OPERATIONS[2:]:
-        what, where = live_scenes.operate(patient, donor, 2, operation)
-        others = [0, 1, 3]
-        assert torch.equal(what[:, others], patient[0][:, others]) and torch.equal(
-            where[:, others], patient[1][:, others]
-        )
-        assert torch.equal(what[:, 2], donor[0][:, 2]) == (operation != "exchange only where it is")
-        assert torch.equal(where[:, 2], donor[1][:, 2]) == (operation != "exchange only what it is")
-    removed = live_scenes.decode_slots(model, *live_scenes.operate(patient, donor, 2, "remove it"))
+        changed = live_scenes.operate(patient, donor, 2, operation)
+        assert torch.equal(changed[:, [0, 1, 3]], patient[:, [0, 1, 3]])
+        vector, frame = changed[:, 2, :-4], changed[:, 2, -4:]
+        assert torch.equal(vector, donor[:, 2, :-4]) == (operation != "exchange only where it is")
+        assert torch.equal(frame, donor[:, 2, -4:]) == (operation != "exchange only what it is")
+    moved = live_scenes.operate(patient, donor, 2, "leave it", (0.5, -0.25))
+    expected = torch.zeros_like(patient)
+    expected[:, 2, -4:-2] = torch.tensor([0.5, -0.25])
+    torch.testing.assert_close(moved - patient, expected)
+    removed = live_scenes.decode_slots(model, live_scenes.operate(patient, donor, 2, "remove it"))
     torch.testing.assert_close(removed[2].sum(1), torch.ones(1, 35, 35))
     with pytest.raises(InputError, match="slot: expected an integer ≥ 0 and ≤ 3"):
         live_scenes.operate(patient, donor, 4, "leave it")
+
+
+def test_the_slot_of_the_ground(model):
+    scenes = evaluation_scenes("tetrominoes", 8)
+    picture = live_scenes.SurgeryPicture(model, to_model(scenes["image"]))
+    masks = live_scenes.decode_slots(model, picture.found)[2]
+    ground = masks.argmax(1)[scenes["label"] == 0]
+    assert (ground == picture.background() - 1).float().mean() > 0.9
 
 
 def test_a_quick_look_shows_the_scene():
