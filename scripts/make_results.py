@@ -536,8 +536,10 @@ def plot_source() -> str:
 
 def dict_source(values: dict) -> str:
     "A dictionary as the source of a cell, laid out as the formatter of the notebooks does."
-    if not values:
-        return "{}"
+    pairs = (f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in values.items())
+    line = "{" + ", ".join(pairs) + "}"
+    if len(f"controls = {line}") <= 100:
+        return line
     lines = ["{"]
     for key, value in values.items():
         line = f"    {json.dumps(key, ensure_ascii=False)}: {value},"
