@@ -142,6 +142,8 @@ def record_rows(
     images = metrics.pop("n", 0)
     controls = metrics.pop("controls", {})
     machine = hardware.get("gpu") or hardware["cpu"]
+    n_init = recipe.get("n_init", 1)
+    draws = f", the best reconstruction of {n_init} draws" if n_init > 1 else ""
     rows = {
         "recipe": f"`{recipe['name']}`, {record['step']:,} steps of {recipe['batch_size']} images",
         "data": f"`{recipe['data']}`",
@@ -149,7 +151,7 @@ def record_rows(
         "commit": f"`{record['commit']}`",
         "hardware": f"{machine}, {threads} CPU thread{'s' * (threads != 1)}",
         "training took": f"{record['seconds']:,.0f} s",
-        "held-out images": f"{images:,}",
+        "held-out images": f"{images:,}" + draws,
     }
     for key, value in metrics.items():
         rows[METRICS.get(key, key)] = "not measured" if value is None else f"{value:.4f}"
