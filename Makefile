@@ -12,7 +12,10 @@ help:            ## Show the targets
 
 # One thread: the model is small, and a second one waits for whatever else the machine does.
 # It also makes the run repeatable to the bit.
-demo: $(VENV)/.demo  ## Train the default recipe on the CPU, evaluate it on held-out images, show where the picture is
+demo: $(VENV)/.demo  ## Segment a scene with the weights that ship, then train the same model on the CPU, evaluate it, show where the pictures are
+	$(BIN)/slot-attention data tetrominoes --n 1 --out $(OUT)-first/scene
+	$(BIN)/slot-attention segment tetrominoes_small $(OUT)-first/scene/0000.png --n-init 8 --device cpu --out $(OUT)-first
+	@echo "The first picture, from the weights that ship: $(OUT)-first/0000_slots.png"
 	OMP_NUM_THREADS=1 $(BIN)/slot-attention train tetrominoes_small --device cpu --seed $(SEED) --out $(OUT) $(if $(wildcard $(OUT)/checkpoint.pt),--resume)
 	$(BIN)/slot-attention evaluate $(OUT) --data tetrominoes --n 320 --device cpu --controls
 	@echo "The picture: $(OUT)/slots.png"
