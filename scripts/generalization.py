@@ -1,12 +1,11 @@
-"""Test trained models on more than they were trained on: records in results/generalization.
+"""Ask the shipped model for more than it was trained for: results/generalization.
 
-    python scripts/generalization.py        # all that has no record yet; some minutes of one core
-    python scripts/generalization.py --only tetrominoes sprites
-    python scripts/generalization.py --only sum --steps 1000
+    python scripts/generalization.py          # the shipped model; half a minute of one core
+    python scripts/generalization.py --pairs  # a short training without a third of all pairs of
+                                              # shape and color, beside the shipped model; a minute
 
-`tetrominoes` and `sprites` test the weights that ship; `mean`, `sum` and `scaled_sum` train the
-small model with another divisor in Equation 2, and `pairs` without a third of all pairs of shape
-and color. A record that exists is kept.
+More pieces, more slots, one to seven iterations; each setting with one draw of initial slots, and
+with the recipe's number of draws, of which an image's best reconstruction counts.
 """
 
 import argparse
@@ -15,140 +14,95 @@ import time
 from pathlib import Path
 
 import torch
+
 from slot_attention_nbdev.core import generator
-from slot_attention_nbdev.data.sources import Batches, GeneratedScenes
-from slot_attention_nbdev.experiments.generalization import (
-    draw_crowd,
-    draw_pieces,
-    held_out_pairs,
-    mask_scores,
-)
-from slot_attention_nbdev.nn.slot_attention import SlotAttention
-from slot_attention_nbdev.nn.variants import ScaledSum, WeightedSum, with_attention
-from slot_attention_nbdev.train.recipes import get_recipe, load_model
+from slot_attention_nbdev.experiments.generalization import draw_pieces, held_out_pairs, mask_scores
+from slot_attention_nbdev.metrics.controls import rule_controls
 from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.train.checkpoints import run_facts
-from slot_attention_nbdev.train.tasks import evaluate
+from slot_attention_nbdev.train.recipes import build_model, from_dict, get_recipe, load_model
 from slot_attention_nbdev.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalization"
-ATTENTION = {"mean": SlotAttention, "sum": WeightedSum, "scaled_sum": ScaledSum}
-LABEL = "generalisation"  # decides the scenes that are drawn: the records were made with it
+NAME = "tetrominoes_small"
+LABEL = "generalization"  # decides the scenes that are drawn
+COUNTS = (2, 3, 4, 5, 6)  # Pieces
+SLOTS = (3, 4, 5, 6, 7, 8)
+ITERATIONS = (1, 2, 3, 4, 5, 6, 7)
+DRAWS = 8  # Of initial slots, for the pairs
+SHORT = dict(num_iterations=3, fewer_iterations=0, warmup_steps=100, ema_decay=0.98)
 
 
-def pieces(model, n: int) -> list[dict]:
-    "A row for each number of pieces, slots and iterations: the scores of both kinds of mask."
-    # more objects
-    settings = [(count, slots, 2) for count in range(1, 7) for slots in sorted({4, count + 1})]
-    settings += [(3, slots, 2) for slots in (2, 3, 5, 6, 8, 10)]  # more slots
-    settings += [(count, count + 1, T) for count in (3, 5) for T in range(1, 8)]  # more iterations
-    rows = []
-    for count, slots, T in dict.fromkeys(settings):
+def settings(K: int, T: int) -> list[tuple[int, int, int]]:
+    "Pieces, slots and iterations of each row, around those of training."
+    found = [(count, slots, T) for count in COUNTS for slots in (count + 1, K)]
+    found += [(3, slots, T) for slots in SLOTS]
+    found += [(count, count + 1, steps) for count in (3, 5) for steps in ITERATIONS]
+    return list(dict.fromkeys(found))
+
+
+def measure(model, untrained, recipe, n: int) -> dict:
+    "Rows of scores, and the controls of each number of pieces."
+    rows, controls = [], {}
+    for count, K, T in settings(recipe.num_slots, recipe.num_iterations):
         scenes = draw_pieces(n, count, generator(0, LABEL, count))
-        rows.append(
-            {
-                "objects": count,
-                "slots": slots,
-                "iterations": T,
-                **mask_scores(model, scenes, slots, T),
-            }
-        )
-    return rows
+        for n_init in dict.fromkeys((1, recipe.n_init)):
+            scores = mask_scores(model, scenes, K, T, n_init)
+            rows.append({"objects": count, "slots": K, "iterations": T, "draws": n_init, **scores})
+        if count not in controls:
+            scores = mask_scores(untrained, scenes, count + 1, recipe.num_iterations)
+            rules = rule_controls(scenes, count + 1)
+            controls[count] = {"untrained": scores, **rules}
+    return {"rows": rows, "controls": controls}
 
 
-def crowds(model, n: int) -> list[dict]:
-    "The same of the set predictor, scored by average precision."
-    settings = [(count, max(6, count + 1), 2) for count in range(1, 9)]
-    settings += [(4, slots, 2) for slots in (5, 8, 10, 12)]
-    settings += [(count, max(6, count + 1), T) for count in (4, 7) for T in range(1, 8)]
-    rows = []
-    for count, slots, T in dict.fromkeys(settings):
-        scenes = draw_crowd(n, count, generator(0, LABEL, count))
-        model.slot_attention.num_iterations = T
-        scores = evaluate(model, scenes, num_slots=slots)
-        rows.append(
-            {
-                "objects": count,
-                "slots": slots,
-                "iterations": T,
-                **{key: scores[key] for key in ("ap_inf", "ap_4", "found", "count", "n")},
-            }
-        )
-    return rows
-
-
-def train_small(steps: int, seed: int, attention=SlotAttention, allowed=None):
-    "The small model after some steps, and the seconds it took."
-    run = Trainer(get_recipe("tetrominoes_small", steps=steps), seed)
-    start = time.process_time()
-    if attention is not SlotAttention:
-        for model in (run.model, run.ema):
-            with_attention(model, attention)
-    stream = Batches(GeneratedScenes("tetrominoes"), 32, seed)
+def train_briefly(steps: int, allowed):
+    "The small model after some updates on scenes of allowed pairs alone."
+    run = Trainer(get_recipe(NAME, steps=steps, **SHORT), 0)
     for step in range(steps):
-        if allowed is None:
-            scenes = stream.batch(step)
-        else:
-            scenes = draw_pieces(32, 3, generator(seed, "pairs", step), allowed)
-        run.training_step(scenes)
-        if step % 100 == 99:
-            print(f"{attention.__name__} step {step + 1} {run.flush_metrics()}", flush=True)
-            run.window.clear()
-    return run.ema.eval(), time.process_time() - start
+        run.training_step(draw_pieces(32, 3, generator(0, "pairs", step), allowed))
+    return run.ema.eval()
 
 
-def score_pairs(model, n: int) -> list[dict]:
+def measure_pairs(shipped, untrained, steps: int, n: int) -> dict:
     "Seen and unseen pairs, by a model trained without the unseen and by the shipped one."
-    shipped = load_model("tetrominoes_small")[0]
-    rows = []
+    start = time.process_time()
+    models = {"without them": train_briefly(steps, ~held_out_pairs()), "with all pairs": shipped}
+    seconds = time.process_time() - start
+    rows, controls = [], {}
     for kind, pairs in (("seen", ~held_out_pairs()), ("unseen", held_out_pairs())):
         scenes = draw_pieces(n, 3, generator(0, LABEL, kind), pairs)
-        rows += [
-            {"pairs": kind, "model": who, **mask_scores(each, scenes)}
-            for who, each in (("without them", model), ("with all pairs", shipped))
-        ]
-    return rows
+        controls[kind] = {"untrained": mask_scores(untrained, scenes), **rule_controls(scenes, 4)}
+        for name, model in models.items():
+            scores = mask_scores(model, scenes, n_init=DRAWS)
+            rows.append({"pairs": kind, "model": name, "draws": DRAWS, **scores})
+    return {"step": steps, "seconds": seconds, "rows": rows, "controls": controls}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    names = ("tetrominoes", "sprites", "mean", "sum", "scaled_sum", "pairs")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names)
-    )
-    parser.add_argument(
-        "--steps", type=int, default=500, help="updates of the models that are trained here"
-    )
-    parser.add_argument("--n", type=int, default=96, help="scenes for each row")
-    parser.add_argument("--seed", type=int, default=0, help="of the models that are trained here")
+    parser.add_argument("--weights", default=NAME, help="shipped weights, a file or a run's folder")
+    parser.add_argument("--n", type=int, default=100, help="scenes for each row")
+    parser.add_argument("--pairs", action="store_true", help="unseen pairs: trains a model")
+    parser.add_argument("--steps", type=int, default=400, help="updates of that model")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    for name in options.only:
-        path = options.out / f"{name}.json"
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "recipe": "scripts/generalization.py",
-            "name": name,
-            "seed": options.seed,
-            **run_facts(torch.device("cpu")),
-        }
-        if name in ("tetrominoes", "sprites"):
-            weights = {"tetrominoes": "tetrominoes_small", "sprites": "sprites_properties"}[name]
-            model, info = load_model(weights)
-            measure = pieces if name == "tetrominoes" else crowds
-            record |= {"weights": weights, "step": info["step"]}
-        else:
-            allowed = ~held_out_pairs() if name == "pairs" else None
-            attention = ATTENTION.get(name, SlotAttention)
-            model, seconds = train_small(options.steps, options.seed, attention, allowed)
-            measure = score_pairs if name == "pairs" else pieces
-            record |= {"step": options.steps, "seconds": seconds}
-        record["rows"] = measure(model, options.n)
-        save_record(path, record)
-        print(f"{name}: {len(record['rows'])} rows  ->  {path}", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model, info = load_model(options.weights)
+    recipe = from_dict(info["recipe"])
+    untrained = build_model(recipe, tuple(info["resolution"]), info["seed"]).eval()
+    facts = {"command": "scripts/generalization.py", **run_facts(torch.device("cpu"))}
+    if options.pairs:
+        record = {"recipe": f"{NAME}, shortened", "seed": 0, **facts}
+        record |= measure_pairs(model, untrained, options.steps, options.n)
+        save_record(options.out / "pairs.json", record)
+        return 0
+    record = {"recipe": info["recipe"], "seed": info["seed"], "step": info["step"], **facts}
+    start = time.process_time()
+    record |= measure(model, untrained, recipe, options.n)
+    record["seconds"] = time.process_time() - start
+    save_record(options.out / f"{NAME}.json", record)
     return 0
 
 
