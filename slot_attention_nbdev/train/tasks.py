@@ -113,10 +113,9 @@ class Task:
         framed = F.pad(panels, (1, 1, 1, 1), value=1.0)
         # [3, B * (H + 2), columns * (W + 2)]
         sheet = framed.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
-        metrics = {
-            "slot_entropy": statistics["entropy"].mean().item(),
-            "dead_slots": statistics["dead"].double().mean().item(),
-        }
+        # read together: each reading waits for the device
+        means = torch.stack([statistics[key].float().mean() for key in ("entropy", "dead")])
+        metrics = dict(zip(("slot_entropy", "dead_slots"), means.tolist()))
         return metrics, sheet.add(1).mul(127.5).round().to(torch.uint8).cpu()
 
 
@@ -450,7 +449,7 @@ class Objective(nn.Module):
 
     def compile_parts(
         self,
-        **options,  # Of `torch.compile`
+        **options: object,  # Of `torch.compile`
     ) -> None:
         """Compile from the images to the loss or, where sets are matched, to the model's output.
 
