@@ -15,11 +15,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_results  # noqa: E402
 import ship_weights  # noqa: E402
 
-needs_runs = pytest.mark.skipif(
-    not (ROOT / "results" / "tetrominoes_small" / "seed1.json").exists(),
-    reason="no two seeds of the small model are on record",
-)
-
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
@@ -60,7 +55,6 @@ def test_the_committed_pages_are_what_the_records_make():
     assert make_results.is_current(), "run scripts/make_results.py"
 
 
-@needs_runs
 def test_mean_and_spread_are_those_of_the_records():
     records = [
         json.loads(path.read_text())
@@ -75,7 +69,6 @@ def test_mean_and_spread_are_those_of_the_records():
     assert cells[3] == expected
 
 
-@needs_runs
 def test_a_new_record_enters_by_itself(results):
     assert "\n- `tetrominoes_paper`: 5 of 5 seeds, on a GPU" in section(
         "Object discovery on Tetrominoes"
@@ -104,7 +97,6 @@ def test_a_new_record_enters_by_itself(results):
     )
 
 
-@needs_runs
 def test_failed_runs_are_named(results):
     put(results, "tetrominoes_paper/seed0.json", seed=0, final={"fg_ari": 0.98, "n": 320})
     put(results, "tetrominoes_paper/seed1.json", seed=1, final={"fg_ari": 0.40, "n": 320})
@@ -125,7 +117,6 @@ def test_failed_runs_are_named(results):
     assert "\n- `tetrominoes_paper`: 3 of 5 seeds" in text
 
 
-@needs_runs
 def test_runs_of_other_versions_are_seeds_of_the_same_experiment(results):
     before = len(list((results / "tetrominoes_small").glob("seed*.json")))
     older = put(results, "tetrominoes_small/seed9.json", seed=9)
@@ -155,7 +146,6 @@ def race_row(start: str) -> list[str]:
     return row(section("A race on one core"), start)
 
 
-@needs_runs
 def test_the_race_is_read_from_the_curves(results):
     put_curve(results, 0, (10.0, 0.5), (20.0, 0.85), (30.0, 0.7), (40.0, 0.96))
     put_curve(results, 1, (15.0, 0.81), (90.0, 0.93), threads=2)
@@ -168,14 +158,12 @@ def test_the_race_is_read_from_the_curves(results):
     assert control[-3:] == ["–"] * 3 and all(cell[-1].isdigit() for cell in control[2:5])
 
 
-@needs_runs
 def test_only_cpus_and_known_models_race(results):
     put_curve(results, 0, (10.0, 0.99), device="cuda")
     put_curve(results, 1, (10.0, 0.99), recipe={"model": "gone"})
     assert "tetrominoes_paper" not in section("A race on one core")
 
 
-@needs_runs
 def test_a_recipe_that_nobody_foresaw_is_not_lost(results):
     put(results, "my_own/seed0.json", final={"fg_ari": 0.5, "n": 320})
     assert "my_own/seed0.json" in section("Other runs")
@@ -202,7 +190,6 @@ def test_what_was_not_run_says_so():
             assert f"\n- `{recipe}`: 5 of 5 seeds" in text and "**Not run yet:**" in text, recipe
 
 
-@needs_runs
 def test_where_a_goal_was_reached_is_read_from_the_curve(results):
     put(
         results,
@@ -257,7 +244,6 @@ def test_no_table_of_scores_without_controls():
     assert lone_scores(page) == [] and without_controls(page) == []
 
 
-@needs_runs
 def test_a_table_without_controls_is_found(results):
     text = make_results.readme()
     bare = "\n".join(line for line in text.split("\n") if "color rule" not in line)
