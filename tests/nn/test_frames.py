@@ -17,7 +17,6 @@ from slot_attention_nbdev.nn.frames import (
     Frames,
     cell_centers,
     in_frame,
-    interpolation_weights,
     split_frames,
     waves,
 )
@@ -235,14 +234,6 @@ def test_waves_are_one_sines_and_cosines():
     assert_close(found, torch.tensor(want).float(), atol=1e-5, rtol=0)
 
 
-def test_a_patch_is_interpolated():
-    patch = torch.tensor([0.0, 10.0, 20.0, 30.0])
-    u = torch.tensor([[[-REACH, -REACH / 3, 0.0, REACH / 2, REACH, 5.0]]])
-    found = interpolation_weights(u, 4) @ patch
-    assert_close(found[0, 0], torch.tensor([0.0, 10.0, 15.0, 22.5, 30.0, 30.0]))
-    assert_close(interpolation_weights(u, 7).sum(-1), torch.ones(1, 1, 6))
-
-
 # Draws
 
 
@@ -411,5 +402,3 @@ def test_bad_tokens(inputs):
     for wrong in (lambda: cell_centers(1), lambda: cell_centers(3, 1)):
         with pytest.raises(InputError):
             wrong()
-    with pytest.raises(InputError, match="size"):
-        interpolation_weights(torch.zeros(1, 1, 3), 1)
