@@ -86,7 +86,7 @@ def export_bar(module: str, source: str) -> str:
     operators = {
         node.name
         for node in ast.parse(source).body
-        if any("custom_op" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))
+        if any("_op" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))
     }
     links = " ".join(
         f"`{name}`"
