@@ -428,8 +428,13 @@ def test_a_second_signal_ends_it_at_once(tmp_path, monkeypatch):
         raise AssertionError("it was not obeyed at once")
 
     monkeypatch.setattr(Trainer, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path)
+    # a program in the background inherits that SIGINT is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_clock_counts_updates_alone(tmp_path, monkeypatch):
