@@ -141,5 +141,5 @@ def test_a_notebook_outside_the_course_needs_no_exercises(tmp_path):
 
 
 def test_slow_notebooks_are_found():
-    timings = "Success.\n01_a.ipynb: 41 secs\n02_b.ipynb: 40 secs\n"
+    timings = "Success.\n01_a.ipynb: 21 secs\n02_b.ipynb: 20 secs\n"
     assert checker.too_slow(timings) == ["01_a.ipynb"]
