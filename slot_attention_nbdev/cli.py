@@ -478,7 +478,7 @@ def predict_command(
     """Predict the objects of images: a table of properties and, with --out, a picture of each.
 
     examples:
-      slot-attention predict sprites_properties a.png --out found
+      slot-attention predict runs/sprites a.png --out found
     """
     from slot_attention_nbdev.core import table
     from slot_attention_nbdev.apps.predict import predict_files
