@@ -63,12 +63,19 @@ def plus_minus(values: list[float]) -> str:
     return f"{values[0]:.3f} ± {values[1]:.3f}"
 
 
-def seconds_to(run: RunSummary, key: str, goal: float) -> str:
-    "When a run first reached a goal, by its own clock."
-    for point in run.record["curve"]:
+def seconds_to(run: RunSummary, key: str, goal: float) -> float | None:
+    "Seconds until a metric first reached a goal, the score at the end included; None if never."
+    end = {"seconds": run.record.get("seconds"), **(run.record.get("final") or {})}
+    for point in (*run.record["curve"], end):
         if (point.get(key) or 0) >= goal:
-            return f"{point['seconds']:,.0f} s"
-    return "never"
+            return point["seconds"]
+    return None
+
+
+def reached(run: RunSummary, key: str, goal: float) -> str:
+    "When a run first reached a goal, by its own clock."
+    seconds = seconds_to(run, key, goal)
+    return "never" if seconds is None else f"{seconds:,.0f} s"
 
 
 def name_of(group: list[RunSummary], groups: list[list[RunSummary]]) -> str:
@@ -183,7 +190,7 @@ def record_rows(
                 hardware_of(record),
                 short(record["commit"]),
                 *(format_number(final.get(key)) for key in keys),
-                *(seconds_to(run, keys[0], goal) for goal in goals),
+                *(reached(run, keys[0], goal) for goal in goals),
             )
             rows.append(cells)
     return rows
@@ -352,22 +359,13 @@ def enters_race(run: RunSummary) -> bool:
     return record.get("device") == "cpu" and scored and record["recipe"].get("model") in MODELS
 
 
-def race_seconds(run: RunSummary, goal: float) -> float | None:
-    "Seconds of one core until a run's FG-ARI first reached a goal; None if it never did."
-    end = {"seconds": run.record["seconds"], **(run.record.get("final") or {})}
-    for point in (*run.record["curve"], end):
-        if (point.get("fg_ari") or 0) >= goal:
-            return point["seconds"] * run.record["threads"]
-    return None
-
-
 def race_cell(group: list[RunSummary], goal: float) -> str:
     "The median over all seeds, those that never reached the goal counted as slowest."
-    times = [race_seconds(run, goal) for run in group]
-    reached = sorted(time for time in times if time is not None)
-    count = f"{len(reached)} of {len(times)}"
+    times = [(seconds_to(run, "fg_ari", goal), run.record["threads"]) for run in group]
+    found = sorted(seconds * threads for seconds, threads in times if seconds is not None)
+    count = f"{len(found)} of {len(times)}"
     middle = (len(times) - 1) // 2
-    return f"{reached[middle]:,.0f} s ({count})" if middle < len(reached) else f"– ({count})"
+    return f"{found[middle]:,.0f} s ({count})" if middle < len(found) else f"– ({count})"
 
 
 def race(runs: list[RunSummary]) -> str:
