@@ -4,8 +4,9 @@
 #     scripts/first_gpu.sh [FOLDER]             # runs/first_gpu; the same command again goes on
 #     scripts/first_gpu.sh --rehearse [FOLDER]  # on a CPU, with tiny sizes: does the script work?
 #
-# Every part has a limit. One that runs out of time leaves the record of what it has, and goes on
-# when the script is started again; what is done is not done again. FOLDER/records.tgz holds all
+# Every part has a limit. One that runs out of time leaves the record of what it has. Started
+# again, the script takes up trainings where they stopped, and tests and timings from the start;
+# what is done is not done again. FOLDER/records.tgz holds all
 # that is worth keeping, and is complete after every part.
 # Ends with 0 if everything is done, 3 if something is left, 1 if something failed.
 set -uo pipefail
@@ -16,11 +17,11 @@ python=${PYTHON:-python}
 if [ "${1:-}" = --rehearse ]; then
     shift
     device=cpu seeds=0 quick=--quick
-    tiny=(budget=0 steps=2 batch_size=2 eval_images=4 scenes=8) clevr=()
+    settings=(budget=0 steps=2 batch_size=2 eval_images=4 scenes=8) clevr=()
     tetrominoes_budget=() clevr_budget=()
 else
     device=cuda seeds="0 1 2" quick=
-    tiny=(eval_every=500 checkpoint_every=500)
+    settings=(eval_every=500 checkpoint_every=500)
     clevr=(scenes=6000)  # traced on the CPU; all 70,000 would take longer than the lease
     tetrominoes_budget=(--budget 40s) clevr_budget=(--budget 50s)
     if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -69,7 +70,7 @@ run() {  # NAME, SECONDS at most, RECIPE, SEED, ARGUMENTS ...
     local out="$folder/$1" resume=()
     [ -e "$out/checkpoint.pt" ] && resume=(--resume)
     part "$1" "$2" "$python" -m slot_attention_nbdev.cli train "$3" --seed "$4" --out "$out" \
-        --device $device "${tiny[@]}" "${@:5}" ${resume[@]+"${resume[@]}"}
+        --device $device "${settings[@]}" "${@:5}" ${resume[@]+"${resume[@]}"}
 }
 
 peers=--peers
@@ -87,19 +88,20 @@ done
 run clevr6-seed0 160 clevr6_short 0 ${clevr[@]+"${clevr[@]}"} ${clevr_budget[@]+"${clevr_budget[@]}"}
 
 "$python" - "$folder" << 'EOF' | tee "$folder/summary.txt"
-import json
 import sys
 from pathlib import Path
 
+from slot_attention_nbdev.cli import format_metrics
+from slot_attention_nbdev.models.weights import load_record
+
 for path in sorted(Path(sys.argv[1]).glob("*/record.json")):
-    record = json.loads(path.read_text())
-    scores = record.get("final") or {}
-    words = [f"{record['step']} updates in {record['seconds']:.0f} s"]
-    words += [f"{key} {scores[key]:.3f}" for key in ("fg_ari", "ari", "miou") if scores.get(key)]
+    record = load_record(path)
+    print(f"{path.parent.name}: {record['step']} updates in {record['seconds']:.0f} s")
     for goal in (0.95, 0.99):
-        reached = (p["seconds"] for p in record["curve"] if (p.get("fg_ari") or 0) >= goal)
-        words.append(f"FG-ARI {goal} after {next(reached, '–')} s")
-    print(f"{path.parent.name}: {', '.join(words)}{'' if scores else '; not finished'}")
+        curve = ((p["seconds"], p.get("fg_ari") or 0) for p in record["curve"])
+        reached = next((f"after {s:.0f} s" for s, score in curve if score >= goal), "never")
+        print(f"FG-ARI {goal}: {reached}")
+    print(format_metrics(record["final"]) if record.get("final") else "not finished", end="\n\n")
 EOF
 keep
 echo "$SECONDS s; records: $folder/records.tgz"

@@ -20,7 +20,14 @@ from slot_attention_nbdev.experiments.generalization import draw_pieces, held_ou
 from slot_attention_nbdev.metrics.controls import rule_controls
 from slot_attention_nbdev.models.weights import save_record
 from slot_attention_nbdev.train.checkpoints import run_facts
-from slot_attention_nbdev.train.recipes import build_model, from_dict, get_recipe, load_model
+from slot_attention_nbdev.train.recipes import (
+    Recipe,
+    build_model,
+    from_dict,
+    get_recipe,
+    load_model,
+    to_dict,
+)
 from slot_attention_nbdev.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalization"
@@ -29,7 +36,6 @@ LABEL = "generalization"  # decides the scenes that are drawn
 COUNTS = (2, 3, 4, 5, 6)  # Pieces
 SLOTS = (3, 4, 5, 6, 7, 8)
 ITERATIONS = (1, 2, 3, 4, 5, 6, 7)
-DRAWS = 8  # Of initial slots, for the pairs
 SHORT = dict(num_iterations=3, fewer_iterations=0, warmup_steps=100, ema_decay=0.98)
 
 
@@ -50,15 +56,21 @@ def measure(model, untrained, recipe, n: int) -> dict:
             scores = mask_scores(model, scenes, K, T, n_init)
             rows.append({"objects": count, "slots": K, "iterations": T, "draws": n_init, **scores})
         if count not in controls:
-            scores = mask_scores(untrained, scenes, count + 1, recipe.num_iterations)
+            usual = count + 1, recipe.num_iterations, recipe.n_init
+            scores = mask_scores(untrained, scenes, *usual)
             rules = rule_controls(scenes, count + 1)
             controls[count] = {"untrained": scores, **rules}
     return {"rows": rows, "controls": controls}
 
 
+def short_recipe(steps: int) -> Recipe:
+    "The recipe of the model for the pairs."
+    return get_recipe(NAME, steps=steps, **SHORT)
+
+
 def train_briefly(steps: int, allowed):
     "The small model after some updates on scenes of allowed pairs alone."
-    run = Trainer(get_recipe(NAME, steps=steps, **SHORT), 0)
+    run = Trainer(short_recipe(steps), 0)
     for step in range(steps):
         run.training_step(draw_pieces(32, 3, generator(0, "pairs", step), allowed))
     return run.ema.eval()
@@ -66,16 +78,18 @@ def train_briefly(steps: int, allowed):
 
 def measure_pairs(shipped, untrained, steps: int, n: int) -> dict:
     "Seen and unseen pairs, by a model trained without the unseen and by the shipped one."
+    draws = short_recipe(steps).n_init
     start = time.process_time()
     models = {"without them": train_briefly(steps, ~held_out_pairs()), "with all pairs": shipped}
     seconds = time.process_time() - start
     rows, controls = [], {}
     for kind, pairs in (("seen", ~held_out_pairs()), ("unseen", held_out_pairs())):
         scenes = draw_pieces(n, 3, generator(0, LABEL, kind), pairs)
-        controls[kind] = {"untrained": mask_scores(untrained, scenes), **rule_controls(scenes, 4)}
+        scores = mask_scores(untrained, scenes, n_init=draws)
+        controls[kind] = {"untrained": scores, **rule_controls(scenes, 4)}
         for name, model in models.items():
-            scores = mask_scores(model, scenes, n_init=DRAWS)
-            rows.append({"pairs": kind, "model": name, "draws": DRAWS, **scores})
+            scores = mask_scores(model, scenes, n_init=draws)
+            rows.append({"pairs": kind, "model": name, "draws": draws, **scores})
     return {"step": steps, "seconds": seconds, "rows": rows, "controls": controls}
 
 
@@ -94,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     untrained = build_model(recipe, tuple(info["resolution"]), info["seed"]).eval()
     facts = {"command": "scripts/generalization.py", **run_facts(torch.device("cpu"))}
     if options.pairs:
-        record = {"recipe": f"{NAME}, shortened", "seed": 0, **facts}
+        record = {"recipe": to_dict(short_recipe(options.steps)), "seed": 0, **facts}
         record |= measure_pairs(model, untrained, options.steps, options.n)
         save_record(options.out / "pairs.json", record)
         return 0
@@ -102,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.process_time()
     record |= measure(model, untrained, recipe, options.n)
     record["seconds"] = time.process_time() - start
-    save_record(options.out / f"{NAME}.json", record)
+    save_record(options.out / f"{recipe.name}.json", record)
     return 0
 
 

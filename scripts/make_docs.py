@@ -44,6 +44,7 @@ import project
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = ROOT / "scripts" / "site"
+OPERATOR = re.compile(r"custom_op|triton_op|_operator\(")  # decorators; no entry of their own
 PACKAGE = "slot_attention_nbdev"
 # what a formula in a heading or a search result is shown as, where none can be typeset
 TEX = {r"\varepsilon": "ε", r"\epsilon": "ε", r"\mu": "μ", r"\sigma": "σ", r"\alpha": "α"}
@@ -82,11 +83,10 @@ def export_bar(module: str, source: str) -> str:
     goes to.
     """
     names, page = exported_names(source), f"/api/{module.rpartition('.')[2]}.qmd"
-    # no entry of their own
     operators = {
         node.name
         for node in ast.parse(source).body
-        if any("_op" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))
+        if any(OPERATOR.search(ast.unparse(d)) for d in getattr(node, "decorator_list", ()))
     }
     links = " ".join(
         f"`{name}`"

@@ -415,17 +415,16 @@ RACE_GOALS = (0.80, 0.90, 0.95)
 RACE_METRICS = ("fg_ari", "ari", "miou")
 RACE = (
     "How many seconds of one CPU core until FG-ARI on held-out scenes reaches 0.80, 0.90, 0.95? "
-    "Every recipe that was run on a CPU takes part. The time is that of its records, times the "
-    "threads, and training alone counts: up to the first evaluation that reaches the goal. During "
-    "training each evaluation has one draw of initial slots; the last one has as many as the "
-    "recipe says, and its scores stand here. A time is the median over all seeds, a seed that "
-    "never gets there counting as the slowest; behind it stands how many got there. A dash: fewer "
-    "than half. Other programs may have run beside; a quiet machine is faster.\n\n"
-    "To enter a run: `slot-attention train RECIPE --seed 0 --device cpu --out runs/mine`, copy "
-    "`runs/mine/record.json` to `results/RECIPE/seed0.json`, then `python "
-    "scripts/make_results.py`. A new recipe is an entry of `RECIPES`.\n\n"
-    "A goal that a control reaches without training says how long a model takes, and not that it "
-    "takes a model."
+    "Every recipe of the package that was run on a CPU takes part. The time is that of its "
+    "records, times the threads, and training alone counts: up to the first evaluation that "
+    "reaches the goal. During training each evaluation has one draw of initial slots; the last "
+    "one has as many as the recipe says, and its scores stand here. A time is the median over "
+    "all seeds, a seed that never gets there counting as the slowest; behind it stands how many "
+    "got there. A dash: fewer than half. Other programs may have run beside; a quiet machine is "
+    "faster.\n\nTo enter a run: `slot-attention train RECIPE --seed 0 --device cpu --out "
+    "runs/mine`, copy `runs/mine/record.json` to `results/RECIPE/seed0.json`, then `python "
+    "scripts/make_results.py`. A new recipe is an entry of `RECIPES`.\n\nA goal that a control "
+    "reaches without training says how long a model takes, and not that it takes a model."
 )
 
 

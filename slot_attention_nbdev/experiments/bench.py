@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core import InputError, check_int, generator
 from ..models.autoencoder import paper_autoencoder
 from ..nn.slot_attention import SlotAttention
+from ..ops.triton_pass import is_supported
 
 # %% ../../nbs/speed/01_timing.ipynb #0164b312
 def time_interleaved(
@@ -80,10 +81,15 @@ def peer_slot_attention(
 
 def implementations(
     device: str | torch.device,  # Where it computes
+    K: int = 7,  # Slots
+    D: int = 64,  # Width
+    half: bool = False,  # bfloat16
 ) -> tuple[str, ...]:  # Names for `SlotAttention(implementation=…)`
-    "The forms of the module that can be timed on a device."
-    on_gpu = torch.device(device).type == "cuda"
-    return ("plain", "one_pass", "triton") if on_gpu else ("plain", "one_pass")
+    "The forms of the module that can be timed on a device; no kernel that would not run."
+    device = torch.device(device)
+    dtype = torch.bfloat16 if half else torch.float32
+    kernel = device.type == "cuda" and is_supported(device, dtype, K, D)
+    return ("plain", "one_pass", "triton") if kernel else ("plain", "one_pass")
 
 
 def bench_module(
@@ -100,7 +106,7 @@ def bench_module(
     "Time the module's forward and backward pass."
     modules = {
         name: SlotAttention(D, D, K, T, 2 * D, implementation=name)
-        for name in implementations(device)
+        for name in implementations(device, K, D, half)
     }
     if peers and (peer := peer_slot_attention(D, K, T)) is not None:
         modules["slot-attention"] = peer

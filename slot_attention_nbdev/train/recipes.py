@@ -117,7 +117,8 @@ class Recipe:
     # Seconds the training may take, if nothing else is said: the schedule fits itself to them; 0
     # for as many as its steps need
     budget: float = setting(0.0, high=math.inf)
-    # "fp32", or "bf16" or "fp16" for products; "auto" takes bf16 where a CUDA GPU has it
+    # "fp32" (on a CUDA GPU products in TF32), or "bf16" or "fp16" for products; "auto" takes
+    # bf16 where a CUDA GPU has it
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"))
     # The next four make a step cheaper and change what is learned: ours, not the paper's
     # Pixels of each image that a step decodes and scores; 0 for all of them
@@ -135,7 +136,8 @@ class Recipe:
     first_iterations: int = setting(0, low=0)  # T of the first step; 0 for no fewer than later
     iteration_steps: int = setting(0, low=0)  # Steps in which T rises to `num_iterations`
     # The next five say how a step is computed, not what: the result is the same to rounding
-    # Of Algorithm 1's lines 3, 7 and 8: "plain", "one_pass", or "triton" (a GPU's kernel)
+    # Of Algorithm 1's lines 3, 7 and 8: "plain", "one_pass", or "triton", a GPU's kernel; sizes
+    # and types that it does not take run in one pass
     implementation: str = setting("plain", choices=IMPLEMENTATIONS, in_fingerprint=False)
     # In how many pieces a process takes its rows of a batch
     accumulate: int = setting(1, in_fingerprint=False)

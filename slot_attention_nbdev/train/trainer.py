@@ -199,8 +199,7 @@ class Trainer:
         )
         noise = draw_noise(self.model, *drawn)
         scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
-        if r.min_shading:
-            self.raise_shading()
+        self.raise_shading()
         self.optimizer.zero_grad()
         loss = backward(
             self.accelerator,
@@ -228,7 +227,10 @@ class Trainer:
         third = self.recipe.steps / 3
         share = ramp(max(0.0, self.progress - third), third)
         for model in (self.model, self.ema):
-            model.decoder.min_shading.fill_(self.recipe.min_shading * share)
+            # also where it is 0: the weights that a run began with may bring another value
+            decoder = getattr(model, "decoder", None)
+            if hasattr(decoder, "min_shading"):
+                decoder.min_shading.fill_(self.recipe.min_shading * share)
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -656,5 +658,5 @@ def _finish(run, held_out, out):
     )
     if labelled and run.accelerator.is_main_process:
         untrained = build_model(run.recipe, run.ema.resolution, run.seed).to(run.accelerator.device)
-        final["controls"] = task.controls(run.ema, untrained, held_out, run.seed)
+        final["controls"] = task.controls(run.ema, untrained, held_out, run.seed, n_init)
     return run.save(out, final=final)
