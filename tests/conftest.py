@@ -51,15 +51,6 @@ def golden():
     return read
 
 
-@pytest.fixture(scope="session")
-def demo_ships():
-    "Skip a test where the demo's weights do not ship."
-    from slot_attention_nbdev.models.weights import shipped_weights
-
-    if "tetrominoes_small" not in shipped_weights():
-        pytest.skip("the demo's weights do not ship")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     "A cache of decoded images that is not the user's own."

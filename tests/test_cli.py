@@ -482,7 +482,6 @@ def test_a_folder_stands_for_its_images(say, run, tmp_path, caplog):
     assert main(["segment", str(run), str(tmp_path / "empty"), "--out", str(tmp_path)]) == 1
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_foreign_images_are_noticed(say, tmp_path, caplog):
     photos = photographs(tmp_path / "photos")
     warned = lambda: any("means little" in m or "mean little" in m for m in caplog.messages)

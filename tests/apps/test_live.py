@@ -34,13 +34,13 @@ EXPLORERS = {
 
 
 @pytest.fixture(scope="module")
-def figures(demo_ships):
+def figures():
     "Every live figure, made once."
     return {name: explore() for name, explore in EXPLORERS.items()}
 
 
 @pytest.fixture(scope="module")
-def model(demo_ships):
+def model():
     return load_model("tetrominoes_small")[0]
 
 

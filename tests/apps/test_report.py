@@ -31,10 +31,6 @@ from slot_attention_nbdev.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
-pytestmark = pytest.mark.skipif(
-    not (RESULTS / "tetrominoes_small" / "seed1.json").exists(),
-    reason="no two seeds of the small model are on record",
-)
 SHORT = dict(steps=4, log_every=2, eval_every=2, eval_images=4)
 
 

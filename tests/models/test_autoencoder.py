@@ -296,7 +296,17 @@ def test_ranges_of_images(model):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("implementation", ["plain", "one_pass"])
 @pytest.mark.parametrize(
-    "name", ["paper", "small", "paper_mlp", "framed", "set_paper", "set_small", "properties_framed"]
+    "name",
+    [
+        "paper",
+        "small",
+        "paper_mlp",
+        "framed",
+        "set_paper",
+        "set_small",
+        "properties_clevr",
+        "properties_framed",
+    ],
 )
 def test_models_in_half_precision(name, implementation, dtype):
     model = create_model(name, (32, 32), 3, 3).eval()

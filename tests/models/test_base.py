@@ -63,7 +63,7 @@ def test_no_model_looks_at_an_image_to_place_its_slots(key):
 
 
 @pytest.fixture
-def kept(tmp_path, demo_ships):
+def kept(tmp_path):
     "Shipped weights, saved into a folder."
     return SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small").save_pretrained(
         tmp_path / "kept"
@@ -114,7 +114,6 @@ def test_the_best_weights_of_a_run_bring_no_record_of_the_last_ones(run):
     )
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_weights_that_were_trained_further_lose_their_record(tmp_path):
     model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small")
     with torch.no_grad():
@@ -127,7 +126,6 @@ def test_weights_that_were_trained_further_lose_their_record(tmp_path):
     assert "recipe" not in json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_a_record_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="it is about a model 'framed'"):
         built("small").save_pretrained(
@@ -181,7 +179,6 @@ def test_a_consistent_forgery_is_refused_by_the_sum_one_brings(kept):
         SlotAttentionAutoEncoder.from_pretrained(kept, sha256=honest)
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_shipped_weights_are_checked_against_their_record(monkeypatch, tmp_path):
     for path in shipped_weights().values():
         record = load_record(path.with_suffix(".json"))
@@ -242,7 +239,6 @@ def test_a_foreign_file_is_refused(tmp_path):
         SlotAttentionAutoEncoder.from_pretrained(tmp_path)
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_loading_changes_nobody_s_random_numbers():
     torch.default_generator.manual_seed(5)
     expected = torch.rand(3)
@@ -359,7 +355,6 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_push_and_pull_over_the_wire(hub, monkeypatch):
     model = SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small")
     assert (
@@ -389,7 +384,6 @@ def test_push_and_pull_over_the_wire(hub, monkeypatch):
     )
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_a_tampered_download_is_refused(hub):
     SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small").push_to_hub(
         "somebody/slots", token="hf_test"
@@ -400,7 +394,6 @@ def test_a_tampered_download_is_refused(hub):
         SlotAttentionAutoEncoder.from_pretrained("somebody/slots")
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_what_was_looked_for_and_where_is_said(hub, monkeypatch, tmp_path):
     with pytest.raises(FileError, match="knows no such model") as error:
         SlotAttentionAutoEncoder.from_pretrained("nobody/nothing")
@@ -434,7 +427,6 @@ def test_a_name_that_means_nothing_is_refused(name, monkeypatch, tmp_path):
         SlotAttentionAutoEncoder.from_pretrained(name)
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_shipped_weights_need_neither_network_nor_hub():
     code = """
 import sys, socket
@@ -457,7 +449,6 @@ def snippet(card: str) -> str:
     return code
 
 
-@pytest.mark.usefixtures("demo_ships")
 @pytest.mark.parametrize("path", shipped_weights().values(), ids=shipped_weights())
 def test_the_lines_on_a_shipped_card_run(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -475,7 +466,6 @@ def test_the_lines_on_the_card_of_every_kind_of_model_run(key, monkeypatch, tmp_
     assert scope["model"].config["model"] == key
 
 
-@pytest.mark.usefixtures("demo_ships")
 def test_the_lines_on_a_published_card_run(hub):
     SlotAttentionAutoEncoder.from_pretrained("tetrominoes_small").push_to_hub(
         "somebody/slots", token="hf_test"

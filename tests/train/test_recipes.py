@@ -286,6 +286,15 @@ def test_scenes_and_budget_are_settings():
             parse_overrides([bad])
 
 
+@pytest.mark.parametrize(
+    "model", ["paper", "small", "set_paper", "properties_clevr", "properties_framed"]
+)
+def test_no_least_shading_without_shading(model):
+    build_model(get_recipe("tiny", model=model), (64, 64))  # it is the setting that is refused
+    with pytest.raises(InputError, match=f"min_shading: expected 0 for model '{model}'.*got 0.2"):
+        build_model(get_recipe("tiny", model=model, min_shading=0.2), (64, 64))
+
+
 @pytest.mark.parametrize("name", ["plain", "one_pass"])
 def test_implementation_is_set_on_the_model_and_changes_rounding_alone(name):
     recipe = get_recipe("tetrominoes_paper", implementation=name)

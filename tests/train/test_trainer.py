@@ -23,7 +23,8 @@ from slot_attention_nbdev.data.sources import Batches, evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.controls import COLOR_RULES
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
-from slot_attention_nbdev.models.weights import load_record
+from slot_attention_nbdev.models.framed import PatchDecoder
+from slot_attention_nbdev.models.weights import load_record, save_weights
 from slot_attention_nbdev.train import tasks as objective
 from slot_attention_nbdev.train import trainer as training
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
@@ -303,7 +304,7 @@ def test_budget_ends_a_run_and_takes_the_rate_to_zero(tmp_path):
     assert time.perf_counter() - started < 30
     rates = [p["learning_rate"] for p in record["curve"] if "learning_rate" in p]
     assert record["step"] < 1_000 and 2.0 <= record["seconds"] < 10 and record["budget"] == 2.0
-    assert rates[-1] == 0 and max(rates) > 6e-4
+    assert rates[-1] == 0 and max(rates) > 6.6e-4
     assert math.isfinite(record["final"]["mse"])
 
 
@@ -467,7 +468,9 @@ def test_a_warmup_counts_updates_whatever_the_budget():
     assert run.lr == cosine_rate(500, run.recipe.learning_rate, 0, 1_000)
 
 
-def test_a_budget_too_short_or_spent_is_said(tmp_path, caplog):
+def test_a_budget_too_short_or_spent_is_said(tmp_path, caplog, monkeypatch):
+    # too short on any machine, however many updates it makes
+    monkeypatch.setattr(training, "MIN_UPDATES", 10**6)
     recipe = tiny(steps=10**6, eval_every=10**6, log_every=10**6)
     go(tmp_path, recipe, budget=2.0)
     early = [each.getMessage() for each in caplog.records]
@@ -592,6 +595,80 @@ def test_a_resumed_run_needs_no_initial_weights(run, tmp_path):
         go(tmp_path / "run", recipe)
     shutil.rmtree(tmp_path / "first")
     assert go(tmp_path / "run", recipe, resume=True)["step"] == 4
+
+
+# The least shading of a slot's patch: in each of twelve updates, if the recipe says 0.2
+RISING = [0.0] * 5 + [0.05, 0.1, 0.15] + [0.2] * 4
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    "The least shading with which each update draws."
+    found = []
+    draw = PatchDecoder.forward
+
+    def watched(self, slots):
+        if torch.is_grad_enabled():  # no evaluation
+            found.append(self.min_shading.item())
+        return draw(self, slots)
+
+    monkeypatch.setattr(PatchDecoder, "forward", watched)
+    return found
+
+
+def least_shadings(folder):
+    "What the files of a run hold: the model's, the average's, and those of the weights."
+    state = load_checkpoint(folder / "checkpoint.pt")
+    kept = [state["model"], state["ema"]]
+    weights = folder / "model.safetensors"
+    kept += [load_file(weights)] if weights.exists() else []
+    return [tensors["decoder.min_shading"].item() for tensors in kept]
+
+
+def test_the_least_shading_rises_in_the_second_third(tmp_path, drawn, monkeypatch):
+    recipe = tiny(min_shading=0.2)
+    go(tmp_path / "whole", recipe)
+    assert drawn == pytest.approx(RISING)
+    assert least_shadings(tmp_path / "whole") == pytest.approx([0.2] * 3)
+
+    # and the same if it is stopped while the shading rises
+    drawn.clear()
+    update = Trainer.training_step
+
+    def interrupted(self, scenes):
+        if self.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        update(self, scenes)
+
+    monkeypatch.setattr(Trainer, "training_step", interrupted)
+    with pytest.raises(Interrupted, match="stopped after step 7"):
+        go(tmp_path / "parts", recipe)
+    assert least_shadings(tmp_path / "parts") == pytest.approx([0.1] * 2)
+    monkeypatch.setattr(Trainer, "training_step", update)
+    go(tmp_path / "parts", recipe, resume=True)
+    assert drawn == pytest.approx(RISING)
+    assert same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_least_shading_follows_a_budget():
+    run = Trainer(tiny(steps=10**6, min_shading=0.2), budget=12.0)
+    assert run.ema is not run.model
+    for run.seconds, least in zip(range(13), [*RISING, 0.2], strict=True):
+        run.raise_shading()
+        for model in (run.model, run.ema):
+            assert model.decoder.min_shading.item() == pytest.approx(least, abs=1e-6)
+
+
+@pytest.mark.parametrize("least", [0.0, 0.1])
+def test_the_least_shading_is_the_recipes_whatever_a_run_begins_with(run, tmp_path, drawn, least):
+    model, info = load_model(run)
+    model.decoder.min_shading.fill_(0.2)
+    weights = tmp_path / "shaded.safetensors"
+    save_weights(weights, model.state_dict(), info)
+    recipe = tiny(init=str(weights), min_shading=least)
+    go(tmp_path / "run", recipe)
+    assert drawn == pytest.approx([least / 0.2 * each for each in RISING])
+    assert least_shadings(tmp_path / "run") == pytest.approx([least] * 3)
 
 
 def test_evaluate_is_what_it_says():
