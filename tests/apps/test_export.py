@@ -1,11 +1,13 @@
 """A model as one file gives the model's own answers, in both formats, for any number of images."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import skip_or_fail
 from PIL import Image
 
 from slot_attention_nbdev.apps import export
@@ -43,9 +45,9 @@ def of_torch(path, image):
 
 
 def of_onnx(path, image):
-    session = pytest.importorskip(
-        "onnxruntime", reason="onnxruntime, of the extra onnx, is not installed"
-    ).InferenceSession(path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
     names = [each.name for each in session.get_outputs()]
     arrays = session.run(None, {"image": image.numpy()})
     return {name: torch.from_numpy(array) for name, array in zip(names, arrays)}
@@ -55,7 +57,9 @@ def of_onnx(path, image):
 @pytest.mark.parametrize("name", ["paper", "framed"])
 def test_a_file_answers_as_the_model(tmp_path, name, ending, run):
     if ending == ".onnx":
-        pytest.importorskip("onnxscript", reason="onnxscript, of the extra onnx, is not installed")
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            if find_spec(package) is None:
+                skip_or_fail(f"{package}, of the extra onnx, is not installed")
     model = create_model(name, (35, 35), 4, 2).eval()
     path = tmp_path / f"model{ending}"
     export_segmenter(model, path, seed=5)

@@ -92,7 +92,7 @@ def test_backward_is_autograds(shape, dtype):
     assert all(torch.equal(a, b) for a, b in zip(frozen[1:], got[1:]))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 2),
     st.integers(1, 70),
