@@ -317,11 +317,10 @@ RECIPES = {
         ),
         Recipe(
             "sprites_properties",
-            "position, size, color and shape of sprites, our small set predictor; minutes on a CPU",
+            "position, size, color and shape of sprites, our small set predictor; an hour on a CPU",
             **SPRITES,
-            **SHORT_CPU
-            | dict(model="properties_framed", num_iterations=3, fewer_iterations=1, n_init=1),
-            steps=5_000,
+            **SHORT_CPU | dict(model="properties_framed", n_init=1),
+            steps=9_000,
         ),
         Recipe(
             "photos_small",
