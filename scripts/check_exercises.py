@@ -18,6 +18,7 @@ import json
 import linecache
 import os
 import re
+import symtable
 import sys
 from pathlib import Path
 
@@ -49,19 +50,41 @@ def code_cells(notebook: Path) -> dict[int, str]:
 
 
 def names_in(source: str) -> tuple[set[str], set[str]]:
-    "Names that a cell uses, and names that it makes or changes."
+    "Names of the notebook that a cell uses, and those that it makes or changes."
     used, made = set(), set()
+    tables = [symtable.symtable(source, "cell", "exec")]
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table.get_type() != "module" and not symbol.is_global():
+                continue  # a function's own name
+            if symbol.is_referenced():
+                used.add(symbol.get_name())
+            if symbol.is_assigned() or symbol.is_imported():
+                made.add(symbol.get_name())
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            made.add(node.name)
-        elif isinstance(node, ast.alias):
-            made.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+        if isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
             # x[0] = 1 changes x
-            made |= {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}
+            made |= {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)} & used
     return used, made
+
+
+def replaced_by(source: str) -> set[str]:
+    "Names that a cell gives a new value, whatever they were."
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            parts = [part for target in node.targets for part in ast.walk(target)]
+            names = [part for part in parts if isinstance(part, ast.Name)]
+            found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return found
+
+
+def is_exported(source: str) -> bool:
+    "Whether a cell is part of a module."
+    return bool(re.search(r"^#\|\s*export", source, re.M))
 
 
 def needed_by_checks(cells: dict[int, str]) -> dict[int, str]:
@@ -71,7 +94,9 @@ def needed_by_checks(cells: dict[int, str]) -> dict[int, str]:
         used, made = names_in(source)
         if "check_exercise(" in source or made & wanted:
             kept[index] = source
-            wanted |= used
+            wanted -= replaced_by(source)
+            # what a module defines needs no other cell
+            wanted |= {"check_exercise"} | (set() if is_exported(source) else used)
     return dict(reversed(kept.items()))
 
 
@@ -97,7 +122,7 @@ def run(notebook: Path, check, whole: bool = True) -> None:
     try:
         for index, source in (cells if whole else needed_by_checks(cells)).items():
             # the solutions have imported these very objects: a second copy would be another class
-            if re.search(r"^#\|\s*export", source, re.M):
+            if is_exported(source):
                 names.update(
                     {
                         name: getattr(module, name)

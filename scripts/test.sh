@@ -21,9 +21,8 @@ trap 'rm -f "$timings"' EXIT
 # define operators of torch.library anew have a process each.
 export TRITON_INTERPRET=1
 nbdev_test --n_workers "$workers" --skip_file_re '^[_.]|^02_one_pass.ipynb|^03_triton.ipynb' --timing | tee "$timings"
-for notebook in nbs/speed/02_one_pass.ipynb nbs/speed/03_triton.ipynb; do
-    nbdev_test --path "$notebook" --n_workers 0 --timing | tee -a "$timings"
-done
+printf '%s\n' nbs/speed/02_one_pass.ipynb nbs/speed/03_triton.ipynb |
+    xargs -P "$workers" -I {} nbdev_test --path {} --n_workers 0 --timing | tee -a "$timings"
 unset TRITON_INTERPRET
 [ "$(grep -c Success "$timings")" = 3 ]
 echo "== notebooks' form"
@@ -31,4 +30,5 @@ python scripts/check_notebooks.py --timings "$timings"
 echo "== reading order"
 python scripts/check_reading_order.py
 echo "== tests"
-python -m pytest -q --timeout 400 -n "$workers" tests
+# worksteal: each worker begins with a run of neighbours, which share what a file sets up
+python -m pytest -q --timeout 400 -n "$workers" --dist worksteal tests

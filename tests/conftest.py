@@ -61,15 +61,21 @@ def cache(tmp_path_factory):
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=8, checkpoint_every=5)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    "The folder of a finished run."
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    "The folder of a finished run, trained once and left as it is."
     from slot_attention_nbdev.train.recipes import get_recipe
     from slot_attention_nbdev.train.trainer import train
 
-    out = tmp_path_factory.mktemp("runs") / "tiny"
+    out = tmp_path_factory.mktemp("finished") / "tiny"
     train(get_recipe("tiny", **TINY), out, device="cpu", progress=False)
     return out
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory):
+    "The folder of a finished run, a copy for the tests of one file."
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def skip_or_fail(reason: str):

@@ -103,16 +103,21 @@ def axe() -> str:
     return (npm_package.fetch("axe-core") / "axe.min.js").read_text(encoding="utf-8")
 
 
-# thousands of coloured words and formulas: of those of one kind in one sort of place, one is enough
+# thousands of coloured words and formulas, and a sidebar of a hundred links on every page: of those
+# of one kind in one sort of place, one is enough
 ALIKE_ONCE = """() => {
     const kinds = new Set(), once = (e, kind) => kinds.has(kind) || void kinds.add(kind);
     const around = "figure, table, blockquote, li, details, h1, h2, h3, h4, p";
     const place = e => [e.className, e.parentElement.className,
         e.closest(around + ", div")?.className, e.closest("a")?.className];
-    for (const e of document.querySelectorAll("main pre span"))
+    // from the inside out: a line whose words are gone is one of a kind itself
+    for (const e of [...document.querySelectorAll("main pre span")].reverse())
         if (!e.children.length && once(e, "code " + place(e))) e.replaceWith(e.textContent);
     for (const e of document.querySelectorAll("main .katex"))
         if (once(e, "maths " + [e.closest(around + ", a")?.tagName])) e.replaceWith("x");
+    for (const e of document.querySelectorAll("#course li"))
+        if (once(e, "sidebar " + [e.closest("details")?.open, e.querySelector("[aria-current]")]))
+            e.remove();
 }"""
 
 
