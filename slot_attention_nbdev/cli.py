@@ -477,6 +477,8 @@ def predict_command(
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Predict the objects of images: a table of properties and, with --out, a picture of each.
 
+    A set predictor names objects in any image; nothing warns of one unlike those in training.
+
     examples:
       slot-attention predict runs/sprites a.png --out found
     """

@@ -289,7 +289,8 @@ def slot_statistics(
     size = check_shape("masks", masks, "B K H W")
     masks = masks.detach().float()
     entropy = torch.special.entr(masks).sum(1).mean((1, 2)) / max(math.log(size["K"]), 1e-9)
-    wins = F.one_hot(masks.argmax(1), size["K"]).float().mean((1, 2))  # [B, K]
+    slots = torch.arange(size["K"], device=masks.device)[:, None, None]
+    wins = (masks.argmax(1, keepdim=True) == slots).float().mean((2, 3))  # [B, K]
     statistics = {"entropy": entropy, "dead": (wins < min_coverage).sum(1)}
     if label is not None:
         check_shape("label", label, "B H W", B=size["B"], H=size["H"], W=size["W"])

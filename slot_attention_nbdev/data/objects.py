@@ -38,14 +38,20 @@ CLEVR_WORDS = {
 }
 
 # %% ../../nbs/library/20_objects.ipynb #e85ca451
-def _refuse(name: str, bad: Tensor, x: Tensor, wanted: str) -> None:
-    "Raise an `InputError` for the first bad object [B, M]."
+def _refuse(name: str, bad: Tensor, x: Tensor, wanted: str, encoded: Tensor) -> Tensor:
+    """What is encoded, [B, M, width]; an `InputError` for the first bad object [B, M].
+
+    A GPU would have to be waited for. There a bad object becomes NaN, which `hungarian` refuses.
+    """
+    if not bad.is_cpu:
+        return encoded.masked_fill(bad[..., None], math.nan)
     if bad.any():
         image, number = (int(i) for i in bad.nonzero()[0])
         raise InputError(
             f"scene: {name}: expected {wanted}, got {x[image, number].tolist()} "
             f"for object {number} of image {image}"
         )
+    return encoded
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,13 @@ class Continuous:
             f"scene: {self.name}", x, "B M dims", B=len(present), M=present.shape[1], dims=self.dims
         )
         scaled = (x.float() - self.low) / (self.high - self.low)
-        _refuse(
+        return _refuse(
             self.name,
             present & ~((scaled - 0.5).abs() <= 0.5001).all(-1),
             x,
             f"numbers in [{self.low}, {self.high}]",
+            scaled.clamp(0, 1),
         )
-        return scaled.clamp(0, 1)
 
     def decode(
         self,
@@ -111,9 +117,9 @@ class Angle:
     ) -> Tensor:  # [B, M, 2] in [0, 1]
         "Cosine and sine, moved to [0, 1]."
         check_shape(f"scene: {self.name}", x, "B M", B=len(present), M=present.shape[1])
-        _refuse(self.name, present & ~x.isfinite(), x, "a finite number")
         phase = 2 * math.pi / self.period * x.float()
-        return (1 + torch.stack([phase.cos(), phase.sin()], -1)) / 2
+        encoded = (1 + torch.stack([phase.cos(), phase.sin()], -1)) / 2
+        return _refuse(self.name, present & ~x.isfinite(), x, "a finite number", encoded)
 
     def decode(
         self,
@@ -157,14 +163,15 @@ class Categorical:
         check_shape(f"scene: {self.name}", x, "B M", B=len(present), M=present.shape[1])
         if x.is_floating_point():
             raise InputError(f"scene: {self.name}: expected integer codes, got {x.dtype}")
-        _refuse(
+        # no table of codes, which would have to be brought to a GPU
+        one_hot = torch.stack([x == self.stored.index(name) for name in self.values], -1)
+        return _refuse(
             self.name,
             present & ((x < 0) | (x >= self.width)),
             x,
             f"a code in 0…{self.width - 1} ({', '.join(self.stored)})",
+            one_hot.float(),
         )
-        column = torch.tensor([self.values.index(name) for name in self.stored], device=x.device)
-        return F.one_hot(column[x.long().clamp(0, self.width - 1)], self.width).float()
 
     def decode(
         self,
@@ -250,6 +257,9 @@ class ObjectSchema:
     ) -> Tensor:  # Targets, float32 [B, K, width]; zero rows where there is no object
         """Turn scenes into targets: real objects first, in the scene's order.
 
+        An object that cannot be encoded, or one too many, is an `InputError`; on a GPU it becomes
+        NaN, which `hungarian` refuses.
+
         Locatello et al. 2020, supplement.
         """
         K = check_int("max_objects", max_objects)
@@ -262,7 +272,7 @@ class ObjectSchema:
         check_shape("scene: visibility", scene["visibility"], "B M")
         present = scene["visibility"] > 0
         count = present.sum(1)
-        if (count > K).any():
+        if count.is_cpu and (count > K).any():
             image = int((count > K).nonzero()[0])
             raise InputError(
                 f"scene: image {image} has {int(count[image])} objects, "
@@ -271,6 +281,8 @@ class ObjectSchema:
         parts = [p.encode(scene[p.name], present) for p in self.properties]
         vectors = torch.cat([*parts, present[..., None].float()], -1)
         vectors = torch.where(present[..., None], vectors, 0)
+        if not count.is_cpu:  # as for a bad object
+            vectors = vectors.masked_fill((count > K)[:, None, None], math.nan)
         first = torch.argsort((~present).byte(), dim=1, stable=True)[:, :K]  # [B, min(M, K)]
         vectors = vectors.gather(1, first[..., None].expand(-1, -1, self.width))
         return F.pad(vectors, (0, 0, 0, K - vectors.shape[1]))

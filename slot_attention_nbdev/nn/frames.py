@@ -188,7 +188,7 @@ class FramedSlotAttention(SlotAttention):
         noise: Tensor,  # As `initial_noise` draws it, [B, K, D + 2]
     ) -> Tensor:  # Slots with their frames, [B, K, D + 4]
         "Initial vectors as in the base class; positions are uniform in the image, scales equal."
-        noise = noise.to(self.slots_mu)
+        noise = noise.to(self.slots_mu, non_blocking=self.slots_mu.is_cuda)
         vectors = super().slots_from_noise(noise[..., :-2])
         position = torch.erf(noise[..., -2:] / math.sqrt(2))  # normal to uniform in (-1, 1)
         return torch.cat([vectors, position, torch.full_like(position, self.start_scale)], dim=-1)

@@ -66,7 +66,7 @@ class InitialSlots(nn.Module):
         that has the mean and the deviation of all the learned ones.
         """
         mu = self.slots_mu
-        noise = noise.to(mu)
+        noise = noise.to(mu, non_blocking=mu.is_cuda)  # a GPU with work to do is not waited for
         sigma = self.slots_log_sigma.exp()  # serves as standard deviation
         if self.init == "gaussian":
             return mu + sigma * noise

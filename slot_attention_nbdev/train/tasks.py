@@ -22,7 +22,12 @@ from ..core import InputError, check_int, generator, rank_slice
 from ..data.sprites import to_model
 from ..metrics.controls import mean_scores, rule_controls
 from ..metrics.matching import huber_cost, set_loss
-from ..metrics.segmentation import segmentation_metrics
+from slot_attention_nbdev.metrics.segmentation import (
+    LABELS,
+    check_counted,
+    count_masks,
+    table_scores,
+)
 from ..metrics.sets import average_precision, property_scores
 from slot_attention_nbdev.models.autoencoder import (
     AutoEncoderOutput,
@@ -64,6 +69,18 @@ def gather_shares(
     return accelerator.reduce(whole, "sum")
 
 
+def _bring(x: Tensor, device: torch.device) -> Tensor:
+    "What is on a device; a GPU with work to do is not waited for."
+    return x.to(device, non_blocking=device.type == "cuda")
+
+
+def _read(*tensors: Tensor) -> list[Tensor]:
+    "Copies of numbers on the CPU: all of them together, since each reading waits for a GPU."
+    parts = [x.flatten() for x in tensors]
+    read = torch.cat(parts).cpu().split([len(part) for part in parts])
+    return [part.view(x.shape) for part, x in zip(read, tensors)]
+
+
 class Task:
     "What training asks of a kind of model: its loss, its metrics, its pictures."
 
@@ -100,23 +117,24 @@ class Task:
     ) -> tuple[dict[str, float], Tensor]:
         "Two numbers and a picture of what the slots are doing."
         device = next(model.parameters()).device
-        image = to_model(scenes["image"][: check_int("most", most)].to(device))
+        image = to_model(_bring(scenes["image"][: check_int("most", most)], device))
         output = model(image, generator=generator(seed, "evaluate"), return_attention=True)
         masks, decoded, whole = self.slot_images(image, output)
         statistics = slot_statistics(masks)
+        means = torch.stack([statistics[key].float().mean() for key in ("entropy", "dead")])
+        parts = (part[:shown] for part in (masks, decoded, image, *whole))
+        means, masks, decoded, *whole = _read(means, *parts)  # from here on the CPU
         # white where the mask is zero
-        slots = (1 - masks[:shown, :, None] * (1 - decoded[:shown].clamp(-1, 1))).unbind(1)
+        slots = (1 - masks[:, :, None] * (1 - decoded.clamp(-1, 1))).unbind(1)
         # [B, H, W, 3] -> [B, 3, H, W]
-        winner = color_labels(masks[:shown].argmax(1)).permute(0, 3, 1, 2).to(image) / 127.5 - 1
-        columns = [image[:shown], *(part[:shown] for part in whole), winner, *slots]
+        winner = color_labels(masks.argmax(1)).permute(0, 3, 1, 2) / 127.5 - 1
+        columns = [*whole, winner, *slots]
         panels = torch.stack(columns).clamp(-1, 1)  # [columns, B, 3, H, W]
         framed = F.pad(panels, (1, 1, 1, 1), value=1.0)
         # [3, B * (H + 2), columns * (W + 2)]
         sheet = framed.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
-        # read together: each reading waits for the device
-        means = torch.stack([statistics[key].float().mean() for key in ("entropy", "dead")])
         metrics = dict(zip(("slot_entropy", "dead_slots"), means.tolist()))
-        return metrics, sheet.add(1).mul(127.5).round().to(torch.uint8).cpu()
+        return metrics, sheet.add(1).mul(127.5).round().to(torch.uint8)
 
 
 class ObjectDiscovery(Task):
@@ -155,23 +173,25 @@ class ObjectDiscovery(Task):
         n = check_int("scenes", len(scenes["image"]))
         device = next(model.parameters()).device
         draws = init_generators(n_init, seed, "evaluate")
-        scores, own = [], share_of(n, accelerator)
+        found, own = [], share_of(n, accelerator)
         for random in draws if own.start else ():  # past the slots of the images before
             model.slot_attention.initial_noise(own.start, num_slots, random)
         for start in range(own.start, own.stop, check_int("batch_size", batch_size)):
             rows = slice(start, min(start + batch_size, own.stop))
-            image = to_model(scenes["image"][rows].to(device))
+            image = to_model(_bring(scenes["image"][rows], device))
             output = reconstruct_best(model, image, draws, num_slots=num_slots)
-            score = {"mse": (output.reconstruction - image).square().mean((1, 2, 3))}
+            numbers = (output.reconstruction - image).square().mean((1, 2, 3))[:, None]
             if labelled:
-                label = scenes["label"][rows].to(device)
-                score = segmentation_metrics(label, output.masks) | score
-            scores.append(score)
-        means = []
-        for key in scores[0]:
-            values = torch.cat([score[key] for score in scores]).double()
-            means.append(gather_shares(values, n, accelerator).nanmean())
-        return {**dict(zip(scores[0], torch.stack(means).tolist())), "n": n}
+                counts = count_masks(_bring(scenes["label"][rows], device), output.masks)
+                numbers = torch.cat([numbers, counts.flatten(1)], dim=1)
+            found.append(numbers)
+        # the one moment at which a GPU is waited for
+        found = gather_shares(torch.cat(found), n, accelerator).cpu()
+        scores = {"mse": found[:, 0].double()}
+        if labelled:
+            counts = found[:, 1:].unflatten(1, (LABELS, -1))
+            scores = table_scores(check_counted(counts, image[0, 0].numel())) | scores
+        return {**{key: values.nanmean().item() for key, values in scores.items()}, "n": n}
 
     def controls(
         self,
@@ -232,6 +252,8 @@ class SetPrediction(Task):
         scenes: dict[str, Tensor],  # What it will be trained or measured on
     ) -> None:
         "Refuse scenes that lack a property, or hold more objects than there are slots."
+        # on the CPU, where each object is looked at
+        scenes = {key: value.cpu() for key, value in scenes.items()}
         model.schema.encode(scenes, model.slot_attention.num_slots)
 
     def loss(
@@ -274,14 +296,17 @@ class SetPrediction(Task):
         n = check_int("scenes", len(scenes["image"]))
         device = next(model.parameters()).device
         random = generator(seed, "evaluate")
-        target = model.schema.encode(scenes, num_slots or model.slot_attention.num_slots).cpu()
+        target = model.schema.encode(scenes, num_slots or model.slot_attention.num_slots)
         predicted, own = [], share_of(n, accelerator)
         if own.start:  # past the slots of the images before
             model.slot_attention.initial_noise(own.start, num_slots, random)
         for images in scenes["image"][own].split(check_int("batch_size", batch_size)):
-            output = model(to_model(images.to(device)), generator=random, num_slots=num_slots)
+            image = to_model(_bring(images, device))
+            output = model(image, generator=random, num_slots=num_slots)
             predicted.append(output.predictions)
-        predictions = gather_shares(torch.cat(predicted), n, accelerator).cpu()
+        # the one moment at which a GPU is waited for
+        predictions = gather_shares(torch.cat(predicted), n, accelerator)
+        predictions, target = _read(predictions, _bring(target, device))
         limits = THRESHOLDS[model.schema.name]
         ranked = torch.cat([predictions[..., :-1], model.confidence(predictions)[..., None]], -1)
         precision = average_precision(ranked, target, limits, model.schema).tolist()

@@ -260,3 +260,27 @@ def test_bad_input_is_named(call, words):
     with pytest.raises(InputError) as caught:
         call()
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("schema", [CLEVR, MULTI_DSPRITES], ids=lambda each: each.name)
+def test_a_gpu_is_not_waited_for(schema):
+    "On the meta device there are no numbers: a value that is looked at is an error."
+    given = scene if schema is CLEVR else multi_dsprites(4, generator=generator(0))
+    away = {key: value.to("meta") for key, value in given.items()}
+    assert schema.encode(away, 6).shape == (4, 6, schema.width)
+
+
+def test_where_looking_costs_a_bad_object_becomes_nan(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda x: False))
+    good = CLEVR.encode(scene, 6)
+    assert good.isfinite().all()
+    for bad in (
+        {"y": scene["y"] + 9},
+        {"z": scene["z"] * math.nan},
+        {"shape": scene["shape"] + 3},
+        {"visibility": torch.ones(4, 6)},  # one too many
+    ):
+        found = CLEVR.encode({**scene, **bad}, 5 if "visibility" in bad else 6)
+        assert found.isnan().any()
+        with pytest.raises(InputError, match="cost: expected finite numbers"):
+            set_loss(torch.zeros_like(found), found)

@@ -333,3 +333,13 @@ def test_bad_input_is_named(call, words):
 def test_more_targets_than_predictions_are_allowed_unless_strict():
     cost = l2_cost(y, x)
     assert_close(set_loss(y, x, l2_cost), torch.tensor([cheapest(c) for c in cost]).mean())
+
+
+def test_a_batch_goes_to_the_cpu_and_back_once(monkeypatch):
+    ways = []
+    there, back = torch.Tensor.cpu, torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: ways.append("there") or there(x))
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *to: ways.append("back") or back(x, *to))
+    x, y = torch.rand(2, 16, 5, 4, generator=generator(3))
+    set_loss(x, y)
+    assert ways == ["there", "back"]

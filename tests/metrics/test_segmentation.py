@@ -13,11 +13,14 @@ from sklearn.metrics import adjusted_rand_score
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.metrics.segmentation import (
     adjusted_rand_index,
+    check_counted,
     contingency,
+    count_masks,
     foreground_ari,
     mean_best_overlap,
     mean_iou,
     segmentation_metrics,
+    table_scores,
     to_labels,
 )
 
@@ -286,3 +289,41 @@ def test_void_pixels_are_left_out():
             assert score(marked, pred, ignore=label).equal(found[name])
         assert foreground_ari(marked, pred, ignore=label).equal(found["fg_ari"])
         assert adjusted_rand_index(marked, pred, ignore=label).equal(found["ari"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 7), st.sampled_from([torch.uint8, torch.int64]))
+def test_counts_of_a_known_size_give_the_same_scores(seed, K, dtype):
+    random = generator(seed)
+    true = torch.randint(0, 9, (3, 6, 7), generator=random).to(dtype)
+    masks = torch.rand(3, K, 6, 7, generator=random).mul(8).round().div(8)  # ties, too
+    masks[0, 0, 0, 0] = 0.1  # no masks of whole numbers
+    table = check_counted(count_masks(true, masks), 6 * 7)
+    expected = contingency(true, masks)
+    assert table[..., : expected.shape[2]].long().equal(expected)
+    assert not table[..., expected.shape[2] :].any()
+    for key, value in segmentation_metrics(true, masks).items():
+        close(table_scores(table)[key], value)
+
+
+def test_counting_looks_at_no_number():
+    "On the meta device there are no numbers: a value that is looked at is an error."
+    true = torch.zeros(2, 4, 5, dtype=torch.uint8, device="meta")
+    masks = torch.zeros(2, 3, 4, 5, device="meta")
+    assert count_masks(true, masks).shape == (2, 256, 3)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        contingency(true, masks)
+
+
+def test_a_pixel_that_was_not_counted_is_missed():
+    true = torch.randint(0, 4, (3, 5, 5), generator=generator(26))
+    masks = torch.rand(3, 2, 5, 5, generator=generator(27))
+    wrong = [true.clone() for _ in range(2)]
+    wrong[0][2, 0, 0], wrong[1][2, 4, 4] = -1, 256
+    odd = [masks.clone() for _ in range(2)]
+    odd[0][2, 1, 3, 3], odd[1][2, 0, 0, 0] = math.nan, math.inf
+    for labels, maps in [(each, masks) for each in wrong] + [(true, each) for each in odd]:
+        with pytest.raises(InputError, match="in 1 of 3 images, the first is image 2"):
+            check_counted(count_masks(labels, maps), 25)
+    with pytest.raises(InputError, match="true: expected shape"):
+        count_masks(true[:, :4], masks)

@@ -1,6 +1,7 @@
 """The switches that make training quicker or smaller change nothing else."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -322,6 +323,42 @@ def test_an_update_reads_no_number(name, monkeypatch):
     with Waits() as waits:
         run.flush_metrics()
     assert waits.found  # the counter counts
+
+
+@pytest.mark.parametrize("name", ["tetrominoes_small", "tetrominoes_paper", "sprites_properties"])
+def test_an_evaluation_reads_all_numbers_at_its_end(name, monkeypatch):
+    recipe = get_recipe(name)
+    model, scenes = build_model(recipe).train(), evaluation_scenes(recipe.data, 3)
+    expected = evaluate(model, scenes)
+    cpu, reads, forwards = torch.Tensor.cpu, [], []
+    model.register_forward_hook(lambda *_: forwards.append(len(reads)))
+    with Waits() as waits, monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cpu", property(lambda x: False))
+        patch.setattr(torch.Tensor, "cpu", lambda x: reads.append([*waits.found]) or cpu(x))
+        found = evaluate(model, scenes, batch_size=2)
+        assert forwards == [0, 0] and reads[0] == []  # nothing was read or waited for before
+        reads.clear()
+        waits.found.clear()
+        task_of(model).preview(model, scenes)
+        assert forwards[2:] == [0] and reads[0] == []
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tetrominoes_small", "sprites_properties"])
+def test_an_evaluation_waits_for_a_gpu_once(name):
+    recipe = get_recipe(name)
+    model, scenes = build_model(recipe).train().cuda(), evaluation_scenes(recipe.data, 5)
+    scenes = {key: value.cuda() for key, value in scenes.items()}
+    evaluate(model, scenes)  # what is done once
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            evaluate(model, scenes, batch_size=2)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in found if "synchronizing" in str(each.message)]) == 1
 
 
 @pytest.mark.slow
