@@ -783,6 +783,8 @@ _sprites = {
     "grey background, hiding each other in part; 64 x 64",
     "colored_on_colored": "one to four sprites (square, ellipse, heart) in random colours on a "
     "coloured background; 64 x 64",
+    "striped": "two to five sprites in stripes of two colours, two of them in the same colours, "
+    "on a grey background; ours, not among the published sets; 64 x 64",
 }
 _cards = [
     DataCard(

@@ -6,7 +6,7 @@
 __all__ = ['PIECES', 'BEVEL', 'PIECE_COLORS', 'AGAIN', 'SIDE', 'SPRITE_WINDOW', 'MIN_VISIBLE', 'UPPER', 'LOWER', 'COUNTS',
            'SPLIT_SIZES', 'SPRITE_SETS', 'draw_tetrominoes', 'counting_is_free', 'arrange_until_good', 'place_pieces',
            'tetrominoes', 'inside_sprite', 'label_multi_dsprites', 'paint_labels', 'draw_multi_dsprites', 'hsv_to_rgb',
-           'multi_dsprites', 'SpriteSet', 'to_model', 'to_uint8']
+           'in_stripes', 'multi_dsprites', 'SpriteSet', 'to_model', 'to_uint8']
 
 # %% ../../nbs/course/04_sprites.ipynb #859e2751
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import InputError, check_int, check_shape, suggest
@@ -318,7 +319,12 @@ def draw_multi_dsprites(
 
 # %% ../../nbs/course/04_sprites.ipynb #9d7a66bc
 # fewest and most sprites
-COUNTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}
+COUNTS = {
+    "binarized": (2, 3),
+    "colored_on_grayscale": (2, 5),
+    "colored_on_colored": (1, 4),
+    "striped": (2, 5),
+}
 
 
 def _known(argument: str, name: str, options: dict):
@@ -334,6 +340,22 @@ def hsv_to_rgb(
     hue, saturation, value = hsv[..., None].unbind(-2)  # each [..., 1]
     k = (torch.arange(5, 0, -2, device=hsv.device) + 6 * hue) % 6
     return value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def in_stripes(
+    label: Tensor,  # uint8 [B, H, W]; 0 is the background
+    angle: Tensor,  # Direction across the stripes in radians, [B, n]
+    width: Tensor,  # Of a stripe, in pixels, [B, n]
+) -> Tensor:  # True in every second stripe of an object, bool [B, H, W]
+    "Lay stripes over the objects, each in its own direction and width."
+    entity = label.long().flatten(1)  # [B, H * W]
+    # pixels to the right and down per stripe, of each pixel's object; the background has none
+    right, down = (
+        F.pad(step / width, (1, 0)).gather(1, entity).unflatten(1, label.shape[1:])
+        for step in (angle.cos(), angle.sin())
+    )
+    row, column = (torch.arange(size, device=label.device) for size in label.shape[1:])
+    return ((column * right + row[:, None] * down).floor() % 2 == 1) & (label > 0)
 
 
 def _arrange_sprites(
@@ -354,11 +376,11 @@ def _arrange_sprites(
 
 def multi_dsprites(
     n: int,  # How many scenes
-    variant: str = "colored_on_grayscale",  # Or "binarized", "colored_on_colored"
+    variant: str = "colored_on_grayscale",  # Or "binarized", "colored_on_colored", "striped"
     generator: torch.Generator | None = None,  # Source of random numbers, on the same device
     device: str | torch.device = "cpu",  # Where to draw
     # image, label, background; per sprite: shape, x, y (centre), scale, orientation, color,
-    # visibility
+    # visibility; striped: second_color
 ) -> dict[str, Tensor]:
     """Draw Multi-dSprites scenes, 64 x 64: flat sprites that may hide each other in part.
 
@@ -377,20 +399,28 @@ def multi_dsprites(
     )
     if variant == "binarized":
         color, background = torch.ones_like(color), torch.zeros_like(background)
-    if variant == "colored_on_grayscale":
+    if variant in ("colored_on_grayscale", "striped"):
         color, background = hsv_to_rgb(color), background[:, :1].expand(-1, 3)
-    factors = {
-        key: value * visibility.to(value.dtype) for key, value in scene.items() if key != "label"
-    }
-    factors |= {
-        "color": color * visibility[..., None],
+    painted, palette = scene["label"], color
+    if variant == "striped":
+        other, stripe = (torch.rand(n, high, m, generator=generator, device=device) for m in (3, 2))
+        # the second sprite has the first one's colors
+        color, other = (
+            torch.cat([c[:, :1], c[:, :1], c[:, 2:]], 1) for c in (color, hsv_to_rgb(other))
+        )
+        stripes = in_stripes(painted, torch.pi * stripe[..., 0], 2 + 2 * stripe[..., 1])
+        painted, palette = painted + high * stripes, torch.cat([color, other], 1)
+        scene["second_color"] = other
+    label = scene.pop("label")
+    scene["color"] = color
+    there = {2: visibility, 3: visibility[..., None]}  # by the number of a factor's axes
+    factors = {key: value * there[value.ndim].to(value.dtype) for key, value in scene.items()}
+    return {
+        "image": paint_labels(painted, palette, background),
+        "label": label,
+        **factors,
         "background": background,
         "visibility": visibility,
-    }
-    return {
-        "image": paint_labels(scene["label"], color, background),
-        "label": scene["label"],
-        **factors,
     }
 
 # %% ../../nbs/course/04_sprites.ipynb #950590cc

@@ -1,5 +1,6 @@
 """Generated sprites: genuine samples, counts, distributions, determinism."""
 
+import math
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from slot_attention_nbdev.data.sprites import (
     SPRITE_SETS,
     draw_multi_dsprites,
     draw_tetrominoes,
+    in_stripes,
     label_multi_dsprites,
     multi_dsprites,
     tetrominoes,
@@ -145,14 +147,15 @@ def test_multi_dsprites_invariants(variant):
     assert (pixels[there] >= MIN_VISIBLE).all() and (pixels[~there] == 0).all()
     assert there.sum(1).min() == low and there.sum(1).max() == high
     assert (there[:, :-1] >= there[:, 1:]).all()  # absent ones come last
-    palette = (255 * torch.cat([scenes["background"][:, None], scenes["color"]], 1)).round()
-    painted = palette.gather(
-        1, scenes["label"].flatten(1).long()[..., None].expand(-1, -1, 3)
-    ).view(scenes["image"].shape)
-    assert (painted == scenes["image"]).all()
+    if variant != "striped":  # two colors each, see below
+        palette = (255 * torch.cat([scenes["background"][:, None], scenes["color"]], 1)).round()
+        painted = palette.gather(
+            1, scenes["label"].flatten(1).long()[..., None].expand(-1, -1, 3)
+        ).view(scenes["image"].shape)
+        assert (painted == scenes["image"]).all()
     if variant == "binarized":
         assert set(scenes["image"].unique().tolist()) == {0, 255}
-    if variant == "colored_on_grayscale":
+    if variant in ("colored_on_grayscale", "striped"):
         assert (scenes["background"] == scenes["background"][:, :1]).all()
 
 
@@ -407,3 +410,30 @@ def frame_off_canvas():
     draw_multi_dsprites(
         one.long(), 15 * one, 20 * one, one, one, torch.ones(1, 1, 3), torch.ones(1, 3)
     )
+
+
+def test_color_does_not_tell_striped_sprites_apart():
+    scenes = multi_dsprites(64, "striped", torch.Generator().manual_seed(3))
+    for key in ("color", "second_color"):
+        assert (scenes[key][:, 0] == scenes[key][:, 1]).all()
+        assert (scenes[key][scenes["visibility"] == 0] == 0).all()
+    for b in range(64):
+        image, label = scenes["image"][b], scenes["label"][b]
+        for k in range(5):
+            if scenes["visibility"][b, k]:
+                two = torch.stack([scenes["color"][b, k], scenes["second_color"][b, k]])
+                allowed = (255 * two).round().to(torch.uint8).unique(dim=0)
+                found = image[label == k + 1].unique(dim=0)
+                assert 1 <= len(found) <= len(allowed)
+                assert all((allowed == each).all(1).any() for each in found)
+        assert len(image[label == 0].unique(dim=0)) == 1
+    # along a sprite's own stripes nothing changes: compare with a plain loop over its pixels
+    label = scenes["label"][:1]
+    angle, width = torch.tensor([[0.3, 1.2, 2.0, 2.8, 0.0]]), torch.tensor([[2.0, 2.5, 3, 3.5, 4]])
+    striped = in_stripes(label, angle, width)
+    for row, column in (label[0] > 0).nonzero().tolist():
+        k = int(label[0, row, column]) - 1
+        across = column * math.cos(angle[0, k]) + row * math.sin(angle[0, k])
+        if min(across / width[0, k] % 1, -across / width[0, k] % 1) > 1e-4:  # not on an edge
+            assert striped[0, row, column] == (math.floor(across / width[0, k]) % 2 == 1)
+    assert not striped[label == 0].any()
