@@ -12,20 +12,23 @@ No GPU is needed: operations are counted on a CPU, as `data_supply.py` counts th
 GPU a graph of static shapes is one launch, after a copy of each of its inputs. "kernels" are those
 inside, as Inductor schedules them for a CPU; for a GPU, which it cannot compile for here, it has
 the same rules for what is merged.
+
+A value is waited for where it comes from the GPU: `Placed` knows what was read, and what a program
+does with its own numbers costs neither launch nor wait.
 """
 
 import argparse
 import json
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
 import torch
 from data_supply import Counter, as_on_a_gpu, count
 from slot_attention_nbdev.core import table
-from slot_attention_nbdev.data.sources import Batches, evaluation_scenes, hold_out
-from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder
-from slot_attention_nbdev.models.set_predictor import SetPredictor
+from slot_attention_nbdev.data.sources import Batches, evaluation_scenes, generated_set, hold_out
 from slot_attention_nbdev.train.checkpoints import run_facts
 from slot_attention_nbdev.train.recipes import get_recipe
 from slot_attention_nbdev.train.tasks import task_of, validation_metric
@@ -36,8 +39,12 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
 from torch._inductor.scheduler import NopKernelSchedulerNode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
-RECIPES = ["tetrominoes_paper"]
+RECIPES = ["tetrominoes_paper", "multi_dsprites_paper", "clevr6_paper", "clevr10_properties_paper"]
+TRACED = dict(
+    resolution=16, scenes=64
+)  # the sets that are slow to draw, for a batch of their split
 SMALL = dict(batch_size=2, scenes=0, warmup_steps=0)  # the count depends on no size
 
 
@@ -47,6 +54,90 @@ class EveryLaunch(Counter):
     @classmethod
     def ignore_compile_internals(cls):
         return True
+
+
+class Placed(EveryLaunch):
+    "A counter that tells numbers on the CPU from those on a GPU, though all lie on the CPU."
+
+    def __init__(
+        self,
+        ours: Iterable[torch.Tensor] = (),  # What lies on the CPU from the start
+    ):
+        super().__init__()
+        self.ours = {}  # by address; kept, so that no address is given to another
+        for each in ours:
+            self.own(each)
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        "The tensor, of which is known that it lies on the CPU."
+        if x.numel():
+            self.ours[x.untyped_storage().data_ptr()] = x
+        return x
+
+    def is_ours(self, x: torch.Tensor) -> bool:
+        "Whether a tensor lies on the CPU."
+        return x.untyped_storage().data_ptr() in self.ours
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if not any(map(self.is_ours, tensors)):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        made = func(*args, **(kwargs or {}))
+        for x in tree_leaves(made):
+            if isinstance(x, torch.Tensor):
+                self.own(x)
+        return made
+
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        "In the place of `Tensor.cpu`."
+        if self.is_ours(x):
+            return x
+        self.waits += 1
+        with _disable_current_modes():
+            return self.own(x.clone())
+
+    @contextmanager
+    def counting(self) -> Iterator["Placed"]:
+        "Count what is done meanwhile."
+        bring, make, share = torch.Tensor.to, torch.tensor, torch.from_numpy
+
+        def to(x, *args, **kwargs):
+            found = bring(x, *args, **kwargs)
+            target = kwargs.get("device", args[0] if args else None)
+            with _disable_current_modes():
+                away = isinstance(target, torch.device) and self.is_ours(found)
+                return found.clone() if away else found
+
+        def tensor(*args, **kwargs):
+            # beside a tensor of the GPU it is counted as a wait; later, beside what was read, not
+            if kwargs.get("device") is not None and not self.waits:
+                return make(*args, **kwargs)
+            with _disable_current_modes():
+                return self.own(make(*args, **kwargs))
+
+        def from_numpy(array):
+            with _disable_current_modes():
+                return self.own(share(array))
+
+        with ExitStack() as stack:
+            for where, name, what in (
+                (torch.Tensor, "cpu", lambda x: self.read(x)),
+                (torch.Tensor, "to", to),
+                (torch.Tensor, "is_cpu", property(self.is_ours)),
+                (torch, "tensor", tensor),
+                (torch, "as_tensor", tensor),
+                (torch, "from_numpy", from_numpy),
+            ):
+                stack.enter_context(mock.patch.object(where, name, what))
+            with self:
+                yield self
+
+
+def count_call(call: Callable, ours: Iterable[torch.Tensor] = ()) -> dict[str, int]:
+    "Launches and waits of a call; `ours` lies on the CPU before it."
+    with Placed(ours).counting() as counter:
+        call()
+    return {"launches": counter.launches, "waits": counter.waits}
 
 
 class Scheduled(Exception):
@@ -106,58 +197,52 @@ def count_update(name: str, compiled: bool) -> dict:
     recipe = get_recipe(name, compile="off", **SMALL)
     run = Trainer(recipe)
     scenes = evaluation_scenes(recipe.data, recipe.batch_size)
-    counter = EveryLaunch()
+    counter = Placed()
     graphs = CompiledUpdate(counter)
     if compiled:
         run.objective.compile_parts(backend=graphs.backend())
     run.training_step(scenes)  # compiles; Adam makes its averages
     graphs.known = {weight.data_ptr() for weight in run.model.parameters()}
     counter.launches = 0
-    with counter:
+    with counter.counting():
         run.training_step(scenes)
     found = {"launches": counter.launches, "waits": counter.waits}
     return found | ({"kernels": sum(graphs.kernels)} if compiled else {})
 
 
-def count_evaluation(name: str) -> dict:
-    "Launches and waits of the evaluation that a run makes."
+def count_evaluation(name: str) -> dict[str, dict]:
+    "Launches and waits of the two parts of the evaluation that a run makes."
     recipe = get_recipe(name, compile="off", **SMALL)
     run = Trainer(recipe)
     scenes = evaluation_scenes(recipe.data, 4)
-    with EveryLaunch() as counter:
-        validation_metric(run.ema, scenes, 0)
-        task_of(run.ema).preview(run.ema, scenes, 0)
-    return {"launches": counter.launches, "waits": counter.waits}
+    calls = {
+        "evaluation": lambda: validation_metric(run.ema, scenes, 0),
+        "preview": lambda: task_of(run.ema).preview(run.ema, scenes, 0),
+    }
+    return {what: count_call(call, scenes.values()) for what, call in calls.items()}
 
 
 def count_batch(name: str) -> dict:
     "Launches and waits of a batch from the published split, which lies on the GPU."
     first, second = as_on_a_gpu()
     with first, second, tempfile.TemporaryDirectory() as folder:
-        source, n, _ = hold_out(name, 4, scenes=640, cache=folder, progress=False)
+        size = TRACED if generated_set(name).slow else dict(scenes=640)
+        source, n, _ = hold_out(name, 4, cache=folder, progress=False, **size)
         launches, waits, _ = count(Batches(source, 64, n=n))
     return {"launches": launches, "waits": waits}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", default=RECIPES, help="tetrominoes_paper, if none")
+    parser.add_argument("recipes", nargs="*", default=RECIPES, help="all of the paper's, if none")
     parser.add_argument("--json", help="file to write the record to")
     options = parser.parse_args()
     record = {}
-    # the one look at the numbers that is taken on a CPU alone
-    quiet = [
-        mock.patch.object(kind, "check_image", lambda self, image: None)
-        for kind in (SlotAttentionAutoEncoder, SetPredictor)
-        if hasattr(kind, "check_image")
-    ]
-    for patch in quiet:
-        patch.start()
     for name in options.recipes:
         record[name] = {
             "update": count_update(name, False),
             "batch": count_batch(get_recipe(name).data),
-            "evaluation": count_evaluation(name),
+            **count_evaluation(name),
             "update, compiled": count_update(name, True),
         }
         print(name, record[name], flush=True)

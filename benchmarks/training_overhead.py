@@ -25,7 +25,9 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from slot_attention_nbdev.core import ProgressBar
 from slot_attention_nbdev.train import trainer as training
+from slot_attention_nbdev.train.distributed import Signals
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe
 from slot_attention_nbdev.train.checkpoints import run_facts
@@ -59,7 +61,8 @@ from slot_attention_nbdev.train.distributed import all_reduce_stop, exit_process
 from slot_attention_nbdev.train.recipes import build_data, get_recipe
 from slot_attention_nbdev.train.trainer import Trainer
 here = open_accelerator("cpu")
-recipe = get_recipe(os.environ["RECIPE"], batch_size=int(os.environ["BATCH"]))
+batch = int(os.environ["BATCH"])
+recipe = get_recipe(os.environ["RECIPE"], batch_size=batch, scenes=4 * batch, eval_images=2)
 steps = int(os.environ["STEPS"])
 stream, _ = build_data(recipe, 0, "cpu", here.process_index, here.num_processes)
 run = Trainer(recipe)
@@ -103,7 +106,8 @@ def ours(recipe, stream, held_out) -> float:
     run = training.Trainer(recipe)
     with tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
-        training._loop(run, stream, held_out, Path(out), False, [])
+        bar = ProgressBar(recipe.steps, shown=False)
+        training._loop(run, stream, held_out, Path(out), bar, False, Signals())
         return (time.perf_counter() - started) / recipe.steps
 
 
@@ -147,7 +151,7 @@ def images_per_second(world: int, recipe: str, batch: int, steps: int) -> float:
     "Of that many processes, one thread each."
     where = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 20_000),
+        "MASTER_PORT": str(20_000 + (os.getpid() * 7 + time.time_ns() // 1000) % 12_000),
     }
     task = {"OMP_NUM_THREADS": "1", "RECIPE": recipe, "BATCH": str(batch), "STEPS": str(steps)}
     places = (
