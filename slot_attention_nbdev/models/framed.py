@@ -131,12 +131,13 @@ def framed_slot_attention(
     slot_dim: int,  # Width of a slot without its frame, and of a token
     num_slots: int,  # K
     num_iterations: int,  # T
-) -> FramedSlotAttention:  # With the positions of the encoder's tokens, and a readout of shape
+    readout: bool = True,  # Whether the shape of the last attention is added to the slot
+) -> FramedSlotAttention:  # With the positions of the encoder's tokens
     "Slot Attention with frames for the tokens of a local encoder."
     grid = encoder.grid(resolution)
     axes = [cell_centers(n, size, encoder.stride) for n, size in zip(grid, resolution)]
     return FramedSlotAttention(
-        slot_dim, grid, slot_dim, num_slots, num_iterations, readout=True, axes=tuple(axes)
+        slot_dim, grid, slot_dim, num_slots, num_iterations, readout=readout, axes=tuple(axes)
     )
 
 

@@ -14,7 +14,7 @@ from ..data.objects import Categorical, Continuous, ObjectSchema
 from ..metrics.matching import hungarian, matched_cost, mixed_cost
 from .base import register_model
 from .framed import LocalEncoder, framed_slot_attention, normalized_mlp
-from .set_predictor import SetPredictor
+from .set_predictor import SetPredictor, SetPredictorOutput
 from ..nn.frames import split_frames
 
 # %% ../../nbs/library/25_small_set_predictor.ipynb #24d1a052
@@ -32,34 +32,37 @@ SPRITES = ObjectSchema(
 
 # %% ../../nbs/library/25_small_set_predictor.ipynb #f7942f8a
 # in the loss
-WEIGHTS = {"x": 1.0, "y": 1.0, "scale": 1.0, "color": 3.0, "shape": 0.5, "presence": 0.5}
+WEIGHTS = {"x": 1.0, "y": 1.0, "scale": 1.0, "color": 3.0, "shape": 1.0, "presence": 0.5}
 KINDS_OF_COST = {"shape": "cross_entropy", "presence": "binary_cross_entropy"}  # the others: L1
 STRIDE = 2  # Pixels from one token to the next
 
 
 class SpriteHead(nn.Module):
-    "A slot with its frame to a sprite's properties."
+    "A slot, its frame and the shape of its attention to a sprite's properties."
 
     def __init__(
         self,
         slot_dim: int,  # Width D of a slot without its frame
+        shape_dim: int,  # How many numbers describe the shape
         hidden_dim: int = 128,  # Width of the hidden layers
     ):
         super().__init__()
         self.slot_dim = slot_dim
         self.norm = nn.LayerNorm(slot_dim)
-        # without the LayerNorm of the whole, which would blur the frame
-        self.mlp = normalized_mlp(slot_dim + 4, hidden_dim, hidden_dim, SPRITES.width)[1:]
+        # without the LayerNorm of the whole, which would blur frame and shape
+        width = slot_dim + 4 + shape_dim
+        self.mlp = normalized_mlp(width, hidden_dim, hidden_dim, SPRITES.width)[1:]
 
     def forward(
         self,
         slots: Tensor,  # Slots with their frames, [B, K, slot_dim + 4]
+        shape: Tensor,  # Of their attention, [B, K, shape_dim]
         # x, y, scale, color, shapes, presence, [B, K, 10]; in [0, 1], but x and y in [-0.7, 1.7]
     ) -> Tensor:
         "Predict a sprite for each slot, its position near the frame's."
         check_shape("slots", slots, "B K width", width=self.slot_dim + 4)
         vectors, frames = split_frames(slots)
-        said = self.mlp(torch.cat([self.norm(vectors), *frames], dim=-1))
+        said = self.mlp(torch.cat([self.norm(vectors), *frames, shape], dim=-1))
         # frames are (y, x) from -1 to 1, the schema is (x, y) from 1/4 to 3/4 of the image
         position = 0.5 + frames.position.flip(-1) + 0.2 * said[..., :2].tanh()
         others = [said[..., 2:6].sigmoid(), said[..., 6:9].softmax(-1), said[..., 9:].sigmoid()]
@@ -78,9 +81,25 @@ class FramedSetPredictor(SetPredictor):
         slot_dim: int = 64,  # Width of a slot without its frame, and of a token
     ):
         encoder = LocalEncoder(slot_dim, stride=STRIDE)
-        module = framed_slot_attention(encoder, resolution, slot_dim, num_slots, num_iterations)
+        sizes = (slot_dim, num_slots, num_iterations)
+        module = framed_slot_attention(encoder, resolution, *sizes, readout=False)
         super().__init__(encoder, module, SPRITES, resolution)
-        self.head = SpriteHead(slot_dim)
+        self.head = SpriteHead(slot_dim, module.position_v.in_features)
+
+    def forward(
+        self,
+        image: Tensor,  # [B, 3, H, W] in [-1, 1]
+        *,
+        return_attention: bool = False,  # Also return every iteration's attention
+        **options: object,  # As of `SetPredictor`: slots, num_slots, num_iterations, generator
+    ) -> SetPredictorOutput:  # Predictions, slots, attention
+        "Predict a set of sprites, one for each slot, in no particular order."
+        self.check_image(image)
+        tokens = self.encoder(image)
+        slots, attention = self.slot_attention(tokens, return_attention=True, **options)
+        shape = self.slot_attention.shape(attention[:, -1], split_frames(slots)[1])
+        predictions = self.head(slots, shape)
+        return SetPredictorOutput(predictions, slots, attention if return_attention else None)
 
     def cost(
         self,

@@ -249,16 +249,23 @@ class FramedSlotAttention(SlotAttention):
             scale.append((variance + self.min_scale**2).sqrt())
         return Frames(torch.stack(position, dim=-1), torch.stack(scale, dim=-1))
 
+    def shape(
+        self,
+        attn: Tensor,  # Attention, [B, N, K]
+        frames: Frames,  # The frames that it gave, [B, K, 2]
+    ) -> Tensor:  # [B, K, F * F]
+        "The shape of each slot's attention, seen from its frame (Eq. 6)."
+        rows, columns = self.positions(frames)
+        return (rows.mT @ self.token_weights(attn).to(rows.dtype) @ columns).flatten(2)
+
     def read_shape(
         self,
         vectors: Tensor,  # Slots without frames, [B, K, D]
         attn: Tensor,  # The last attention, [B, N, K]
         frames: Frames,  # The last frames, [B, K, 2]
     ) -> Tensor:  # [B, K, D]
-        "Add what the shape of its attention, seen from its frame, says to each slot."
-        rows, columns = self.positions(frames)
-        shape = rows.mT @ self.token_weights(attn).to(rows.dtype) @ columns
-        return vectors + self.readout(torch.cat([vectors, shape.flatten(2)], dim=-1))
+        "Add what the shape of its attention says to each slot."
+        return vectors + self.readout(torch.cat([vectors, self.shape(attn, frames)], dim=-1))
 
     def forward(
         self,

@@ -320,7 +320,7 @@ RECIPES = {
             "position, size, color and shape of sprites, our small set predictor; an hour on a CPU",
             **SPRITES,
             **SHORT_CPU | dict(model="properties_framed", n_init=1),
-            steps=9_000,
+            steps=7_000,
         ),
         Recipe(
             "photos_small",

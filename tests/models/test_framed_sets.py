@@ -24,16 +24,16 @@ def scenes():
 
 
 def test_a_head_that_says_nothing_predicts_the_frame():
-    head = SpriteHead(8)
+    head = SpriteHead(8, 3)
     for parameter in head.mlp[-1].parameters():
         torch.nn.init.zeros_(parameter)
     pixel = torch.tensor([[24.0, 40.0], [31.5, 28.0], [36.0, 32.0]])  # (x, y)
     slots = torch.zeros(1, 3, 12)
     slots[..., 8:10] = (2 * pixel / 63 - 1).flip(-1)
-    found = SPRITES.decode(head(slots))
+    found = SPRITES.decode(head(slots, torch.zeros(1, 3, 3)))
     assert_close(torch.stack([found["x"][0], found["y"][0]], dim=-1), pixel, rtol=0, atol=1.0)
     with pytest.raises(InputError, match="slots: expected shape"):
-        head(torch.zeros(1, 3, 8))
+        head(torch.zeros(1, 3, 8), torch.zeros(1, 3, 3))
 
 
 def test_other_order_in_other_order_out(model, scenes):
