@@ -1,11 +1,12 @@
 """Ask the shipped model for more than it was trained for: results/generalization.
 
-    python scripts/generalization.py          # the shipped model; half a minute of one core
+    python scripts/generalization.py          # the shipped model; two minutes of one core
     python scripts/generalization.py --pairs  # a short training without a third of all pairs of
                                               # shape and color, beside the shipped model; a minute
 
 More pieces, more slots, one to seven iterations; each setting with one draw of initial slots, and
-with the recipe's number of draws, of which an image's best reconstruction counts.
+with the recipe's number of draws, of which an image's best reconstruction counts. And several
+numbers of slots, of which an image's best reconstruction counts, too.
 """
 
 import argparse
@@ -34,7 +35,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "generalization"
 NAME = "tetrominoes_small"
 LABEL = "generalization"  # decides the scenes that are drawn
 COUNTS = (2, 3, 4, 5, 6)  # Pieces
-SLOTS = (3, 4, 5, 6, 7, 8)
+SLOTS = range(2, 9)  # K; also those among which an image's reconstruction chooses
 ITERATIONS = (1, 2, 3, 4, 5, 6, 7)
 SHORT = dict(num_iterations=3, fewer_iterations=0, warmup_steps=100, ema_decay=0.98)
 
@@ -42,7 +43,7 @@ SHORT = dict(num_iterations=3, fewer_iterations=0, warmup_steps=100, ema_decay=0
 def settings(K: int, T: int) -> list[tuple[int, int, int]]:
     "Pieces, slots and iterations of each row, around those of training."
     found = [(count, slots, T) for count in COUNTS for slots in (count + 1, K)]
-    found += [(3, slots, T) for slots in SLOTS]
+    found += [(count, slots, T) for count in (3, 5) for slots in SLOTS]
     found += [(count, count + 1, steps) for count in (3, 5) for steps in ITERATIONS]
     return list(dict.fromkeys(found))
 
@@ -60,7 +61,18 @@ def measure(model, untrained, recipe, n: int) -> dict:
             scores = mask_scores(untrained, scenes, *usual)
             rules = rule_controls(scenes, count + 1)
             controls[count] = {"untrained": scores, **rules}
-    return {"rows": rows, "controls": controls}
+    rows += [choice_row(model, recipe, count, n) for count in COUNTS]
+    chance = [choice_row(untrained, recipe, count, n) for count in (3, 5)]
+    return {"rows": rows, "controls": controls, "untrained_choice": chance}
+
+
+def choice_row(model, recipe, count: int, n: int) -> dict:
+    "The row of a number of pieces, for which each image has chosen its number of slots."
+    scenes = draw_pieces(n, count, generator(0, LABEL, count))
+    T, n_init = recipe.num_iterations, recipe.n_init
+    scores = mask_scores(model, scenes, SLOTS, T, n_init)
+    slots = f"{SLOTS[0]}-{SLOTS[-1]}"
+    return {"objects": count, "slots": slots, "iterations": T, "draws": n_init, **scores}
 
 
 def short_recipe(steps: int) -> Recipe:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'COMMANDS', 'add_recipes_arguments', 'recipes_command', 'format_metrics', 'add_seed_argument',
-           'add_device_argument', 'add_n_init_argument', 'add_model_argument', 'import_own_model',
-           'add_train_arguments', 'train_command', 'add_checkpoint_argument', 'load_checkpoint_argument', 'fit_of',
-           'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments', 'data_command', 'add_convert_arguments',
-           'convert_command', 'add_segment_arguments', 'segment_command', 'add_predict_arguments', 'predict_command',
-           'add_export_arguments', 'export_command', 'add_bench_arguments', 'bench_command', 'build_parsers', 'parse',
-           'is_main_process', 'explain', 'show', 'main', 'console']
+           'add_device_argument', 'add_n_init_argument', 'add_num_slots_argument', 'parse_num_slots',
+           'add_model_argument', 'import_own_model', 'add_train_arguments', 'train_command', 'add_checkpoint_argument',
+           'load_checkpoint_argument', 'fit_of', 'add_evaluate_arguments', 'evaluate_command', 'add_data_arguments',
+           'data_command', 'add_convert_arguments', 'convert_command', 'add_segment_arguments', 'segment_command',
+           'add_predict_arguments', 'predict_command', 'add_export_arguments', 'export_command', 'add_bench_arguments',
+           'bench_command', 'build_parsers', 'parse', 'is_main_process', 'explain', 'show', 'main', 'console']
 
 # %% ../nbs/library/10_cli.ipynb #e43ff9b9
 import argparse
@@ -110,6 +110,33 @@ def add_n_init_argument(
     text = "draws of initial slots; the best reconstruction of each image counts (default: the "
     text += "recipe's when a model is scored, else 1)"
     parser.add_argument("--n-init", type=int, metavar="R", help=text)
+
+
+def add_num_slots_argument(
+    parser: argparse.ArgumentParser,  # Of a command that decomposes images
+) -> None:
+    "Add --num-slots."
+    text = "number of slots, or a range such as 2-7: tried with each, the best reconstruction of "
+    text += "an image wins (default: the model's own)"
+    parser.add_argument("--num-slots", metavar="K", help=text)
+
+
+def parse_num_slots(
+    text: str | None,  # K, or a range such as 2-7; None for the model's own
+) -> int | range | None:  # The number, or all of the range
+    "The number of slots that a command names, or several to try."
+    if text is None:
+        return None
+    from slot_attention_nbdev.core import InputError
+
+    first, dash, last = text.partition("-")
+    if first.isdecimal() and (last.isdecimal() or not dash):
+        low, high = int(first), int(last or first)
+        if 1 <= low <= high:
+            return range(low, high + 1) if dash else low
+    raise InputError(
+        f"num_slots: expected an integer ≥ 1, or a range of them such as 2-7, got {text!r}"
+    )
 
 
 def add_model_argument(
@@ -265,6 +292,7 @@ def add_evaluate_arguments(
         "a rule of position",
     )
     add_n_init_argument(parser)
+    add_num_slots_argument(parser)
     add_seed_argument(parser)
     add_device_argument(parser)
 
@@ -277,12 +305,14 @@ def evaluate_command(
     examples:
       slot-attention evaluate runs/demo --data tetrominoes --controls
       slot-attention evaluate model.safetensors --data pack.npz --n 1000 --json
+      slot-attention evaluate runs/demo --data pack.npz --num-slots 2-7
     """
     from slot_attention_nbdev.data.sources import evaluation_scenes, parse_data_spec
     from slot_attention_nbdev.apps.predict import warn_of_foreign
     from slot_attention_nbdev.train.recipes import build_model, from_dict
     from slot_attention_nbdev.train.tasks import evaluate, task_of
 
+    num_slots = parse_num_slots(arguments.num_slots)
     model, info, on_record = load_checkpoint_argument(arguments)
     resolution = info["recipe"].get("resolution", 0)
     kind = parse_data_spec(arguments.data).kind
@@ -297,11 +327,12 @@ def evaluate_command(
     n_init = arguments.n_init
     if n_init is None:
         n_init = info["recipe"].get("n_init", 1)
-    options = {"seed": arguments.seed, "labelled": labelled, "n_init": n_init}
-    metrics = evaluate(model, scenes, **options)
+    options = {"seed": arguments.seed, "n_init": n_init, "num_slots": num_slots}
+    metrics = evaluate(model, scenes, labelled=labelled, **options)
     note = ""
     if not labelled and discovery:
-        metrics |= task_of(model).preview(model, scenes, arguments.seed)[0]
+        if num_slots is None:  # what the slots do when there are as many as in training
+            metrics |= task_of(model).preview(model, scenes, arguments.seed)[0]
         note = (
             "\nno labels, so nothing to compare the masks with: put a grey PNG beside each image, "
             "NAME_mask.png for NAME.jpg, whose pixels are the numbers of the objects (background 0)"
@@ -311,9 +342,7 @@ def evaluate_command(
         recipe = from_dict(info["recipe"])
         untrained = build_model(recipe, tuple(info["resolution"]), info["seed"])
         untrained.to(next(model.parameters()).device)
-        metrics["controls"] = task_of(model).controls(
-            model, untrained, scenes, arguments.seed, n_init
-        )
+        metrics["controls"] = task_of(model).controls(model, untrained, scenes, **options)
     return metrics, format_metrics(metrics) + note
 
 
@@ -429,7 +458,7 @@ def add_segment_arguments(
     parser: argparse.ArgumentParser,  # Of the command `segment`, or of `predict`
     segments: bool = True,  # Whether it is `segment`, which needs a folder
 ) -> None:
-    "Add the arguments of `slot-attention segment`; all but --n-init are those of `predict`."
+    "Add the arguments of `slot-attention segment`; --n-init, --num-slots: not `predict`."
     add_checkpoint_argument(parser)
     images_help = "any format that Pillow reads, any size; or a folder of images"
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=images_help)
@@ -442,26 +471,32 @@ def add_segment_arguments(
     )
     if segments:
         add_n_init_argument(parser)
+        add_num_slots_argument(parser)
         parser.set_defaults(n_init=1)
     add_seed_argument(parser)
     add_device_argument(parser)
 
 
 def segment_command(
-    arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `n_init`, `seed`, `device`
+    # `checkpoint`, `images`, `out`, `n_init`, `num_slots`, `seed`, `device`
+    arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Segment images: for each a label map (pixel = number of the slot) and a picture of the slots.
 
     examples:
       slot-attention segment runs/demo photo.png photos/ --out segments
+      slot-attention segment runs/demo photo.png --n-init 8 --num-slots 2-7 --out segments
     """
     from slot_attention_nbdev.apps.predict import segment_files, warn_of_foreign
 
+    num_slots = parse_num_slots(arguments.num_slots)
     model, info, on_record = load_checkpoint_argument(arguments)
-    options = (arguments.images, arguments.out, arguments.seed, arguments.n_init, fit_of(info))
-    written = segment_files(model, *options)
+    options = {"seed": arguments.seed, "n_init": arguments.n_init, "fit": fit_of(info)}
+    written = segment_files(model, arguments.images, arguments.out, num_slots=num_slots, **options)
     warn_of_foreign(sum(each["mse"] for each in written) / len(written), on_record)
     lines = [f"{each['image']}  ->  {each['labels']}, {each['slots']}" for each in written]
+    if isinstance(num_slots, range):
+        lines = [f"{line}  ({each['num_slots']} slots)" for line, each in zip(lines, written)]
     return {"written": written}, "\n".join(lines)
 
 

@@ -161,6 +161,46 @@ def test_several_draws_of_initial_slots(say, run, tmp_path):
     assert main([*bad, "--n-init", "0"]) == 2 and not (tmp_path / "no").exists()
 
 
+def test_several_numbers_of_slots(say, run, tmp_path):
+    words = ["evaluate", run, "--data", "tetrominoes", "--n", "4", "--json"]
+    two, three, both = (
+        json.loads(say(*words, "--num-slots", given)) for given in ("2", "3", "2-3")
+    )
+    assert both["mse"] <= min(two["mse"], three["mse"]) and 2 <= both["num_slots"] <= 3
+    assert two != three and "num_slots" not in two
+    assert json.loads(say(*words, "--num-slots", "4")) == json.loads(say(*words))
+    controls = json.loads(say(*words, "--num-slots", "2-3", "--controls"))["controls"]
+    assert controls["untrained"].keys() == {"fg_ari", "ari", "miou", "mbo"}
+    image = evaluation_scenes("tetrominoes", 1)["image"][0].numpy()
+    Image.fromarray(image).save(tmp_path / "x.png")
+    segment = ["segment", run, tmp_path / "x.png", "--out", tmp_path / "out"]
+    text = say(*segment, "--num-slots", "2-6")
+    [entry] = json.loads(say(*segment, "--num-slots", "2-6", "--json"))["written"]
+    assert 2 <= entry["num_slots"] <= 6 and f"({entry['num_slots']} slots)" in text
+    assert np.asarray(Image.open(entry["labels"])).max() < entry["num_slots"]
+    errors = {}
+    for K in range(2, 7):
+        [each] = json.loads(say(*segment, "--num-slots", K, "--json"))["written"]
+        assert each["num_slots"] == K
+        errors[K] = each["mse"]
+    assert entry["num_slots"] == min(errors, key=errors.get)
+
+
+@pytest.mark.parametrize("given", ["7-2", "0", "0-3", "a", "2-", "-3", "2-3-4", "2.5", ""])
+def test_numbers_of_slots_that_make_no_sense(given, run, tmp_path, capsys):
+    Image.new("RGB", (35, 35), "red").save(tmp_path / "red.png")
+    for words in (
+        ["evaluate", str(run), "--data", "tetrominoes"],
+        ["segment", str(run), str(tmp_path / "red.png"), "--out", str(tmp_path / "no")],
+    ):
+        assert main([*words, f"--num-slots={given}"]) == 2
+        assert (
+            f"num_slots: expected an integer ≥ 1, or a range of them such as 2-7, got {given!r}"
+            in (capsys.readouterr().err)
+        )
+    assert not (tmp_path / "no").exists()
+
+
 def test_evaluate_by_name_file_and_number(say, run):
     by_folder = json.loads(say("evaluate", run, "--data", "tetrominoes", "--n", "8", "--json"))
     by_file = json.loads(

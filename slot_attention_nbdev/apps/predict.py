@@ -133,13 +133,16 @@ def segment_files(
     seed: int = 0,  # Draws the initial slots
     n_init: int = 1,  # Draws of initial slots; the best reconstruction counts
     fit: str = "stretch",  # As for `read_images`
-) -> list[dict[str, str | float]]:  # Of each image: paths image, labels and slots; its error, mse
+    # K; of several, an image's best reconstruction counts; None takes the model's own
+    num_slots: int | Sequence[int] | None = None,
+    # Of each image: paths image, labels and slots; its error, mse; num_slots, how many it has
+) -> list[dict[str, str | float | int]]:
     "Write a label map of each image's own size (pixel = number of the slot) and its slots."
     check_verb(model, "segment")
     written = []
     for name, path, image in read_images(model, paths, fit):
         draws = init_generators(n_init, seed, "slots", device=image.device)
-        output = reconstruct_best(model, image, draws)
+        output = reconstruct_best(model, image, draws, num_slots)
         labels = PILImage.fromarray(output.masks[0].argmax(0).byte().cpu().numpy())
         size = ImageOps.exif_transpose(PILImage.open(path)).size
         with atomic_write(out / f"{name}_labels.png") as temporary:
@@ -148,7 +151,8 @@ def segment_files(
         picture = save_figure(figure, out / f"{name}_slots.png")
         files = {"image": path, "labels": out / f"{name}_labels.png", "slots": picture}
         mse = (output.reconstruction - image).square().mean().item()
-        written.append({key: str(file) for key, file in files.items()} | {"mse": mse})
+        facts = {"mse": mse, "num_slots": int(output.slots.any(-1).sum())}
+        written.append({key: str(file) for key, file in files.items()} | facts)
     return written
 
 

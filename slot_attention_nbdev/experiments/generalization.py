@@ -6,6 +6,8 @@
 __all__ = ['draw_pieces', 'held_out_pairs', 'mask_scores']
 
 # %% ../../nbs/course/14_generalization.ipynb #d478f891
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,9 @@ from ..metrics.segmentation import foreground_ari, segmentation_metrics
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
     init_generators,
+    keep_best,
     reconstruct_best,
+    slot_counts,
 )
 from ..viz import grid_size
 
@@ -68,23 +72,26 @@ def held_out_pairs() -> Tensor:  # bool [19, 6]
 def mask_scores(
     model: SlotAttentionAutoEncoder,  # A trained autoencoder
     scenes: dict[str, Tensor],  # Scenes with image and label
-    num_slots: int | None = None,  # K; None takes the model's own
+    # K; of several, an image's best reconstruction counts; None takes the model's own
+    num_slots: int | Sequence[int] | None = None,
     num_iterations: int | None = None,  # T; None takes the model's own
     n_init: int = 1,  # Draws of initial slots; an image's best reconstruction counts
     seed: int = 0,  # Draws the initial slots
     batch_size: int = 64,  # Images at a time
     # fg_ari, ari, miou, mbo of the reconstruction masks; attention: FG-ARI of the attention masks;
-    # mse; n
+    # mse; if several K are tried, num_slots, the mean K that was chosen, and slots_right, the share
+    # of images in which it is that of the objects and the background; n
 ) -> dict[str, float | int]:
     "The scores of the reconstruction masks, and FG-ARI of the attention masks."
     check_int("batch_size", batch_size)
-    generators = init_generators(n_init, seed, "evaluate")
-    options = {"num_slots": num_slots, "num_iterations": num_iterations, "return_attention": True}
+    draws = {K: init_generators(n_init, seed, "evaluate") for K in slot_counts(num_slots)}
+    options = {"num_iterations": num_iterations, "return_attention": True}
     found = []
     for image, label in zip(
         to_model(scenes["image"]).split(batch_size), scenes["label"].split(batch_size)
     ):
-        output = reconstruct_best(model, image, generators, **options)
+        tried = (reconstruct_best(model, image, draws[K], K, **options) for K in draws)
+        output = keep_best(image, tried)
         # [B, K, h, w]
         maps = output.attention[:, -1].mT.unflatten(
             -1, grid_size(output.attention.shape[2], image.shape[-2:])
@@ -93,5 +100,9 @@ def mask_scores(
         error = (output.reconstruction - image).square().mean((1, 2, 3))
         scores = segmentation_metrics(label, output.masks)
         found.append(scores | {"attention": foreground_ari(label, maps), "mse": error})
+        if len(draws) > 1:
+            chosen = output.slots.any(-1).sum(1)  # [B]
+            needed = torch.tensor([len(each.unique()) for each in label])
+            found[-1] |= {"num_slots": chosen.float(), "slots_right": (chosen == needed).float()}
     means = {key: torch.cat([each[key] for each in found]).nanmean().item() for key in found[0]}
     return {**means, "n": len(scenes["image"])}

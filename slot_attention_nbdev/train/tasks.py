@@ -9,6 +9,7 @@ __all__ = ['THRESHOLDS', 'TASKS', 'share_of', 'gather_shares', 'Task', 'ObjectDi
 
 # %% ../../nbs/library/06_tasks.ipynb #b064d8a7
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -32,7 +33,9 @@ from ..metrics.sets import average_precision, property_scores
 from slot_attention_nbdev.models.autoencoder import (
     AutoEncoderOutput,
     init_generators,
+    keep_best,
     reconstruct_best,
+    slot_counts,
 )
 from ..models.set_predictor import SetPredictorOutput
 from slot_attention_nbdev.viz import (
@@ -161,10 +164,12 @@ class ObjectDiscovery(Task):
         seed: int = 0,  # Draws the initial slots
         # Whether to compare with the label; False measures the reconstruction alone
         labelled: bool = True,
-        num_slots: int | None = None,  # K; None takes the model's own
+        # K; of several, an image's best reconstruction counts; None takes the model's own
+        num_slots: int | Sequence[int] | None = None,
         n_init: int = 1,  # Draws of initial slots; an image's best reconstruction counts
         accelerator: Accelerator | None = None,  # Of processes that share the images
-        # fg_ari, ari, miou, mbo, mse: means over the images; n: how many
+        # fg_ari, ari, miou, mbo, mse and, if several K are tried, num_slots, the K that was chosen:
+        # means over the images; n: how many
     ) -> dict[str, float | int]:
         "Segmentation and reconstruction, without images for which a score is undefined (NaN)."
         for key in ("image", "label") if labelled else ("image",):
@@ -172,15 +177,19 @@ class ObjectDiscovery(Task):
                 raise InputError(f"scenes: there is no {key}; there are: {', '.join(scenes)}")
         n = check_int("scenes", len(scenes["image"]))
         device = next(model.parameters()).device
-        draws = init_generators(n_init, seed, "evaluate")
+        # each K draws as if it were alone, from batch to batch
+        draws = {K: init_generators(n_init, seed, "evaluate") for K in slot_counts(num_slots)}
         found, own = [], share_of(n, accelerator)
-        for random in draws if own.start else ():  # past the slots of the images before
-            model.slot_attention.initial_noise(own.start, num_slots, random)
+        for K, generators in draws.items() if own.start else ():
+            for random in generators:  # past the slots of the images before
+                model.slot_attention.initial_noise(own.start, K, random)
         for start in range(own.start, own.stop, check_int("batch_size", batch_size)):
             rows = slice(start, min(start + batch_size, own.stop))
             image = to_model(_bring(scenes["image"][rows], device))
-            output = reconstruct_best(model, image, draws, num_slots=num_slots)
-            numbers = (output.reconstruction - image).square().mean((1, 2, 3))[:, None]
+            tried = (reconstruct_best(model, image, draws[K], K) for K in draws)
+            output = keep_best(image, tried)
+            error = (output.reconstruction - image).square().mean((1, 2, 3))
+            numbers = torch.stack([error, output.slots.any(-1).sum(1).to(error)], dim=1)
             if labelled:
                 counts = count_masks(_bring(scenes["label"][rows], device), output.masks)
                 numbers = torch.cat([numbers, counts.flatten(1)], dim=1)
@@ -189,8 +198,10 @@ class ObjectDiscovery(Task):
         found = gather_shares(torch.cat(found), n, accelerator).cpu()
         scores = {"mse": found[:, 0].double()}
         if labelled:
-            counts = found[:, 1:].unflatten(1, (LABELS, -1))
+            counts = found[:, 2:].unflatten(1, (LABELS, -1))
             scores = table_scores(check_counted(counts, image[0, 0].numel())) | scores
+        if len(draws) > 1:
+            scores["num_slots"] = found[:, 1].double()
         return {**{key: values.nanmean().item() for key, values in scores.items()}, "n": n}
 
     def controls(
@@ -200,11 +211,14 @@ class ObjectDiscovery(Task):
         scenes: dict[str, Tensor],  # Scenes with image and label
         seed: int = 0,  # Draws the initial slots
         n_init: int = 1,  # As for `evaluate`
+        num_slots: int | Sequence[int] | None = None,  # As for `evaluate`
         # untrained, color_rule, position_rule: fg_ari, ari, miou, mbo; a rule's name
     ) -> dict[str, dict[str, str | float]]:
         "What stands beside a model's scores: those of an untrained model and of two rules."
-        rules = rule_controls(scenes, model.slot_attention.num_slots)
-        metrics = self.evaluate(untrained, scenes, seed=seed, n_init=n_init)
+        rules = rule_controls(
+            scenes, max(K or model.slot_attention.num_slots for K in slot_counts(num_slots))
+        )
+        metrics = self.evaluate(untrained, scenes, seed=seed, num_slots=num_slots, n_init=n_init)
         kept = {key: metrics[key] for key in ("fg_ari", "ari", "miou", "mbo")}
         return {"untrained": kept, **rules}
 
@@ -277,7 +291,7 @@ class SetPrediction(Task):
         batch_size: int = 64,  # Images at a time
         seed: int = 0,  # Draws the initial slots
         labelled: bool = True,  # Not used: without the truth there is nothing to measure
-        num_slots: int | None = None,  # K; None takes the model's own
+        num_slots: int | None = None,  # K; None takes the model's own; not several, as below
         n_init: int = 1,  # 1: there is no reconstruction to choose a draw by
         accelerator: Accelerator | None = None,  # Of processes that share the images
         # ap_inf and the other thresholds; each property; found, count; n: how many images
@@ -290,6 +304,11 @@ class SetPrediction(Task):
             raise InputError(
                 f"n_init: expected 1, got {n_init!r}; a set predictor has no reconstruction to "
                 "choose a draw by"
+            )
+        if isinstance(num_slots, Sequence):
+            raise InputError(
+                f"num_slots: expected one integer, got {num_slots!r}; a set predictor has no "
+                "reconstruction to choose among several by"
             )
         if "image" not in scenes:
             raise InputError(f"scenes: there is no image; there are: {', '.join(scenes)}")
@@ -319,6 +338,7 @@ class SetPrediction(Task):
         model: nn.Module,  # A set predictor
         scenes: dict[str, Tensor],  # Scenes with image and label
         seed: int = 0,  # Draws the initial slots
+        num_slots: int | None = None,  # K; None takes the model's own
     ) -> dict[str, float]:  # fg_ari, ari, miou, mbo
         "Scores of the attention of the last iteration, taken as masks."
         device = next(model.parameters()).device
@@ -326,7 +346,7 @@ class SetPrediction(Task):
         winners = []
         for images in scenes["image"].split(64):
             image = to_model(images.to(device))
-            output = model(image, generator=random, return_attention=True)
+            output = model(image, generator=random, num_slots=num_slots, return_attention=True)
             winners.append(self.slot_images(image, output)[0].argmax(dim=1).cpu())
         return mean_scores(scenes["label"].cpu(), torch.cat(winners))
 
@@ -337,17 +357,17 @@ class SetPrediction(Task):
         scenes: dict[str, Tensor],  # Scenes with image, label and properties
         seed: int = 0,  # Draws the initial slots
         n_init: int = 1,  # Not used: there is one draw
+        num_slots: int | None = None,  # K; None takes the model's own
         # attention, untrained, color_rule, position_rule: fg_ari, ari, miou, mbo; a rule's name;
         # untrained: ap_inf, too
     ) -> dict[str, dict[str, str | float]]:
         "What stands beside a set predictor: its attention, an untrained one's, and two rules."
-        rules = rule_controls(scenes, model.slot_attention.num_slots)
-        precision = self.evaluate(untrained, scenes, seed=seed)["ap_inf"]
-        return {
-            "attention": self.attention_scores(model, scenes, seed),
-            "untrained": self.attention_scores(untrained, scenes, seed) | {"ap_inf": precision},
-            **rules,
-        }
+        rules = rule_controls(scenes, num_slots or model.slot_attention.num_slots)
+        precision = self.evaluate(untrained, scenes, seed=seed, num_slots=num_slots)["ap_inf"]
+        own, other = (
+            self.attention_scores(each, scenes, seed, num_slots) for each in (model, untrained)
+        )
+        return {"attention": own, "untrained": other | {"ap_inf": precision}, **rules}
 
     def key(
         self,
@@ -394,7 +414,8 @@ def evaluate(
     batch_size: int = 64,  # Images at a time
     seed: int = 0,  # Draws the initial slots
     labelled: bool = True,  # Whether to compare an autoencoder's masks with the label
-    num_slots: int | None = None,  # K; None takes the model's own
+    # K; of several, an image's best reconstruction counts; None takes the model's own
+    num_slots: int | Sequence[int] | None = None,
     n_init: int = 1,  # Draws of initial slots; an image's best reconstruction counts
     accelerator: Accelerator | None = None,  # Of processes that share the images
 ) -> dict[str, float | int]:  # As the `evaluate` of its task

@@ -78,6 +78,25 @@ def test_more_draws_reconstruct_no_worse(model):
     assert four < one
 
 
+def test_the_number_of_slots_is_chosen_by_the_reconstruction(model):
+    scenes = draw_pieces(6, 3, generator(0, "slots"))
+    found = mask_scores(model, scenes, num_slots=(3, 4), n_init=2, batch_size=4)
+    errors = {}
+    image = to_model(scenes["image"])
+    for K in (3, 4):
+        for words in ((), (1,)):
+            with torch.no_grad():
+                output = model(image, num_slots=K, generator=generator(0, "evaluate", *words))
+            error = (output.reconstruction - image).square().mean((1, 2, 3))
+            errors[K] = torch.minimum(errors.get(K, error), error)
+    four = errors[4] < errors[3]
+    assert 0 < four.sum() < 6
+    assert found["num_slots"] == pytest.approx(3 + four.float().mean().item())
+    assert found["slots_right"] == pytest.approx(four.float().mean().item())  # pieces and ground
+    assert found["mse"] == pytest.approx(torch.minimum(errors[3], errors[4]).mean().item())
+    assert "slots_right" not in mask_scores(model, scenes, num_slots=[4])
+
+
 def test_bad_input():
     for call, words in [
         (lambda: draw_pieces(0, 3), "n: expected an integer ≥ 1"),
@@ -87,6 +106,7 @@ def test_bad_input():
             "allowed: no pair",
         ),
         (lambda: mask_scores(None, draw_pieces(1, 3), n_init=0), "n_init: expected an integer"),
+        (lambda: mask_scores(None, draw_pieces(1, 3), []), "num_slots: expected at least one"),
     ]:
         with pytest.raises(InputError, match=words):
             call()

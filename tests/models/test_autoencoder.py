@@ -13,10 +13,13 @@ from slot_attention_nbdev.nn.decoder import BroadcastDecoder
 from slot_attention_nbdev.nn.encoder import ConvEncoder
 from slot_attention_nbdev.models.base import create_model
 from slot_attention_nbdev.models.autoencoder import (
+    AutoEncoderOutput,
     SlotAttentionAutoEncoder,
     init_generators,
+    keep_best,
     paper_autoencoder,
     reconstruct_best,
+    slot_counts,
     small_autoencoder,
 )
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
@@ -91,6 +94,102 @@ def test_the_best_of_several_draws_wins_in_each_image(init):
     for bad in (0, -1, 2.0, None):
         with pytest.raises(InputError, match="n_init"):
             init_generators(bad, 0, "slots")
+
+
+@pytest.mark.parametrize("init", ["gaussian", "learned"])
+def test_of_several_numbers_of_slots_the_best_wins_in_each_image(init):
+    model = tiny()
+    model.slot_attention = SlotAttention(8, 10, num_slots=3, mlp_hidden_dim=12, init=init)
+    with torch.no_grad():
+        model.slot_attention.slots_log_sigma.fill_(1.0)  # draws that differ
+    batch, counts = images(8, 8, 12), (2, 5, 3)
+    best = reconstruct_best(
+        model, batch, init_generators(2, 0, "slots"), counts, return_attention=True
+    )
+    assert best.masks.shape[1] == best.slots.shape[1] == best.attention.shape[-1] == 5
+    # one by one, each K with generators of its own
+    tried = []
+    for K in counts:
+        for random in init_generators(2, 0, "slots"):
+            tried.append(model(batch, num_slots=K, generator=random, return_attention=True))
+    winners = []
+    for b in range(8):
+        errors = [((one.reconstruction[b] - batch[b]) ** 2).mean().item() for one in tried]
+        winner = tried[errors.index(min(errors))]
+        K = winner.masks.shape[1]
+        winners.append(K)
+        assert torch.equal(best.reconstruction[b], winner.reconstruction[b])
+        for name in ("slot_reconstructions", "masks", "slots"):
+            assert torch.equal(getattr(best, name)[b, :K], getattr(winner, name)[b]), name
+            assert not getattr(best, name)[b, K:].any(), name
+        assert torch.equal(best.attention[b, ..., :K], winner.attention[b])
+        assert not best.attention[b, ..., K:].any()
+    assert len(set(winners)) > 1
+    assert best.slots.any(-1).sum(1).tolist() == winners
+    assert_close(best.masks.sum(1), torch.ones(8, 8, 12))
+
+
+@pytest.mark.parametrize("K", [2, 3, 6])
+def test_one_of_one_number_of_slots_is_that_number(K):
+    model, batch = tiny(), images(3, 8, 12)
+    one, same, alone = (
+        reconstruct_best(model, batch, init_generators(3, 0, "slots"), num_slots)
+        for num_slots in (K, [K], range(K, K + 1))
+    )
+    for a, b, c in zip(one, same, alone):
+        assert a is b is c is None or torch.equal(a, b) and torch.equal(a, c)
+    # it changes nothing to have been tried after another number
+    generators = init_generators(3, 0, "slots")
+    reconstruct_best(model, batch, generators, [1, K])
+    after = [random.get_state() for random in generators]
+    generators = init_generators(3, 0, "slots")
+    reconstruct_best(model, batch, generators, K)
+    assert all(map(torch.equal, after, [random.get_state() for random in generators]))
+    assert reconstruct_best(model, batch, generators).masks.shape[1] == 3  # the model's own
+
+
+def test_gradients_pass_through_the_best_and_are_not_needed():
+    model, batch = tiny(), images(4, 8, 12)
+    best = reconstruct_best(model, batch, init_generators(1, 0, "slots"), [2, 4])
+    F.mse_loss(best.reconstruction, batch).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            again = reconstruct_best(model, batch, init_generators(1, 0, "slots"), [2, 4])
+        assert not any(part.requires_grad for part in again if part is not None)
+        assert torch.equal(again.masks, best.masks)
+
+
+def test_the_best_of_hand_made_outputs():
+    image = torch.zeros(3, 3, 2, 2)
+
+    def output(errors, K):
+        drawn = torch.tensor(errors).sqrt().view(3, 1, 1, 1).expand(3, 3, 2, 2)
+        ones = torch.full((3, K, 3, 2, 2), float(K))
+        return AutoEncoderOutput(drawn, ones, ones[:, :, 0], ones[..., 0, 0])
+
+    best = keep_best(
+        image, [output([4.0, 1, 1], 3), output([1.0, 4, 1], 2), output([9.0, 9, 0], 1)]
+    )
+    assert best.slots.any(-1).sum(1).tolist() == [2, 3, 1]
+    assert best.reconstruction.square().mean((1, 2, 3)).tolist() == [1, 1, 0]
+    assert best.masks[..., 0, 0].tolist() == [[2, 2, 0], [3, 3, 3], [1, 0, 0]]
+    assert best.attention is None
+    # of equal ones the first
+    equal = keep_best(image, [output([1.0, 1, 1], 2), output([1.0, 1, 1], 3)])
+    assert equal.slots.any(-1).sum(1).tolist() == [2, 2, 2]
+
+
+def test_numbers_of_slots_to_try():
+    assert slot_counts(None) == [None] and slot_counts(4) == [4]
+    assert slot_counts(range(2, 5)) == [2, 3, 4] and slot_counts((5, 2, 5)) == [5, 2]
+    bad = (0, -1, 2.0, True, "3", "", [], (), range(3, 3), [3, 0], [2, "a"], [None], {2, 3})
+    for num_slots in bad:
+        with pytest.raises(InputError, match="num_slots: expected"):
+            slot_counts(num_slots)
+        with pytest.raises(InputError, match="num_slots: expected"):
+            draws = init_generators(1, 0, "slots")
+            reconstruct_best(tiny(), images(1, 8, 12), draws, num_slots)
 
 
 def test_keywords(model):

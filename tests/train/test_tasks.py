@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slot_attention_nbdev.core import InputError, generator
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
+from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, small_autoencoder
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
@@ -142,9 +143,40 @@ def test_evaluate_keeps_the_best_of_several_draws():
         evaluate(model, scenes, n_init=0)
 
 
-def test_a_set_predictor_has_nothing_to_choose_a_draw_by():
+def test_evaluate_keeps_the_best_of_several_numbers_of_slots():
+    model = small_autoencoder()
+    scenes = evaluation_scenes("tetrominoes", 6)
+    found = evaluate(model, scenes, num_slots=[5, 2], n_init=2)
+    image = to_model(scenes["image"])
+    errors, scores = [], []
+    for K in (5, 2):
+        for words in ((), (1,)):
+            with torch.no_grad():
+                output = model(image, num_slots=K, generator=generator(0, "evaluate", *words))
+            errors.append((output.reconstruction - image).square().mean((1, 2, 3)))
+            scores.append(segmentation_metrics(scenes["label"], output.masks)["ari"])
+    lowest = torch.stack(errors).min(0)
+    assert found["mse"] == pytest.approx(lowest.values.mean().item())
+    ari = [scores[i][b].item() for b, i in enumerate(lowest.indices)]
+    assert found["ari"] == pytest.approx(sum(ari) / 6, abs=1e-6)
+    assert found["num_slots"] == pytest.approx(sum((5, 5, 2, 2)[i] for i in lowest.indices) / 6)
+    # the batch size does not matter: each K goes on with its own draws
+    small = evaluate(model, scenes, batch_size=4, num_slots=[5, 2], n_init=2)
+    assert small == pytest.approx(found, rel=1e-4)
+    one = evaluate(model, scenes, batch_size=4, num_slots=5)
+    assert evaluate(model, scenes, batch_size=4, num_slots=[5]) == one and "num_slots" not in one
+    controls = task_of(model).controls(model, model, scenes, num_slots=[5, 2], n_init=2)
+    assert controls["untrained"]["ari"] == found["ari"]
+    with pytest.raises(InputError, match="num_slots: expected an integer ≥ 1, got 0"):
+        evaluate(model, scenes, num_slots=[2, 0])
+
+
+def test_a_set_predictor_has_nothing_to_choose_by():
     with pytest.raises(InputError, match="n_init: expected 1, got 2"):
         SetPrediction().evaluate(None, {}, n_init=2)
+    for several in ([2, 3], range(2, 4)):
+        with pytest.raises(InputError, match="num_slots: expected one integer, .* no recons"):
+            SetPrediction().evaluate(None, {}, num_slots=several)
 
 
 def test_learned_means_train_by_the_same_noise():
