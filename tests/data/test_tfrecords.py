@@ -1081,7 +1081,7 @@ def fuzzed(tmp_path_factory):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["payload", "payload", "large payload", "framing", "length", "gzip", "zlib"]),

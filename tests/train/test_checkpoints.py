@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = dict(steps=12, batch_size=2, eval_images=4, log_every=4, eval_every=4, checkpoint_every=4)
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(4, 1), pytest.param(50, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "seed"), [(6, 1), pytest.param(50, 2, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(tmp_path, kills, seed):
     out = tmp_path / "kills.json"
     done = subprocess.run(
