@@ -49,9 +49,10 @@ class SpriteHead(nn.Module):
         super().__init__()
         self.slot_dim = slot_dim
         self.norm = nn.LayerNorm(slot_dim)
-        # without the LayerNorm of the whole, which would blur frame and shape
-        width = slot_dim + 4 + shape_dim
-        self.mlp = normalized_mlp(width, hidden_dim, hidden_dim, SPRITES.width)[1:]
+        # two MLPs without a LayerNorm in front, which would blur frame and shape
+        width = slot_dim + 4
+        self.mlp = normalized_mlp(width, hidden_dim, hidden_dim, SPRITES.width - 3)[1:]
+        self.name = normalized_mlp(shape_dim, hidden_dim, hidden_dim, 3)[1:]
 
     def forward(
         self,
@@ -62,11 +63,11 @@ class SpriteHead(nn.Module):
         "Predict a sprite for each slot, its position near the frame's."
         check_shape("slots", slots, "B K width", width=self.slot_dim + 4)
         vectors, frames = split_frames(slots)
-        said = self.mlp(torch.cat([self.norm(vectors), *frames, shape], dim=-1))
+        said = self.mlp(torch.cat([self.norm(vectors), *frames], dim=-1))
         # frames are (y, x) from -1 to 1, the schema is (x, y) from 1/4 to 3/4 of the image
         position = 0.5 + frames.position.flip(-1) + 0.2 * said[..., :2].tanh()
-        others = [said[..., 2:6].sigmoid(), said[..., 6:9].softmax(-1), said[..., 9:].sigmoid()]
-        return torch.cat([position, *others], dim=-1)
+        numbers, presence = said[..., 2:].sigmoid().split([4, 1], dim=-1)
+        return torch.cat([position, numbers, self.name(shape).softmax(-1), presence], dim=-1)
 
 
 @register_model("properties_framed", about="Our own small set predictor for CPUs, not the paper's")

@@ -339,7 +339,7 @@ RECIPES = {
             "position, size, color and shape of sprites, our small set predictor; an hour on a CPU",
             **SPRITES,
             **SHORT_CPU | dict(model="properties_framed", n_init=1),
-            steps=7_000,
+            steps=5_000,
         ),
         Recipe(
             "photos_small",
