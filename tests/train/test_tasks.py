@@ -291,7 +291,7 @@ def test_slots_shown_against_plain_loops(name):
     masks = (
         output.masks
         if hasattr(output, "masks")
-        else output.attention[:, -1].mT.unflatten(-1, (22, 22))
+        else output.attention[:, -1].mT.unflatten(-1, (32, 32))
     )
     entropies = []
     dead = []
