@@ -159,7 +159,7 @@ def test_the_race_is_read_from_the_curves(results):
 def test_only_cpus_and_known_models_race(results):
     put_curve(results, 0, (10.0, 0.99), device="cuda")
     put_curve(results, 1, (10.0, 0.99), recipe={"model": "gone"})
-    assert "tetrominoes_paper" not in section("A race on one core")
+    assert "`tetrominoes_paper`" not in section("A race on one core")
 
 
 def test_a_recipe_that_nobody_foresaw_is_not_lost(results):
