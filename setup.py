@@ -43,11 +43,7 @@ setup(
     package_dir={"slot_attention_nbdev.results": "results"},
     package_data={
         "slot_attention_nbdev": ["weights/*"],
-        "slot_attention_nbdev.results": [
-            "*.json",
-            "*/*.json",
-            "sprites_properties/seed0-slots.png",
-        ],
+        "slot_attention_nbdev.results": ["*.json", "*/*.json"],
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -515,7 +515,7 @@ def predict_command(
     A set predictor names objects in any image; nothing warns of one unlike those in training.
 
     examples:
-      slot-attention predict runs/sprites a.png --out found
+      slot-attention predict sprites_properties a.png --out found
     """
     from slot_attention_nbdev.core import table
     from slot_attention_nbdev.apps.predict import predict_files

@@ -336,7 +336,7 @@ RECIPES = {
         ),
         Recipe(
             "sprites_properties",
-            "position, size, color and shape of sprites, our small set predictor; an hour on a CPU",
+            "place, color and shape of sprites, our small set predictor; half an hour on a CPU",
             **SPRITES,
             **SHORT_CPU | dict(model="properties_framed", n_init=1),
             steps=5_000,

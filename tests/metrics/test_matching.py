@@ -219,6 +219,16 @@ def test_huber_bends_at_delta():
     )
 
 
+def test_absolute_errors_against_a_plain_loop():
+    x, y = torch.rand(2, 3, 4), torch.rand(2, 5, 4)
+    cost = mixed_cost(x, y, [CostPart("one", 1, "l1", 2.0), CostPart("three", 3, "l1")])
+    for b in range(2):
+        for m in range(5):
+            for n in range(3):
+                off = [abs(float(x[b, n, i] - y[b, m, i])) for i in range(4)]
+                assert cost[b, m, n].item() == pytest.approx(2 * off[0] + sum(off[1:]) / 3)
+
+
 def test_cross_entropy_of_a_sure_mistake_is_finite():
     wrong = mixed_cost(
         torch.tensor([[[1.0, 0.0]]]),
@@ -314,7 +324,7 @@ BAD = [
         lambda: mixed_cost(x, y, PARTS[:2]),
         "parts: expected widths that sum to 5, got position 2, color 2",
     ),
-    ("kind", lambda: mixed_cost(x, y, [CostPart("all", 5, "l1")]), "parts: all: unknown kind 'l1'"),
+    ("kind", lambda: mixed_cost(x, y, [CostPart("all", 5, "l3")]), "parts: all: unknown kind 'l3'"),
     (
         "not a share",
         lambda: mixed_cost(x - 1, y, PARTS),
