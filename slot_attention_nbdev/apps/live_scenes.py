@@ -479,7 +479,7 @@ def light_scene(
 
 def preview_scene(
     scene: dict[str, Tensor],  # One scene
-    size: tuple[int, int] = (84, 112),  # Height and width in pixels
+    size: tuple[int, int] = (63, 84),  # Height and width in pixels
     samples: int = 2,  # Paths per pixel
 ) -> Tensor:  # uint8 [H, W, 3]
     "A quick picture of a scene: one bounce; all pixels share random numbers, so it has no grain."
@@ -524,7 +524,7 @@ def explore_light(
             )
         )
         large = PIL.Image.fromarray(pixels.numpy()).resize(
-            (4 * pixels.shape[1], 4 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC
+            (5 * pixels.shape[1], 5 * pixels.shape[0]), PIL.Image.Resampling.BICUBIC
         )
         words = (
             f"Scene {number}: lamp at {lamp}° and {lamp_height:.1f} high, material {material}, "
