@@ -510,9 +510,7 @@ def add_predict_arguments(
 def predict_command(
     arguments: argparse.Namespace,  # `checkpoint`, `images`, `out`, `seed`, `device`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Predict the objects of images: a table of properties and, with --out, a picture of each.
-
-    A set predictor names objects in any image; nothing warns of one unlike those in training.
+    """Predict the objects of images; nothing warns of images unlike those in training.
 
     examples:
       slot-attention predict sprites_properties a.png --out found

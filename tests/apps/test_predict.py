@@ -125,7 +125,7 @@ def test_the_loss_falls_on_one_batch():
     model, scenes = FramedSetPredictor((64, 64), 6, 3), evaluation_scenes(NAME, 8)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(150):
         image = to_model(scenes["image"])
         loss = task_of(model).loss(model, model(image), image, scenes)
         optimizer.zero_grad()
