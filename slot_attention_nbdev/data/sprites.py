@@ -380,7 +380,7 @@ def multi_dsprites(
     generator: torch.Generator | None = None,  # Source of random numbers, on the same device
     device: str | torch.device = "cpu",  # Where to draw
     # image, label, background; per sprite: shape, x, y (centre), scale, orientation, color,
-    # visibility; striped: second_color
+    # visibility; striped: second_color, stripe_angle (radians, 0…π), stripe_width (pixels, 2…4)
 ) -> dict[str, Tensor]:
     """Draw Multi-dSprites scenes, 64 x 64: flat sprites that may hide each other in part.
 
@@ -408,9 +408,10 @@ def multi_dsprites(
         color, other = (
             torch.cat([c[:, :1], c[:, :1], c[:, 2:]], 1) for c in (color, hsv_to_rgb(other))
         )
-        stripes = in_stripes(painted, torch.pi * stripe[..., 0], 2 + 2 * stripe[..., 1])
+        angle, width = torch.pi * stripe[..., 0], 2 + 2 * stripe[..., 1]
+        stripes = in_stripes(painted, angle, width)
         painted, palette = painted + high * stripes, torch.cat([color, other], 1)
-        scene["second_color"] = other
+        scene |= {"second_color": other, "stripe_angle": angle, "stripe_width": width}
     label = scene.pop("label")
     scene["color"] = color
     there = {2: visibility, 3: visibility[..., None]}  # by the number of a factor's axes

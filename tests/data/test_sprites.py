@@ -414,19 +414,24 @@ def frame_off_canvas():
 
 def test_color_does_not_tell_striped_sprites_apart():
     scenes = multi_dsprites(64, "striped", torch.Generator().manual_seed(3))
+    there = scenes["visibility"] > 0
     for key in ("color", "second_color"):
         assert (scenes[key][:, 0] == scenes[key][:, 1]).all()
-        assert (scenes[key][scenes["visibility"] == 0] == 0).all()
-    for b in range(64):
-        image, label = scenes["image"][b], scenes["label"][b]
-        for k in range(5):
-            if scenes["visibility"][b, k]:
-                two = torch.stack([scenes["color"][b, k], scenes["second_color"][b, k]])
-                allowed = (255 * two).round().to(torch.uint8).unique(dim=0)
-                found = image[label == k + 1].unique(dim=0)
-                assert 1 <= len(found) <= len(allowed)
-                assert all((allowed == each).all(1).any() for each in found)
-        assert len(image[label == 0].unique(dim=0)) == 1
+    for key in ("color", "second_color", "stripe_angle", "stripe_width"):
+        assert (scenes[key][~there] == 0).all()
+    angle, width = (scenes[key][there] for key in ("stripe_angle", "stripe_width"))
+    assert 0 <= angle.min() < 0.1 and 3 < angle.max() <= torch.pi
+    assert 2 <= width.min() < 2.1 and 3.9 < width.max() <= 4
+    assert (scenes["stripe_angle"][:, 0] != scenes["stripe_angle"][:, 1]).all()
+    # every pixel has the color of its stripe
+    stripes = in_stripes(scenes["label"], scenes["stripe_angle"], scenes["stripe_width"])
+    colors = [scenes[key] for key in ("background", "color", "second_color")]
+    palette = (255 * torch.cat([colors[0][:, None], *colors[1:]], 1)).round().to(torch.uint8)
+    for image, label, second, paints in zip(
+        scenes["image"], scenes["label"].long(), stripes, palette, strict=True
+    ):
+        assert torch.equal(paints[label + 5 * second], image)
+    assert 0.4 < stripes[scenes["label"] > 0].float().mean() < 0.6
     # along a sprite's own stripes nothing changes: compare with a plain loop over its pixels
     label = scenes["label"][:1]
     angle, width = torch.tensor([[0.3, 1.2, 2.0, 2.8, 0.0]]), torch.tensor([[2.0, 2.5, 3, 3.5, 4]])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from slot_attention_nbdev.core import InputError, SlotAttentionError, rank_slice
+from slot_attention_nbdev.core import InputError, rank_slice
 from slot_attention_nbdev.data.files import save_pack
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.models.weights import load_record
@@ -71,7 +71,14 @@ exit_process()
 """
 
 
-PATIENCE = 360  # seconds for what takes a tenth of it on an idle machine; pytest's limit is longer
+# seconds that a test's processes may take together; idle, a machine takes a tenth of it, and the
+# limit of scripts/test.sh leaves a hundred more for what the test does itself
+PATIENCE = 300
+
+
+def deadline():
+    "The moment by which all that a test waits for has come."
+    return time.monotonic() + PATIENCE
 
 
 def free_port():
@@ -120,21 +127,16 @@ def launch(command, world=2):
     )
 
 
-def finish(processes, code=0):
-    end = time.monotonic() + PATIENCE
+def finish(processes, end, code=0):
     answers = [process.communicate(timeout=max(end - time.monotonic(), 1)) for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), answers
     return answers
 
 
-def wait_for_step(folder, step, process):
-    "Wait until a run has saved a step, or its process has ended."
-    end = time.monotonic() + PATIENCE
-    while process.poll() is None:
-        assert time.monotonic() < end, f"{folder}: step {step} was not reached"
-        with suppress(OSError, SlotAttentionError):
-            if load_record(folder / "record.json")["step"] >= step:
-                return
+def wait_for(file, end, process):
+    "Wait until a run has written a file, or its process has ended."
+    while process.poll() is None and not file.exists():
+        assert time.monotonic() < end, f"{file} was not written"
         time.sleep(0.01)
 
 
@@ -163,7 +165,7 @@ def place(tmp_path_factory):
         Image.fromarray(image).save(place / "photos" / f"{i:02}.png")
     command = [sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(place)]
     with launch(command) as processes:
-        finish(processes)
+        finish(processes, deadline())
     return place
 
 
@@ -192,8 +194,8 @@ def test_two_processes_are_one(place, name):
     ).exists()
 
 
-# saved often, so that a test can see how far a run is
-SEEN = dict(batch_size=4, eval_images=4, log_every=5, eval_every=20, checkpoint_every=5)
+# no checkpoint on the way: what is saved is what a signal or the end saves
+SEEN = dict(batch_size=4, eval_images=4, log_every=5, eval_every=20, checkpoint_every=1000)
 
 
 def command(out, *words):
@@ -203,17 +205,16 @@ def command(out, *words):
 
 
 def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
+    end = deadline()
     with launch(command(tmp_path / "run", "steps=100")) as processes:
-        wait_for_step(tmp_path / "run", 5, processes[0])
+        # written after the first evaluation, that of update 20
+        wait_for(tmp_path / "run" / "best.safetensors", end, processes[0])
         processes[1].send_signal(signal.SIGTERM)  # not to the one that writes
-        answers = finish(processes, code=0)
-    assert (
-        "stopped after step" in answers[0][1]
-        and "Traceback" not in answers[0][1] + answers[1][1]
-        and answers[1] == ("", "")
-    )
+        answers = finish(processes, end)
     stopped = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
-    assert 5 <= stopped < 100
+    assert 20 <= stopped < 100
+    assert f"stopped after step {stopped}," in answers[0][1]
+    assert "Traceback" not in answers[0][1] + answers[1][1] and answers[1] == ("", "")
     recipe = get_recipe("tiny", steps=100, **SEEN)
     ended = train(recipe, tmp_path / "run", device="cpu", resume=True, progress=False)
     whole = train(recipe, tmp_path / "whole", device="cpu", progress=False)
@@ -225,7 +226,7 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(tmp_path):
 def test_a_budget_ends_all_in_the_same_update(tmp_path):
     # one that went by its own clock would wait for the others' gradients for ever
     with launch(command(tmp_path / "run", "steps=100000", "--budget", "2s")) as processes:
-        finish(processes)
+        finish(processes, deadline())
     record = load_record(tmp_path / "run" / "record.json")
     assert record["finished"] and record["processes"] == 2 and record["seconds"] >= 2
     assert 1 < record["step"] < 100_000
@@ -249,17 +250,18 @@ def test_a_budget_ends_all_in_the_same_update(tmp_path):
 )
 def test_launchers(tmp_path, launcher):
     words = [sys.executable, "-m", *launcher, *command(tmp_path, "steps=40")[1:]]
+    end = deadline()
     with started([(words, {})]) as (process,):
-        wait_for_step(tmp_path, 0, process)
+        wait_for(tmp_path / "record.json", end, process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=max(end - time.monotonic(), 1))
     assert (
         load_record(tmp_path / "record.json")["step"]
         == load_checkpoint(tmp_path / "checkpoint.pt")["step"]
     )
     with started([([*words, "--resume"], {})]) as (process,):
-        out, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0 and out.count("fg_ari") == 1, errors
+        ((out, errors),) = finish([process], end)
+    assert out.count("fg_ari") == 1, errors
     record = load_record(tmp_path / "record.json")
     assert record["finished"] and record["processes"] == (1 if "--cpu" in launcher else 2)
 

@@ -476,6 +476,11 @@ def test_a_budget_too_short_or_spent_is_said(tmp_path, caplog, monkeypatch):
     early = [each.getMessage() for each in caplog.records]
     assert any("updates fit into the budget" in text for text in early)
     caplog.clear()
+    with monkeypatch.context() as enough:  # for any machine
+        enough.setattr(training, "MIN_UPDATES", 1)
+        assert go(tmp_path / "enough", recipe, budget=0.5)["step"] > 3
+    assert not any("updates fit" in each.getMessage() for each in caplog.records)
+    caplog.clear()
     first = load_record(tmp_path / "record.json")
     again = go(tmp_path, recipe, resume=True)
     assert again["step"] == first["step"] and again["seconds"] == first["seconds"]
