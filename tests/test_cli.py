@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from slot_attention_nbdev import __version__
 from slot_attention_nbdev import cli
+from slot_attention_nbdev.apps.predict import segment_files
 from slot_attention_nbdev.cli import console, main
 from slot_attention_nbdev.core import FileError, InputError, TrainingError, generator
 from slot_attention_nbdev.data.files import FITS, load_pack, read_image, save_pack
 from slot_attention_nbdev.data.sources import GeneratedScenes, collate_rows, evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
+from slot_attention_nbdev.models.autoencoder import small_autoencoder
 from slot_attention_nbdev.train.recipes import RECIPES, SETTINGS, load_model, setting_texts, to_dict
 
 COMMANDS = list(cli.COMMANDS)
@@ -178,15 +180,26 @@ def test_several_numbers_of_slots(say, run, tmp_path):
     [entry] = json.loads(say(*segment, "--num-slots", "2-6", "--json"))["written"]
     assert 2 <= entry["num_slots"] <= 6 and f"({entry['num_slots']} slots)" in text
     assert np.asarray(Image.open(entry["labels"])).max() < entry["num_slots"]
-    errors = {}
+    errors, picture = {}, Image.open(entry["slots"]).copy()
     for K in range(2, 7):
         [each] = json.loads(say(*segment, "--num-slots", K, "--json"))["written"]
         assert each["num_slots"] == K
         errors[K] = each["mse"]
+        if entry["num_slots"] == K:  # no column for a slot that the image does not have
+            assert np.array_equal(picture, Image.open(each["slots"]))
     assert entry["num_slots"] == min(errors, key=errors.get)
 
 
-@pytest.mark.parametrize("given", ["7-2", "0", "0-3", "a", "2-", "-3", "2-3-4", "2.5", ""])
+def test_a_label_map_has_room_for_so_many_slots(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (35, 35), "red").save(path)
+    for words in ({"num_slots": 256}, {"num_slots": [2, 300]}, {}):
+        with pytest.raises(InputError, match="num_slots: expected an integer ≥ 1 and ≤ 255, got"):
+            segment_files(small_autoencoder(num_slots=256), [path], tmp_path / "out", **words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", "7-2 0 0-3 a 2- -3 2-3-4 2.5 256 2-256".split() + [""])
 def test_numbers_of_slots_that_make_no_sense(given, run, tmp_path, capsys):
     Image.new("RGB", (35, 35), "red").save(tmp_path / "red.png")
     for words in (
@@ -195,8 +208,8 @@ def test_numbers_of_slots_that_make_no_sense(given, run, tmp_path, capsys):
     ):
         assert main([*words, f"--num-slots={given}"]) == 2
         assert (
-            f"num_slots: expected an integer ≥ 1, or a range of them such as 2-7, got {given!r}"
-            in (capsys.readouterr().err)
+            "num_slots: expected an integer ≥ 1 and ≤ 255, or a range of them such as 2-7, "
+            f"got {given!r}" in capsys.readouterr().err
         )
     assert not (tmp_path / "no").exists()
 
@@ -347,6 +360,11 @@ def test_evaluate_says_when_nobody_knows_the_truth(say, run, tmp_path):
     text = say("evaluate", run, "--data", tmp_path, "--device", "cpu")
     assert "mse" in text and "slot_entropy" in text and "fg_ari" not in text
     assert "NAME_mask.png" in text
+    words = ["evaluate", run, "--data", tmp_path, "--device", "cpu", "--json", "--num-slots"]
+    two, four, several = (json.loads(say(*words, given)) for given in ("2", "4", "2-3"))
+    assert {**four, "mse": 0} != {**two, "mse": 0} and four["slot_entropy"] <= 1
+    assert four.keys() == two.keys() == {"mse", "n", "slot_entropy", "dead_slots"}
+    assert several.keys() == {"mse", "n", "num_slots"}
     for i in range(3):
         mask = np.zeros((40, 50), np.uint8)
         mask[10:20, 10:20] = 1

@@ -32,8 +32,8 @@ from slot_attention_nbdev.data.sprites import (
 )
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
-    init_generators,
     reconstruct_best,
+    slot_draws,
 )
 from ..nn.decoder import mix_slots
 from .live import LiveFigure, Stage, encode_png, slider
@@ -298,7 +298,7 @@ def find_slots(
     n_init: int = 4,  # Draws of initial slots; an image's best reconstruction counts
 ) -> Tensor:  # Slots with their frames, [B, K, D + 4]
     "The slots of some images, ready to be exchanged."
-    return reconstruct_best(model, image, init_generators(n_init, 0, "surgery")).slots
+    return reconstruct_best(model, image, slot_draws(n_init, 0, "surgery")).slots
 
 
 @torch.inference_mode()

@@ -16,10 +16,10 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor, nn
 
-from ..core import FileError, InputError, atomic_write, generator
+from ..core import FileError, InputError, atomic_write, check_int, generator
 from ..data.files import find_images, read_image
 from ..data.objects import DetectedObject, ObjectSchema
-from ..models.autoencoder import init_generators, reconstruct_best
+from ..models.autoencoder import reconstruct_best, slot_counts, slot_draws
 from ..viz import find_objects, plot_decomposition, plot_objects, save_figure
 
 # %% ../../nbs/library/16_predict.ipynb #440587df
@@ -133,16 +133,20 @@ def segment_files(
     seed: int = 0,  # Draws the initial slots
     n_init: int = 1,  # Draws of initial slots; the best reconstruction counts
     fit: str = "stretch",  # As for `read_images`
-    # K; of several, an image's best reconstruction counts; None takes the model's own
+    # K, at most 255; of several, an image's best reconstruction counts; None takes the model's own
     num_slots: int | Sequence[int] | None = None,
     # Of each image: paths image, labels and slots; its error, mse; num_slots, how many it has
 ) -> list[dict[str, str | float | int]]:
     "Write a label map of each image's own size (pixel = number of the slot) and its slots."
     check_verb(model, "segment")
+    for K in slot_counts(num_slots):  # slots are numbered by the bytes below `VOID`
+        check_int("num_slots", K or model.slot_attention.num_slots, maximum=VOID)
     written = []
     for name, path, image in read_images(model, paths, fit):
-        draws = init_generators(n_init, seed, "slots", device=image.device)
-        output = reconstruct_best(model, image, draws, num_slots)
+        draws = slot_draws(n_init, seed, "slots", num_slots=num_slots, device=image.device)
+        output = reconstruct_best(model, image, draws)
+        K = int(output.count_slots())
+        output = output.resize_slots(K)  # of several K tried, the one that this image chose
         labels = PILImage.fromarray(output.masks[0].argmax(0).byte().cpu().numpy())
         size = ImageOps.exif_transpose(PILImage.open(path)).size
         with atomic_write(out / f"{name}_labels.png") as temporary:
@@ -150,8 +154,7 @@ def segment_files(
         figure = plot_decomposition(image, output, masks=True)
         picture = save_figure(figure, out / f"{name}_slots.png")
         files = {"image": path, "labels": out / f"{name}_labels.png", "slots": picture}
-        mse = (output.reconstruction - image).square().mean().item()
-        facts = {"mse": mse, "num_slots": int(output.slots.any(-1).sum())}
+        facts = {"mse": output.squared_error(image).item(), "num_slots": K}
         written.append({key: str(file) for key, file in files.items()} | facts)
     return written
 

@@ -190,7 +190,7 @@ class CostPart(NamedTuple):
 
     name: str  # What they describe, for messages
     width: int  # How many numbers
-    kind: str = "huber"  # Or "l2", "cross_entropy", "binary_cross_entropy"
+    kind: str = "huber"  # Or "l1", "cross_entropy", "binary_cross_entropy"
     weight: float = 1.0  # Factor of this part in the sum
 
 
@@ -236,6 +236,11 @@ class ObjectSchema:
         ends = torch.tensor([p.width for p in self.properties]).cumsum(0).tolist()
         return {p.name: slice(end - p.width, end) for p, end in zip(self.properties, ends)}
 
+    @property
+    def keys(self) -> tuple[str, ...]:  # visibility, and the properties
+        "What `encode` reads of a scene."
+        return ("visibility", *(p.name for p in self.properties))
+
     def parts(self) -> list[CostPart]:  # For mixed_cost
         "Each property with its own kind of cost, and the presence."
         parts = [CostPart(p.name, p.width, p.kind) for p in self.properties]
@@ -263,7 +268,7 @@ class ObjectSchema:
         Locatello et al. 2020, supplement.
         """
         K = check_int("max_objects", max_objects)
-        for name in ("visibility", *(p.name for p in self.properties)):
+        for name in self.keys:
             if name not in scene:
                 raise InputError(
                     f"scene: {self.name} objects have {name!r}, this scene has not; "

@@ -23,10 +23,8 @@ from slot_attention_nbdev.data.sprites import (
 from ..metrics.segmentation import foreground_ari, segmentation_metrics
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
-    init_generators,
-    keep_best,
     reconstruct_best,
-    slot_counts,
+    slot_draws,
 )
 from ..viz import grid_size
 
@@ -84,25 +82,25 @@ def mask_scores(
 ) -> dict[str, float | int]:
     "The scores of the reconstruction masks, and FG-ARI of the attention masks."
     check_int("batch_size", batch_size)
-    draws = {K: init_generators(n_init, seed, "evaluate") for K in slot_counts(num_slots)}
+    draws = slot_draws(n_init, seed, "evaluate", num_slots=num_slots)
+    several = len({K for K, _ in draws}) > 1
     options = {"num_iterations": num_iterations, "return_attention": True}
     found = []
     for image, label in zip(
         to_model(scenes["image"]).split(batch_size), scenes["label"].split(batch_size)
     ):
-        tried = (reconstruct_best(model, image, draws[K], K, **options) for K in draws)
-        output = keep_best(image, tried)
+        output = reconstruct_best(model, image, draws, **options)
         # [B, K, h, w]
         maps = output.attention[:, -1].mT.unflatten(
             -1, grid_size(output.attention.shape[2], image.shape[-2:])
         )
         maps = F.interpolate(maps, image.shape[-2:], mode="bilinear")
-        error = (output.reconstruction - image).square().mean((1, 2, 3))
         scores = segmentation_metrics(label, output.masks)
-        found.append(scores | {"attention": foreground_ari(label, maps), "mse": error})
-        if len(draws) > 1:
-            chosen = output.slots.any(-1).sum(1)  # [B]
-            needed = torch.tensor([len(each.unique()) for each in label])
-            found[-1] |= {"num_slots": chosen.float(), "slots_right": (chosen == needed).float()}
+        scores |= {"attention": foreground_ari(label, maps), "mse": output.squared_error(image)}
+        if several:
+            chosen = output.count_slots()
+            needed = torch.tensor([len(each.unique()) for each in label], device=chosen.device)
+            scores |= {"num_slots": chosen.float(), "slots_right": (chosen == needed).float()}
+        found.append(scores)
     means = {key: torch.cat([each[key] for each in found]).nanmean().item() for key in found[0]}
     return {**means, "n": len(scenes["image"])}

@@ -63,7 +63,6 @@ def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
 KINDS = {  # the cost of a part of the vector; each maps two tensors [..., width] to [...]
     "huber": lambda x, y: F.huber_loss(x, y, reduction="none").mean(-1),
     "l1": lambda x, y: (x - y).abs().mean(-1),
-    "l2": lambda x, y: (x - y).square().mean(-1),
     "cross_entropy": _cross_entropy,
     "binary_cross_entropy": lambda x, y: F.binary_cross_entropy(x, y, reduction="none").sum(-1),
 }

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..core import InputError, check_finite, check_shape
+from ..core import InputError, check_finite, check_int, check_shape
 
 # %% ../../nbs/course/08_metrics.ipynb #1d725013
 def _check_masks(masks: Tensor, best: Tensor) -> None:
@@ -218,28 +218,34 @@ def table_scores(
     }
 
 # %% ../../nbs/course/08_metrics.ipynb #42b81a85
-LABELS = 256  # true labels that `count_masks` has room for
+LABELS = 256  # true labels that `count_masks` has room for, if it is not told how many there are
 
 
 def count_masks(
     true: Tensor,  # Integer labels [B, H, W] in 0…255; label 0 is the background
-    masks: Tensor,  # What a model predicted, [B, K, H, W]
-) -> Tensor:  # Counts [B, 256, K], whole numbers as float32
+    masks: Tensor,  # What a model predicted, [B, K, H, W]; K ≤ 255
+    num_labels: int = LABELS,  # T: labels are in 0…T - 1
+) -> Tensor:  # Counts [B, T, K], whole numbers as float32
     """Contingency tables of labels and masks, made without waiting for a GPU.
 
     A pixel with another label, or with a mask that is not finite, is counted nowhere.
     """
     B, K, H, W = check_shape("masks", masks, "B K H W").values()
     check_shape("true", true, "B H W", B=B, H=H, W=W)
+    if true.is_floating_point() or true.is_complex():
+        raise InputError(f"true: expected integer labels [B, H, W], got {true.dtype}")
+    if not 0 < K < 256:  # `_winners` numbers them by bytes
+        raise InputError(f"masks: expected 1 to 255 of them [B, K, H, W], got {list(masks.shape)}")
+    T = check_int("num_labels", num_labels, maximum=LABELS)
     pred, best = _winners(masks)
     true = true.long()
-    counted = best.isfinite() & (true >= 0) & (true < LABELS)
+    counted = best.isfinite() & (true >= 0) & (true < T)
     image = torch.arange(B, device=true.device)[:, None, None]
-    pair = (image * LABELS + true) * K + pred  # [B, H, W]
-    pair = pair.where(counted, B * LABELS * K).flatten()  # one place behind the table
-    table = torch.zeros(B * LABELS * K + 1, device=true.device)
+    pair = (image * T + true) * K + pred  # [B, H, W]
+    pair = pair.where(counted, B * T * K).flatten()  # one place behind the table
+    table = torch.zeros(B * T * K + 1, device=true.device)
     table.scatter_add_(0, pair, torch.ones_like(pair, dtype=table.dtype))
-    return table[:-1].view(B, LABELS, K)
+    return table[:-1].view(B, T, K)
 
 
 def check_counted(

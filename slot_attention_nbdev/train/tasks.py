@@ -32,10 +32,9 @@ from slot_attention_nbdev.metrics.segmentation import (
 from ..metrics.sets import average_precision, property_scores
 from slot_attention_nbdev.models.autoencoder import (
     AutoEncoderOutput,
-    init_generators,
-    keep_best,
     reconstruct_best,
     slot_counts,
+    slot_draws,
 )
 from ..models.set_predictor import SetPredictorOutput
 from slot_attention_nbdev.viz import (
@@ -78,10 +77,19 @@ def _bring(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _read(*tensors: Tensor) -> list[Tensor]:
-    "Copies of numbers on the CPU: all of them together, since each reading waits for a GPU."
-    parts = [x.flatten() for x in tensors]
-    read = torch.cat(parts).cpu().split([len(part) for part in parts])
-    return [part.view(x.shape) for part, x in zip(read, tensors)]
+    "Numbers on the CPU: those of a GPU all together, since each reading waits for it."
+    parts = [x.flatten() for x in tensors if not x.is_cpu]
+    if not parts:
+        return list(tensors)
+    read = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+    return [x if x.is_cpu else next(read).view(x.shape) for x in tensors]
+
+
+def _num_labels(label: Tensor) -> int:
+    "How many labels there are, 0 included; where a GPU would be waited for, all that may be."
+    if not label.is_cpu or label.is_floating_point():
+        return LABELS
+    return min(max(int(label.max()), 0) + 1, LABELS)
 
 
 class Task:
@@ -115,13 +123,15 @@ class Task:
         seed: int = 0,  # Draws the initial slots
         most: int = 32,  # How many images to measure on
         shown: int = 4,  # How many to show
+        num_slots: int | None = None,  # K; None takes the model's own
         # slot_entropy in [0, 1] and dead_slots in [0, K], means over the images; a sheet, uint8 [3,
         # rows, columns]
     ) -> tuple[dict[str, float], Tensor]:
         "Two numbers and a picture of what the slots are doing."
         device = next(model.parameters()).device
         image = to_model(_bring(scenes["image"][: check_int("most", most)], device))
-        output = model(image, generator=generator(seed, "evaluate"), return_attention=True)
+        options = {"num_slots": num_slots, "return_attention": True}
+        output = model(image, generator=generator(seed, "evaluate"), **options)
         masks, decoded, whole = self.slot_images(image, output)
         statistics = slot_statistics(masks)
         means = torch.stack([statistics[key].float().mean() for key in ("entropy", "dead")])
@@ -177,30 +187,29 @@ class ObjectDiscovery(Task):
                 raise InputError(f"scenes: there is no {key}; there are: {', '.join(scenes)}")
         n = check_int("scenes", len(scenes["image"]))
         device = next(model.parameters()).device
-        # each K draws as if it were alone, from batch to batch
-        draws = {K: init_generators(n_init, seed, "evaluate") for K in slot_counts(num_slots)}
+        draws = slot_draws(n_init, seed, "evaluate", num_slots=num_slots)
+        num_labels = _num_labels(scenes["label"]) if labelled else 0
         found, own = [], share_of(n, accelerator)
-        for K, generators in draws.items() if own.start else ():
-            for random in generators:  # past the slots of the images before
-                model.slot_attention.initial_noise(own.start, K, random)
+        for K, random in draws if own.start else ():  # past the slots of the images before
+            model.slot_attention.initial_noise(own.start, K, random)
         for start in range(own.start, own.stop, check_int("batch_size", batch_size)):
             rows = slice(start, min(start + batch_size, own.stop))
             image = to_model(_bring(scenes["image"][rows], device))
-            tried = (reconstruct_best(model, image, draws[K], K) for K in draws)
-            output = keep_best(image, tried)
-            error = (output.reconstruction - image).square().mean((1, 2, 3))
-            numbers = torch.stack([error, output.slots.any(-1).sum(1).to(error)], dim=1)
+            output = reconstruct_best(model, image, draws)
+            error = output.squared_error(image)
+            numbers = torch.stack([error, output.count_slots().to(error)], dim=1)
             if labelled:
-                counts = count_masks(_bring(scenes["label"][rows], device), output.masks)
+                label = _bring(scenes["label"][rows], device)
+                counts = count_masks(label, output.masks, num_labels)
                 numbers = torch.cat([numbers, counts.flatten(1)], dim=1)
             found.append(numbers)
         # the one moment at which a GPU is waited for
         found = gather_shares(torch.cat(found), n, accelerator).cpu()
         scores = {"mse": found[:, 0].double()}
         if labelled:
-            counts = found[:, 2:].unflatten(1, (LABELS, -1))
+            counts = found[:, 2:].unflatten(1, (num_labels, -1))
             scores = table_scores(check_counted(counts, image[0, 0].numel())) | scores
-        if len(draws) > 1:
+        if len(slot_counts(num_slots)) > 1:
             scores["num_slots"] = found[:, 1].double()
         return {**{key: values.nanmean().item() for key, values in scores.items()}, "n": n}
 
@@ -267,8 +276,8 @@ class SetPrediction(Task):
     ) -> None:
         "Refuse scenes that lack a property, or hold more objects than there are slots."
         # on the CPU, where each object is looked at
-        scenes = {key: value.cpu() for key, value in scenes.items()}
-        model.schema.encode(scenes, model.slot_attention.num_slots)
+        read = {key: scenes[key].cpu() for key in model.schema.keys if key in scenes}
+        model.schema.encode(scenes | read, model.slot_attention.num_slots)
 
     def loss(
         self,
@@ -325,7 +334,7 @@ class SetPrediction(Task):
             predicted.append(output.predictions)
         # the one moment at which a GPU is waited for
         predictions = gather_shares(torch.cat(predicted), n, accelerator)
-        predictions, target = _read(predictions, _bring(target, device))
+        predictions, target = _read(predictions, target)
         limits = THRESHOLDS[model.schema.name]
         ranked = torch.cat([predictions[..., :-1], model.confidence(predictions)[..., None]], -1)
         precision = average_precision(ranked, target, limits, model.schema).tolist()

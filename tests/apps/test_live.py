@@ -21,7 +21,7 @@ from slot_attention_nbdev.core import InputError, generator  # noqa: E402
 from slot_attention_nbdev.data.clevr_scenes import sample_scenes, to_srgb, trace
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import PIECES, to_model
-from slot_attention_nbdev.models.autoencoder import init_generators, reconstruct_best
+from slot_attention_nbdev.models.autoencoder import reconstruct_best, slot_draws
 from slot_attention_nbdev.train.recipes import load_model  # noqa: E402
 
 EXPLORERS = {
@@ -215,7 +215,7 @@ def test_surgery_changes_one_slot_alone(model):
     images = to_model(evaluation_scenes("tetrominoes", 12)["image"])
     slots = live_scenes.find_slots(model, images)
     with torch.inference_mode():
-        best = reconstruct_best(model, images, init_generators(4, 0, "surgery"))
+        best = reconstruct_best(model, images, slot_draws(4, 0, "surgery"))
     torch.testing.assert_close(live_scenes.decode_slots(model, slots)[0], best.reconstruction)
     patient, donor = slots[2:3], slots[5:6]
     for operation in live_scenes.OPERATIONS[2:]:

@@ -304,6 +304,10 @@ def test_counts_of_a_known_size_give_the_same_scores(seed, K, dtype):
     assert not table[..., expected.shape[2] :].any()
     for key, value in segmentation_metrics(true, masks).items():
         close(table_scores(table)[key], value)
+    most = int(true.max()) + 1
+    assert count_masks(true, masks, most).equal(count_masks(true, masks)[:, :most])
+    with pytest.raises(InputError, match="labels in 0…255"):  # one label less: it is missed
+        check_counted(count_masks(true, masks, most - 1), 6 * 7)
 
 
 def test_counting_looks_at_no_number():
@@ -327,3 +331,21 @@ def test_a_pixel_that_was_not_counted_is_missed():
             check_counted(count_masks(labels, maps), 25)
     with pytest.raises(InputError, match="true: expected shape"):
         count_masks(true[:, :4], masks)
+
+
+def test_what_cannot_be_counted():
+    true = torch.zeros(2, 5, 5, dtype=torch.uint8)
+    masks = torch.rand(2, 255, 5, 5, generator=generator(28))
+    masks[:, 254, 0, 0] = 2.0
+    assert count_masks(true, masks)[:, 0, 254].tolist() == [
+        (each.argmax(0) == 254).sum().item() for each in masks
+    ]
+    for K in (0, 256):
+        with pytest.raises(InputError, match=r"masks: expected 1 to 255 of them .* got \[2, "):
+            count_masks(true, torch.zeros(2, K, 5, 5))
+    for label in (true.float(), true.double() + 0.5, true.cfloat()):
+        with pytest.raises(InputError, match="true: expected integer labels .* got torch"):
+            count_masks(label, masks)
+    for num_labels in (0, 257, 2.0):
+        with pytest.raises(InputError, match="num_labels: expected an integer"):
+            count_masks(true, masks, num_labels)

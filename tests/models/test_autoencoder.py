@@ -15,11 +15,10 @@ from slot_attention_nbdev.models.base import create_model
 from slot_attention_nbdev.models.autoencoder import (
     AutoEncoderOutput,
     SlotAttentionAutoEncoder,
-    init_generators,
-    keep_best,
     paper_autoencoder,
     reconstruct_best,
     slot_counts,
+    slot_draws,
     small_autoencoder,
 )
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
@@ -77,9 +76,9 @@ def test_the_best_of_several_draws_wins_in_each_image(init):
     with torch.no_grad():
         model.slot_attention.slots_log_sigma.fill_(1.0)  # draws that differ
     batch = images(5, 8, 12)
-    draws = init_generators(4, 0, "slots")
-    best = reconstruct_best(model, batch, draws, num_slots=4, return_attention=True)
-    draws = init_generators(4, 0, "slots")
+    draws = slot_draws(4, 0, "slots", num_slots=4)
+    best = reconstruct_best(model, batch, draws, return_attention=True)
+    draws = [generator(0, "slots", *words) for words in ((), (1,), (2,), (3,))]
     each = [model(batch, generator=g, num_slots=4, return_attention=True) for g in draws]
     winners = []
     for b in range(5):
@@ -89,11 +88,11 @@ def test_the_best_of_several_draws_wins_in_each_image(init):
             got, want = getattr(best, name)[b], getattr(each[winners[-1]], name)[b]
             assert torch.equal(got, want), name
     assert len(set(winners)) > 1
-    one = reconstruct_best(model, batch, init_generators(1, 0, "slots"))
+    one = reconstruct_best(model, batch, slot_draws(1, 0, "slots"))
     assert torch.equal(one.masks, model(batch, generator=generator(0, "slots")).masks)
     for bad in (0, -1, 2.0, None):
         with pytest.raises(InputError, match="n_init"):
-            init_generators(bad, 0, "slots")
+            slot_draws(bad, 0, "slots")
 
 
 @pytest.mark.parametrize("init", ["gaussian", "learned"])
@@ -103,14 +102,14 @@ def test_of_several_numbers_of_slots_the_best_wins_in_each_image(init):
     with torch.no_grad():
         model.slot_attention.slots_log_sigma.fill_(1.0)  # draws that differ
     batch, counts = images(8, 8, 12), (2, 5, 3)
-    best = reconstruct_best(
-        model, batch, init_generators(2, 0, "slots"), counts, return_attention=True
-    )
+    draws = slot_draws(2, 0, "slots", num_slots=counts)
+    best = reconstruct_best(model, batch, draws, return_attention=True)
     assert best.masks.shape[1] == best.slots.shape[1] == best.attention.shape[-1] == 5
     # one by one, each K with generators of its own
     tried = []
     for K in counts:
-        for random in init_generators(2, 0, "slots"):
+        for words in ((), (1,)):
+            random = generator(0, "slots", *words)
             tried.append(model(batch, num_slots=K, generator=random, return_attention=True))
     winners = []
     for b in range(8):
@@ -125,7 +124,7 @@ def test_of_several_numbers_of_slots_the_best_wins_in_each_image(init):
         assert torch.equal(best.attention[b, ..., :K], winner.attention[b])
         assert not best.attention[b, ..., K:].any()
     assert len(set(winners)) > 1
-    assert best.slots.any(-1).sum(1).tolist() == winners
+    assert best.count_slots().tolist() == winners
     assert_close(best.masks.sum(1), torch.ones(8, 8, 12))
 
 
@@ -133,29 +132,41 @@ def test_of_several_numbers_of_slots_the_best_wins_in_each_image(init):
 def test_one_of_one_number_of_slots_is_that_number(K):
     model, batch = tiny(), images(3, 8, 12)
     one, same, alone = (
-        reconstruct_best(model, batch, init_generators(3, 0, "slots"), num_slots)
+        reconstruct_best(model, batch, slot_draws(3, 0, "slots", num_slots=num_slots))
         for num_slots in (K, [K], range(K, K + 1))
     )
     for a, b, c in zip(one, same, alone):
         assert a is b is c is None or torch.equal(a, b) and torch.equal(a, c)
-    # it changes nothing to have been tried after another number
-    generators = init_generators(3, 0, "slots")
-    reconstruct_best(model, batch, generators, [1, K])
-    after = [random.get_state() for random in generators]
-    generators = init_generators(3, 0, "slots")
-    reconstruct_best(model, batch, generators, K)
-    assert all(map(torch.equal, after, [random.get_state() for random in generators]))
-    assert reconstruct_best(model, batch, generators).masks.shape[1] == 3  # the model's own
+    own = reconstruct_best(model, batch, slot_draws(1, 0, "slots"))
+    assert own.masks.shape[1] == 3  # the model's own
+
+
+def test_from_batch_to_batch_each_number_of_slots_goes_on_as_if_alone():
+    model = tiny()
+    with torch.no_grad():
+        model.slot_attention.slots_log_sigma.fill_(1.0)  # draws that differ
+    batches, counts = images(8, 8, 12).split(4), (2, 4)
+    draws = slot_draws(2, 0, "slots", num_slots=counts)
+    together = [reconstruct_best(model, batch, draws) for batch in batches]
+    alone = {K: slot_draws(2, 0, "slots", num_slots=K) for K in counts}
+    for batch, best in zip(batches, together):
+        each = [reconstruct_best(model, batch, alone[K]) for K in counts]
+        few = torch.stack([one.squared_error(batch) for one in each]).argmin(0)
+        assert best.count_slots().tolist() == [counts[i] for i in few]
+        for b, i in enumerate(few):
+            assert torch.equal(best.masks[b, : counts[i]], each[i].masks[b])
+    chosen = torch.cat([best.count_slots() for best in together])
+    assert len(chosen.unique()) == 2
 
 
 def test_gradients_pass_through_the_best_and_are_not_needed():
     model, batch = tiny(), images(4, 8, 12)
-    best = reconstruct_best(model, batch, init_generators(1, 0, "slots"), [2, 4])
+    best = reconstruct_best(model, batch, slot_draws(1, 0, "slots", num_slots=[2, 4]))
     F.mse_loss(best.reconstruction, batch).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            again = reconstruct_best(model, batch, init_generators(1, 0, "slots"), [2, 4])
+            again = reconstruct_best(model, batch, slot_draws(1, 0, "slots", num_slots=[2, 4]))
         assert not any(part.requires_grad for part in again if part is not None)
         assert torch.equal(again.masks, best.masks)
 
@@ -168,16 +179,19 @@ def test_the_best_of_hand_made_outputs():
         ones = torch.full((3, K, 3, 2, 2), float(K))
         return AutoEncoderOutput(drawn, ones, ones[:, :, 0], ones[..., 0, 0])
 
-    best = keep_best(
-        image, [output([4.0, 1, 1], 3), output([1.0, 4, 1], 2), output([9.0, 9, 0], 1)]
-    )
-    assert best.slots.any(-1).sum(1).tolist() == [2, 3, 1]
+    def choose(*outputs):  # the "model" says what it is given for a source of numbers
+        draws = [(None, each) for each in outputs]
+        return reconstruct_best(lambda image, generator, num_slots: generator, image, draws)
+
+    best = choose(output([4.0, 1, 1], 3), output([1.0, 4, 1], 2), output([9.0, 9, 0], 1))
+    assert best.count_slots().tolist() == [2, 3, 1]
+    assert best.squared_error(image).tolist() == [1, 1, 0]
     assert best.reconstruction.square().mean((1, 2, 3)).tolist() == [1, 1, 0]
     assert best.masks[..., 0, 0].tolist() == [[2, 2, 0], [3, 3, 3], [1, 0, 0]]
     assert best.attention is None
     # of equal ones the first
-    equal = keep_best(image, [output([1.0, 1, 1], 2), output([1.0, 1, 1], 3)])
-    assert equal.slots.any(-1).sum(1).tolist() == [2, 2, 2]
+    equal = choose(output([1.0, 1, 1], 2), output([1.0, 1, 1], 3))
+    assert equal.count_slots().tolist() == [2, 2, 2]
 
 
 def test_numbers_of_slots_to_try():
@@ -188,8 +202,19 @@ def test_numbers_of_slots_to_try():
         with pytest.raises(InputError, match="num_slots: expected"):
             slot_counts(num_slots)
         with pytest.raises(InputError, match="num_slots: expected"):
-            draws = init_generators(1, 0, "slots")
-            reconstruct_best(tiny(), images(1, 8, 12), draws, num_slots)
+            slot_draws(1, 0, "slots", num_slots=num_slots)
+
+
+def test_slots_are_added_and_left_out():
+    model = tiny()
+    output = model(images(2, 8, 12), return_attention=True)
+    assert output.resize_slots(3) is output  # nothing is copied
+    more = output.resize_slots(5)
+    assert more.masks.shape[1] == more.slots.shape[1] == more.attention.shape[-1] == 5
+    assert more.slot_reconstructions.shape == (2, 5, 3, 8, 12)
+    assert not more.masks[:, 3:].any() and more.count_slots().tolist() == [3, 3]
+    assert all(map(torch.equal, more.resize_slots(3), output))
+    assert torch.equal(output.resize_slots(2).masks, output.masks[:, :2])
 
 
 def test_keywords(model):

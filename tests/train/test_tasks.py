@@ -15,6 +15,7 @@ from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder, small_autoencoder
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
+from slot_attention_nbdev.train import tasks
 from slot_attention_nbdev.train.checkpoints import load_checkpoint
 from slot_attention_nbdev.train.recipes import build_data, build_model, get_recipe, run_fingerprint
 from slot_attention_nbdev.train.tasks import (
@@ -169,6 +170,39 @@ def test_evaluate_keeps_the_best_of_several_numbers_of_slots():
     assert controls["untrained"]["ari"] == found["ari"]
     with pytest.raises(InputError, match="num_slots: expected an integer ≥ 1, got 0"):
         evaluate(model, scenes, num_slots=[2, 0])
+
+
+def test_the_counts_of_an_evaluation_take_no_more_room_than_they_need(monkeypatch):
+    model, scenes = small_autoencoder(), evaluation_scenes("tetrominoes", 3)
+    found, sizes, count = evaluate(model, scenes), [], tasks.count_masks
+
+    def counted(*arguments):
+        sizes.append(count(*arguments).shape[1])
+        return count(*arguments)
+
+    monkeypatch.setattr(tasks, "count_masks", counted)
+    assert evaluate(model, scenes) == found and sizes == [4]  # three pieces and the ground
+    for label in (255, 256, 10**9, -1):  # the last ones are none
+        odd = {**scenes, "label": scenes["label"].long()}
+        odd["label"][1, 0, 0] = label
+        if label == 255:
+            assert evaluate(model, odd)["n"] == 3 and sizes[-1] == 256
+            continue
+        with pytest.raises(InputError, match="labels in 0…255 .* the first is image 1"):
+            evaluate(model, odd)
+        assert sizes[-1] <= 256
+    with pytest.raises(InputError, match="true: expected integer labels"):
+        evaluate(model, {**scenes, "label": scenes["label"] / 1})
+
+
+def test_a_check_reads_no_image():
+    recipe = get_recipe("sprites_properties")
+    model, scenes = build_model(recipe), evaluation_scenes(recipe.data, 2)
+    scenes["image"] = scenes["image"].to("meta")  # there are no numbers to be copied
+    task_of(model).check(model, scenes)
+    scenes.pop("shape")
+    with pytest.raises(InputError, match="have 'shape', this scene has not; .*image"):
+        task_of(model).check(model, scenes)
 
 
 def test_a_set_predictor_has_nothing_to_choose_by():
