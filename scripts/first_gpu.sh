@@ -98,7 +98,8 @@ for path in sorted(Path(sys.argv[1]).glob("*/record.json")):
     record = load_record(path)
     print(f"{path.parent.name}: {record['step']} updates in {record['seconds']:.0f} s")
     for goal in (0.95, 0.99):
-        curve = ((p["seconds"], p.get("fg_ari") or 0) for p in record["curve"])
+        end = {"seconds": record["seconds"], **(record.get("final") or {})}
+        curve = ((p["seconds"], p.get("fg_ari") or 0) for p in (*record["curve"], end))
         reached = next((f"after {s:.0f} s" for s, score in curve if score >= goal), "never")
         print(f"FG-ARI {goal}: {reached}")
     print(format_metrics(record["final"]) if record.get("final") else "not finished", end="\n\n")

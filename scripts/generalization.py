@@ -1,6 +1,7 @@
 """Ask the shipped model for more than it was trained for: results/generalization.
 
     python scripts/generalization.py          # the shipped model; two minutes of one core
+    python scripts/generalization.py --weights tetrominoes_paper_cpu  # another one, or a run
     python scripts/generalization.py --pairs  # a short training without a third of all pairs of
                                               # shape and color, beside the shipped model; a minute
 

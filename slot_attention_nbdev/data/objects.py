@@ -94,7 +94,7 @@ class Continuous:
 
     def decode(
         self,
-        v: Tensor,  # [..., dims] in [0, 1]
+        v: Tensor,  # [..., dims] in [0, 1], or near it: what a model predicts is not cut off
     ) -> Tensor:  # [...], or [..., dims] if dims > 1, in its own unit
         "Scale back."
         x = self.low + v * (self.high - self.low)

@@ -22,7 +22,8 @@ from ..nn.slot_attention import SlotAttention
 class SetPredictorOutput(NamedTuple):
     "The outputs of the set predictor for a batch of images."
 
-    # Each slot's object, [B, K, width], in [0, 1]; the last number is the confidence
+    # Each slot's object, [B, K, width], in [0, 1] or, of another head, near it; the last number is
+    # the presence
     predictions: Tensor
     slots: Tensor  # [B, K, D]
     attention: Tensor | None = None  # [B, T, N, K], if asked for
@@ -38,6 +39,7 @@ class SetPredictor(Pretrained, nn.Module):
     # what an autoencoder cannot read, this cannot read either
     check_image = SlotAttentionAutoEncoder.check_image
     has_warned = False
+    reads_attention = False  # Whether `predict` needs the attention
 
     def __init__(
         self,
@@ -76,11 +78,20 @@ class SetPredictor(Pretrained, nn.Module):
             num_slots=num_slots,
             num_iterations=num_iterations,
             generator=generator,
-            return_attention=return_attention,
+            return_attention=return_attention or self.reads_attention,
         )
         found = self.slot_attention(self.encoder(image), slots=slots, **options)
-        slots, attention = found if return_attention else (found, None)
-        return SetPredictorOutput(self.head(slots), slots, attention)
+        slots, attention = found if options["return_attention"] else (found, None)
+        predictions = self.predict(slots, attention)
+        return SetPredictorOutput(predictions, slots, attention if return_attention else None)
+
+    def predict(
+        self,
+        slots: Tensor,  # [B, K, D]
+        attention: Tensor | None,  # [B, T, N, K], where `reads_attention`
+    ) -> Tensor:  # [B, K, width]
+        "Each slot's object."
+        return self.head(slots)
 
     def confidence(
         self,

@@ -157,15 +157,15 @@ class FramedSlotAttention(SlotAttention):
         check_shape("axes[1]", columns, "columns", columns=grid[1])
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        features = (1 + 2 * orders) ** 2
-        self.position_k = nn.Linear(slot_dim, features, bias=False)
-        self.position_v = nn.Linear(features, slot_dim, bias=False)
-        bound = 2 * features**-0.5
+        self.shape_dim = (1 + 2 * orders) ** 2  # F * F, numbers that describe a shape
+        self.position_k = nn.Linear(slot_dim, self.shape_dim, bias=False)
+        self.position_v = nn.Linear(self.shape_dim, slot_dim, bias=False)
+        bound = 2 * self.shape_dim**-0.5
         for layer in (self.position_k, self.position_v):
             nn.init.uniform_(layer.weight, -bound, bound, generator=None)  # None: the global one
         self.readout = None
         if readout:
-            hidden = nn.Linear(slot_dim + features, mlp_hidden_dim)
+            hidden = nn.Linear(slot_dim + self.shape_dim, mlp_hidden_dim)
             self.readout = nn.Sequential(hidden, nn.ReLU(), nn.Linear(mlp_hidden_dim, slot_dim))
 
     def initial_noise(
@@ -249,14 +249,16 @@ class FramedSlotAttention(SlotAttention):
             scale.append((variance + self.min_scale**2).sqrt())
         return Frames(torch.stack(position, dim=-1), torch.stack(scale, dim=-1))
 
-    def shape(
+    def attention_shape(
         self,
         attn: Tensor,  # Attention, [B, N, K]
         frames: Frames,  # The frames that it gave, [B, K, 2]
-    ) -> Tensor:  # [B, K, F * F]
+    ) -> Tensor:  # [B, K, shape_dim], never in autocast's half precision
         "The shape of each slot's attention, seen from its frame (Eq. 6)."
-        rows, columns = self.positions(frames)
-        return (rows.mT @ self.token_weights(attn).to(rows.dtype) @ columns).flatten(2)
+        _, attn, full_precision = _leave_autocast(self, (), attn, self.slots_mu.dtype)
+        with full_precision:
+            rows, columns = self.positions(frames)
+            return (rows.mT @ self.token_weights(attn).to(rows.dtype) @ columns).flatten(2)
 
     def read_shape(
         self,
@@ -265,7 +267,9 @@ class FramedSlotAttention(SlotAttention):
         frames: Frames,  # The last frames, [B, K, 2]
     ) -> Tensor:  # [B, K, D]
         "Add what the shape of its attention says to each slot."
-        return vectors + self.readout(torch.cat([vectors, self.shape(attn, frames)], dim=-1))
+        return vectors + self.readout(
+            torch.cat([vectors, self.attention_shape(attn, frames)], dim=-1)
+        )
 
     def forward(
         self,

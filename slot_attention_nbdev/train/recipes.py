@@ -336,7 +336,7 @@ RECIPES = {
         ),
         Recipe(
             "sprites_properties",
-            "place, color and shape of sprites, our small set predictor; half an hour on a CPU",
+            "place, size, color and shape of sprites, our small set predictor; half an hour on a CPU",
             **SPRITES,
             **SHORT_CPU | dict(model="properties_framed", n_init=1),
             steps=5_000,

@@ -199,7 +199,8 @@ class Trainer:
         )
         noise = draw_noise(self.model, *drawn)
         scenes = scenes | draw_pixels(self.model, r.pixels, *drawn)
-        self.raise_shading()
+        if r.min_shading:
+            self.raise_shading()
         self.optimizer.zero_grad()
         loss = backward(
             self.accelerator,
@@ -227,7 +228,6 @@ class Trainer:
         third = self.recipe.steps / 3
         share = ramp(max(0.0, self.progress - third), third)
         for model in (self.model, self.ema):
-            # also where it is 0: the weights that a run began with may bring another value
             decoder = getattr(model, "decoder", None)
             if hasattr(decoder, "min_shading"):
                 decoder.min_shading.fill_(self.recipe.min_shading * share)
@@ -527,6 +527,7 @@ def _prepare(recipe, out, seed, device, resume, budget, progress, here):
     elif recipe.init:
         load_initial(run.model, recipe.init)
         run.ema.load_state_dict(run.model.state_dict())
+        run.raise_shading()  # those weights may bring another one
     if run.budget and run.seconds >= run.budget and here.is_main_process:
         logging.getLogger("slot_attention_nbdev").warning(
             "%s: the budget of %.0f s is spent: the run has trained for %.0f s, %d updates; "

@@ -9,6 +9,7 @@ from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.models.base import create_model
 from slot_attention_nbdev.models.framed_sets import SPRITES, SpriteHead
+from slot_attention_nbdev.nn.frames import split_frames
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,39 @@ def test_a_head_that_says_nothing_predicts_the_frame():
     slots = torch.zeros(1, 3, 12)
     slots[..., 8:10] = (2 * pixel / 63 - 1).flip(-1)
     found = SPRITES.decode(head(slots, torch.zeros(1, 3, 3)))
-    assert_close(torch.stack([found["x"][0], found["y"][0]], dim=-1), pixel, rtol=0, atol=1.0)
+    place = torch.stack([found["x"][0], found["y"][0]], dim=-1)
+    assert_close(
+        place, 64 * pixel / 63, rtol=0, atol=1e-3
+    )  # the image's side is 64, the frame's 63
     with pytest.raises(InputError, match="slots: expected shape"):
         head(torch.zeros(1, 3, 8), torch.zeros(1, 3, 3))
+
+
+def test_the_name_is_read_from_the_shape_alone():
+    head, shape = SpriteHead(8, 3), torch.rand(1, 2, 3)
+    one, other = (head(torch.randn(1, 2, 12), shape) for _ in range(2))
+    assert torch.equal(one[..., 6:9], other[..., 6:9]) and not torch.equal(
+        one[..., 2:6], other[..., 2:6]
+    )
+    moved = head(torch.zeros(1, 2, 12), shape + 1)
+    still = head(torch.zeros(1, 2, 12), shape)
+    assert not torch.equal(moved[..., 6:9], still[..., 6:9])
+    assert torch.equal(moved[..., :6], still[..., :6]) and torch.equal(
+        moved[..., 9:], still[..., 9:]
+    )
+
+
+def test_the_shape_is_never_half_precision(model, scenes):
+    image = to_model(scenes["image"][:1])
+    shapes = []
+    hook = model.head.name[0].register_forward_pre_hook(lambda _, args: shapes.append(args[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = model(image, generator=generator(0), return_attention=True)
+    hook.remove()
+    frames = split_frames(output.slots)[1]
+    assert shapes[0].dtype == torch.float32
+    exact = model.slot_attention.attention_shape(output.attention[:, -1], frames)
+    assert_close(shapes[0], exact)  # outside autocast
 
 
 def test_other_order_in_other_order_out(model, scenes):
