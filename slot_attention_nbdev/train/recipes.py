@@ -336,7 +336,7 @@ RECIPES = {
         ),
         Recipe(
             "sprites_properties",
-            "place, size, color and shape of sprites, our small set predictor; half an hour on a CPU",
+            "properties of sprites, by our small set predictor; half an hour on a CPU",
             **SPRITES,
             **SHORT_CPU | dict(model="properties_framed", n_init=1),
             steps=5_000,
