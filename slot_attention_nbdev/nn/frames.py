@@ -266,7 +266,9 @@ class FramedSlotAttention(SlotAttention):
         attn: Tensor,  # The last attention, [B, N, K]
         frames: Frames,  # The last frames, [B, K, 2]
     ) -> Tensor:  # [B, K, D]
-        "Add what the shape of its attention says to each slot."
+        "Add what the shape of its attention says to each slot, if there is a readout."
+        if self.readout is None:
+            return vectors
         return vectors + self.readout(
             torch.cat([vectors, self.attention_shape(attn, frames)], dim=-1)
         )
@@ -304,8 +306,7 @@ class FramedSlotAttention(SlotAttention):
             vectors, attention = self.iterate(self.attend, tokens, vectors, T)  # lines 4 to 10
             _, attn = self.attend(tokens, self.norm_slots(vectors))  # one last look
             last = tokens.frames[-1]
-            if self.readout is not None:
-                vectors = self.read_shape(vectors, attn, last)
+            vectors = self.read_shape(vectors, attn, last)
         found = [torch.cat([vectors, *(part.to(vectors.dtype) for part in last)], dim=-1)]
         if return_attention:
             found.append(torch.stack([*attention, attn], dim=1))

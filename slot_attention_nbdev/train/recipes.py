@@ -79,8 +79,8 @@ class Recipe:
     # Name of a generated set, path of a dataset file, of TFRecords, of CLEVR v1.0 or of a folder;
     # or NAME:PATH
     data: str = setting("tetrominoes")
-    # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "framed" (ours, for CPUs), or
-    # a set predictor, "properties_clevr" (the paper's) or "properties_framed" (ours)
+    # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "framed" or "shaped" (ours,
+    # for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_framed" (ours)
     model: str = setting("paper")
     num_slots: int = setting(4, high=64)  # K
     num_iterations: int = setting(3, high=32)  # T
@@ -320,9 +320,9 @@ RECIPES = {
         ),
         Recipe(
             "multi_dsprites_small",
-            "two to five sprites on gray, our small model; a quarter of an hour on a CPU",
+            "two to five sprites on gray, our model with shaped slots; half an hour on a CPU",
             **SPRITES,
-            **SHORT_CPU,
+            **SHORT_CPU | dict(model="shaped"),
             steps=6_000,
         ),
         Recipe(

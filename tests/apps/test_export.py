@@ -54,7 +54,7 @@ def of_onnx(path, image):
 
 
 @pytest.mark.parametrize("ending, run", [(".pt2", of_torch), (".onnx", of_onnx)])
-@pytest.mark.parametrize("name", ["paper", "framed"])
+@pytest.mark.parametrize("name", ["paper", "framed", "shaped"])
 def test_a_file_answers_as_the_model(tmp_path, name, ending, run):
     if ending == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):

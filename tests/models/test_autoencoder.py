@@ -426,6 +426,7 @@ def test_ranges_of_images(model):
         "small",
         "paper_mlp",
         "framed",
+        "shaped",
         "set_paper",
         "set_small",
         "properties_clevr",
