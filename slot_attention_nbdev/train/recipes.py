@@ -79,8 +79,8 @@ class Recipe:
     # Name of a generated set, path of a dataset file, of TFRecords, of CLEVR v1.0 or of a folder;
     # or NAME:PATH
     data: str = setting("tetrominoes")
-    # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "framed" or "shaped" (ours,
-    # for CPUs), or a set predictor, "properties_clevr" (the paper's) or "properties_framed" (ours)
+    # A key of `MODELS`: "paper", "paper_mlp" (its decoder by pixels), "framed", "shaped", "shaded"
+    # (ours, for CPUs); a set predictor: "properties_clevr" (the paper's), "properties_framed"
     model: str = setting("paper")
     num_slots: int = setting(4, high=64)  # K
     num_iterations: int = setting(3, high=32)  # T
@@ -327,9 +327,9 @@ RECIPES = {
         ),
         Recipe(
             "clevr_small",
-            "traced scenes at 64 x 64, our small model; a quarter of an hour on a CPU",
+            "traced scenes at 64 x 64, our model with shaded slots; half an hour on a CPU",
             **CLEVR6,
-            **SHORT_CPU,
+            **SHORT_CPU | dict(model="shaded"),
             resolution=64,
             scenes=3_000,
             steps=6_000,

@@ -427,6 +427,7 @@ def test_ranges_of_images(model):
         "paper_mlp",
         "framed",
         "shaped",
+        "shaded",
         "set_paper",
         "set_small",
         "properties_clevr",

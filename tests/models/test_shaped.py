@@ -21,9 +21,9 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed, *shape), dtype=torch.float64)
 
 
-def make(resolution=SIZE):
+def make(resolution=SIZE, shading=False):
     "A small decoder in float64 whose parameters are neither 0 nor 1."
-    decoder = ShapeDecoder(D, resolution, ORDERS).double()
+    decoder = ShapeDecoder(D, resolution, ORDERS, shading).double()
     g = generator(0, "weights")
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -90,8 +90,9 @@ def test_weights_of_a_fine_grid_are_those_of_a_fourier_series():
 # The decoder
 
 
-def test_gradcheck():
-    decoder = make(resolution=(4, 3))
+@pytest.mark.parametrize("shading", [False, True])
+def test_gradcheck(shading):
+    decoder = make(resolution=(4, 3), shading=shading)
     names = [name for name, _ in decoder.named_parameters()]
     slots = some_slots()[:1, :2].requires_grad_()
 
@@ -102,8 +103,9 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("steps", [(3, 0), (0, -2), (-1, 4)])
-def test_a_move_by_whole_pixels_moves_the_picture(steps):
-    decoder, slots = make(), some_slots()
+@pytest.mark.parametrize("shading", [False, True])
+def test_a_move_by_whole_pixels_moves_the_picture(steps, shading):
+    decoder, slots = make(shading=shading), some_slots()
     moved = slots.clone()
     pixel = 2 / (torch.tensor(SIZE, dtype=torch.float64) - 1)
     moved[..., -4:-2] += torch.tensor(steps) * pixel
