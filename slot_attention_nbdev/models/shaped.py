@@ -107,8 +107,9 @@ class ShapeDecoder(nn.Module):
         check_shape("slots", slots, "B K width", width=self.slot_dim + F * F + 4)
         described, frames = split_frames(slots)
         vectors, series = described.split([self.slot_dim, F * F], dim=-1)
-        axes = zip(self.resolution, in_full(frames.position).unbind(-1), frames.scale.unbind(-1))
-        u, v = (in_frame(cell_centers(n).to(y), y, scale) for n, y, scale in axes)
+        pixels = (torch.linspace(-1, 1, n, device=slots.device) for n in self.resolution)
+        axes = zip(pixels, in_full(frames.position).unbind(-1), frames.scale.unbind(-1))
+        u, v = (in_frame(*axis) for axis in axes)
         rows, columns = (waves(x, self.orders) * (x.abs() < REACH)[..., None] for x in (u, v))
         rows, columns = rows.to(slots.dtype), columns.to(slots.dtype)
         seen = rows @ series.unflatten(-1, (F, F)) @ columns.mT  # Eq. (2), [B, K, H, W]
