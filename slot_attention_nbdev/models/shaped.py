@@ -143,7 +143,7 @@ def shaped_autoencoder(
 
 
 @register_model(
-    "shaded", about="The same with colors that change along an object, for solids in light"
+    "shaded", about="Our own small autoencoder with shapes and shaded colors, for solids in light"
 )
 def shaded_autoencoder(
     resolution: tuple[int, int] = (64, 64),  # Height and width, both > 3
