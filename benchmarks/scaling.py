@@ -2,7 +2,7 @@
 """What more processes are worth: a second one by the clock, and what one of eight does and sends.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/scaling.py --json results/benchmarks/scaling.json  # a minute, two idle cores
+    python benchmarks/scaling.py --json results/benchmarks/scaling.json  # minutes, two idle cores
     python benchmarks/scaling.py --quick  # a rehearsal with tiny sizes, whose rates mean nothing
 
 Strong scaling: two processes share the batch of one. Weak scaling: each has as many images as one
