@@ -132,11 +132,12 @@ def framed_slot_attention(
     num_slots: int,  # K
     num_iterations: int,  # T
     readout: bool = True,  # Whether the shape of the last attention is added to the slot
+    kind: type[FramedSlotAttention] = FramedSlotAttention,  # The module's class
 ) -> FramedSlotAttention:  # With the positions of the encoder's tokens
     "Slot Attention with frames for the tokens of a local encoder."
     grid = encoder.grid(resolution)
     axes = [cell_centers(n, size, encoder.stride) for n, size in zip(grid, resolution)]
-    return FramedSlotAttention(
+    return kind(
         slot_dim, grid, slot_dim, num_slots, num_iterations, readout=readout, axes=tuple(axes)
     )
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from ..core import check_int, check_shape
 from .autoencoder import SlotAttentionAutoEncoder
 from .base import register_model
-from .framed import LocalEncoder, normalized_mlp
+from .framed import LocalEncoder, framed_slot_attention, normalized_mlp
 from slot_attention_nbdev.nn.frames import (
     REACH,
     FramedSlotAttention,
     Frames,
-    cell_centers,
     in_frame,
     in_full,
     split_frames,
@@ -134,10 +133,10 @@ def shaped_autoencoder(
     Ours; frames as of Biza et al. 2023, arXiv:2302.04973. Not the paper's.
     """
     encoder = LocalEncoder(slot_dim, stride=stride)
-    grid = encoder.grid(resolution)
-    axes = tuple(cell_centers(n, size, stride) for n, size in zip(grid, resolution))
     sizes = (slot_dim, num_slots, num_iterations)
-    module = ShapedSlotAttention(slot_dim, grid, *sizes, axes=axes)
+    module = framed_slot_attention(
+        encoder, resolution, *sizes, readout=False, kind=ShapedSlotAttention
+    )
     decoder = ShapeDecoder(slot_dim, resolution, module.orders, shading)
     return SlotAttentionAutoEncoder(encoder, module, decoder)
 
