@@ -140,7 +140,7 @@ def segment_files(
     "Write a label map of each image's own size (pixel = number of the slot) and its slots."
     check_verb(model, "segment")
     for K in slot_counts(num_slots):  # slots are numbered by the bytes below `VOID`
-        check_int("num_slots", K or model.slot_attention.num_slots, maximum=VOID)
+        check_int("num_slots", K or model.num_slots, maximum=VOID)
     written = []
     for name, path, image in read_images(model, paths, fit):
         draws = slot_draws(n_init, seed, "slots", num_slots=num_slots, device=image.device)

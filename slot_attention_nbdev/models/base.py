@@ -91,7 +91,7 @@ def import_model(
     @register_model(name, about=f"A model of its owner's own, built by `{name}`")
     def build_own(resolution, num_slots, num_iterations):
         model = build(resolution, num_slots, num_iterations)
-        needed = ("task", "resolution", "slot_attention")
+        needed = ("task", "resolution", "num_slots", "from_noise")
         missing = [each for each in needed if not hasattr(model, each)]
         if missing:
             raise InputError(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..core import check_int
 from ..data.objects import CLEVR, MULTI_DSPRITES, ObjectSchema
-from .autoencoder import SlotAttentionAutoEncoder
-from .base import Pretrained, register_model
+from .autoencoder import SceneModel
+from .base import register_model
 from ..nn.encoder import ConvEncoder
 from ..nn.slot_attention import SlotAttention
 
@@ -29,16 +29,13 @@ class SetPredictorOutput(NamedTuple):
     attention: Tensor | None = None  # [B, T, N, K], if asked for
 
 
-class SetPredictor(Pretrained, nn.Module):
+class SetPredictor(SceneModel):
     """Image, tokens, slots, one object per slot.
 
     Locatello et al. 2020, Section 2.3, arXiv:2006.15055.
     """
 
     task = "set_prediction"
-    # what an autoencoder cannot read, this cannot read either
-    check_image = SlotAttentionAutoEncoder.check_image
-    has_warned = False
     reads_attention = False  # Whether `predict` needs the attention
 
     def __init__(

@@ -552,6 +552,14 @@ def build_model(
                 f"min_shading: expected 0 for model {recipe.model!r}, which has no shading, "
                 f"got {recipe.min_shading:g}"
             )
+        if not hasattr(model, "slot_attention"):
+            for key in ("gradient", "implementation"):
+                if getattr(recipe, key) != SETTINGS[key].default:
+                    raise InputError(
+                        f"{key}: expected {SETTINGS[key].default!r} for model {recipe.model!r}, "
+                        f"which has no Slot Attention, got {getattr(recipe, key)!r}"
+                    )
+            return model
         if recipe.gradient == "implicit":
             with_attention(model, Implicit)
     if recipe.implementation == "triton":

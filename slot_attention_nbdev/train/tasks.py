@@ -32,6 +32,7 @@ from slot_attention_nbdev.metrics.segmentation import (
 from ..metrics.sets import average_precision, property_scores
 from slot_attention_nbdev.models.autoencoder import (
     AutoEncoderOutput,
+    SceneModel,
     reconstruct_best,
     slot_counts,
     slot_draws,
@@ -162,7 +163,12 @@ class ObjectDiscovery(Task):
         image: Tensor,  # [B, 3, H, W], or the pixels that were decoded, [B, 3, 1, P]
         scenes: dict[str, Tensor],  # Not used: no label is trained on
     ) -> Tensor:  # A scalar
-        "Mean squared error of the mixed image (Locatello et al. 2020, Section 3.1)."
+        """Mean squared error of the mixed image (Locatello et al. 2020, Section 3.1).
+
+        A model that has a loss of its own is trained by that.
+        """
+        if output.loss is not None:
+            return output.loss.mean()
         return F.mse_loss(output.reconstruction, image)
 
     @torch.no_grad()
@@ -191,7 +197,7 @@ class ObjectDiscovery(Task):
         num_labels = _num_labels(scenes["label"]) if labelled else 0
         found, own = [], share_of(n, accelerator)
         for K, random in draws if own.start else ():  # past the slots of the images before
-            model.slot_attention.initial_noise(own.start, K, random)
+            model.initial_noise(own.start, K, random)
         for start in range(own.start, own.stop, check_int("batch_size", batch_size)):
             rows = slice(start, min(start + batch_size, own.stop))
             image = to_model(_bring(scenes["image"][rows], device))
@@ -224,9 +230,7 @@ class ObjectDiscovery(Task):
         # untrained, color_rule, position_rule: fg_ari, ari, miou, mbo; a rule's name
     ) -> dict[str, dict[str, str | float]]:
         "What stands beside a model's scores: those of an untrained model and of two rules."
-        rules = rule_controls(
-            scenes, max(K or model.slot_attention.num_slots for K in slot_counts(num_slots))
-        )
+        rules = rule_controls(scenes, max(K or model.num_slots for K in slot_counts(num_slots)))
         metrics = self.evaluate(untrained, scenes, seed=seed, num_slots=num_slots, n_init=n_init)
         kept = {key: metrics[key] for key in ("fg_ari", "ari", "miou", "mbo")}
         return {"untrained": kept, **rules}
@@ -277,7 +281,7 @@ class SetPrediction(Task):
         "Refuse scenes that lack a property, or hold more objects than there are slots."
         # on the CPU, where each object is looked at
         read = {key: scenes[key].cpu() for key in model.schema.keys if key in scenes}
-        model.schema.encode(scenes | read, model.slot_attention.num_slots)
+        model.schema.encode(scenes | read, model.num_slots)
 
     def loss(
         self,
@@ -324,10 +328,10 @@ class SetPrediction(Task):
         n = check_int("scenes", len(scenes["image"]))
         device = next(model.parameters()).device
         random = generator(seed, "evaluate")
-        target = model.schema.encode(scenes, num_slots or model.slot_attention.num_slots)
+        target = model.schema.encode(scenes, num_slots or model.num_slots)
         predicted, own = [], share_of(n, accelerator)
         if own.start:  # past the slots of the images before
-            model.slot_attention.initial_noise(own.start, num_slots, random)
+            model.initial_noise(own.start, num_slots, random)
         for images in scenes["image"][own].split(check_int("batch_size", batch_size)):
             image = to_model(_bring(images, device))
             output = model(image, generator=random, num_slots=num_slots)
@@ -371,7 +375,7 @@ class SetPrediction(Task):
         # untrained: ap_inf, too
     ) -> dict[str, dict[str, str | float]]:
         "What stands beside a set predictor: its attention, an untrained one's, and two rules."
-        rules = rule_controls(scenes, num_slots or model.slot_attention.num_slots)
+        rules = rule_controls(scenes, num_slots or model.num_slots)
         precision = self.evaluate(untrained, scenes, seed=seed, num_slots=num_slots)["ap_inf"]
         own, other = (
             self.attention_scores(each, scenes, seed, num_slots) for each in (model, untrained)
@@ -448,17 +452,15 @@ def validation_metric(
 
 # %% ../../nbs/library/06_tasks.ipynb #8ba26d67
 def draw_noise(
-    model: nn.Module,  # A model with a `slot_attention`
+    model: SceneModel,  # A model of any task
     batch_size: int,  # Images in the whole batch
     seed: int,  # The run's seed
     step: int,  # Number of the update
     rows: slice = slice(None),  # This process's rows of the batch
 ) -> Tensor:  # As its `initial_noise`, for these rows, on the model's device
-    "The noise of the initial slots, by seed and step alone."
-    module = model.slot_attention
-    device = module.slots_mu.device
-    random = generator(seed, "slots", step, device=device)
-    return module.initial_noise(batch_size, generator=random)[rows]
+    "The noise of a step, such as that of the initial slots, by seed and step alone."
+    random = generator(seed, "slots", step, device=next(model.parameters()).device)
+    return model.initial_noise(batch_size, generator=random)[rows]
 
 
 class Objective(nn.Module):
@@ -466,7 +468,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,  # A model of any task
+        model: SceneModel,  # A model of any task
     ):
         super().__init__()
         self.model = model
@@ -479,11 +481,10 @@ class Objective(nn.Module):
         num_iterations: int | None,  # As for `forward`
         # What the loss compares: the images, or some of their pixels, and the model's output
     ) -> tuple[Tensor, AutoEncoderOutput | SetPredictorOutput]:
-        "Normalize the images, place the initial slots, run the model."
-        image, module = to_model(scenes["image"]), self.model.slot_attention
-        slots = module.slots_from_noise(noise)  # Algorithm 1, line 1
+        "Normalize the images, run the model."
+        image = to_model(scenes["image"])
         some = {key: scenes[key] for key in ("pixels",) if key in scenes}  # what `draw_pixels` gave
-        output = self.model(image, slots=slots, num_iterations=num_iterations, **some)
+        output = self.model.from_noise(image, noise, num_iterations=num_iterations, **some)
         if some:
             # [B, 3, H, W] -> [B, 3, 1, P]
             image = image.flatten(2).take_along_dim(some["pixels"][:, None], dim=2).unsqueeze(2)
@@ -541,7 +542,7 @@ def draw_pixels(
             "model=paper_mlp decodes some"
         )
     size = model.resolution[0] * model.resolution[1]
-    device = model.slot_attention.slots_mu.device
+    device = next(model.parameters()).device
     chance = torch.rand(
         batch_size, size, generator=generator(seed, "pixels", step, device=device), device=device
     )
