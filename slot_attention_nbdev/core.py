@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SlotAttentionError', 'InputError', 'FileError', 'TrainingError', 'check_shape', 'check_int', 'is_transformed',
            'check_finite', 'nearest', 'suggest', 'derive_seed', 'generator', 'resolve_device', 'rank_slice',
-           'count_cores', 'atomic_write', 'cache_path', 'file_lock', 'table', 'say', 'ProgressBar', 'check_exercise']
+           'count_cores', 'atomic_write', 'cache_path', 'file_lock', 'table', 'say', 'ProgressBar', 'check_exercise',
+           'check_stage']
 
 # %% ../nbs/library/01_core.ipynb #8dc47e6a
 import difflib
@@ -368,5 +369,25 @@ def check_exercise(
     if answer is None:
         print(f"Exercise {label}: not answered yet.")
         return
-    test(answer)
+    try:
+        test(answer)
+    except AssertionError as error:
+        print(f"Exercise {label}: not yet. {error}")
+        raise
     print(f"Exercise {label}: solved.")
+
+
+def check_stage(
+    stage: str,  # What is compared, such as "the masks"
+    got: torch.Tensor,  # The answer's
+    want: torch.Tensor,  # What is right
+    hint: str,  # What to look at if they differ
+    tolerance: float = 1e-5,  # Largest difference allowed
+) -> None:
+    "One stage of an exercise that builds something: compare, and report the largest difference."
+    assert isinstance(got, torch.Tensor), f"{stage}: expected a tensor, got {type(got).__name__}"
+    sizes = f"expected shape {list(want.shape)}, got {list(got.shape)}"
+    assert got.shape == want.shape, f"{stage}: {sizes}; {hint}"
+    difference = (got - want).abs().max().item()
+    print(f"  {stage}: largest difference {difference:.1e}")
+    assert difference <= tolerance, f"{stage}: off by up to {difference:.3g}; {hint}"
