@@ -30,10 +30,11 @@ notebooks: $(VENV)/.dev  ## Execute every notebook and save its outputs
 	$(BIN)/python scripts/execute_notebooks.py
 	$(BIN)/nbdev_clean
 
-export: $(VENV)/.dev ## Write the modules and the README from the notebooks
+export: $(VENV)/.dev ## Write the modules and the README from the notebooks, and the drawings
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python scripts/make_readme.py
+	$(BIN)/python scripts/drawings.py
 
 docs: $(VENV)/.dev   ## Build the documentation site into _docs/ and check its links (needs npm once, to fetch KaTeX)
 	$(BIN)/python scripts/make_docs.py

@@ -39,6 +39,7 @@ from execnb.nbio import mk_cell, write_nb
 from smalldocs import api, config, highlight, layout, site
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import drawings
 import npm_package
 import project
 
@@ -377,10 +378,17 @@ def body_of(page: site.Page) -> str:
     text = re.sub(r'<img src="data:', '<img loading="lazy" src="data:', text)
     # a picture's alt text is not its caption
     text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)
+    text = re.sub(r'<img [^>]*src="(?:\.\./)*images/(\w+)\.svg"[^>]*>', drawing, text)
     text = text.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
     heading = r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>'
     anchor = r'<a class="anchor" href="#\3" aria-label="Link to this section">#</a>'
     return re.sub(heading, rf"<\1\2>\4{anchor}</\1>", text, flags=re.S)
+
+
+def drawing(image: re.Match) -> str:
+    "A drawing of the project in the page itself, where it follows the page's colors."
+    alt = html.unescape(re.search(r'alt="([^"]*)"', image[0])[1])
+    return drawings.inline(image[1], alt) if image[1] in drawings.DRAWINGS else image[0]
 
 
 def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: str) -> str:
