@@ -1,6 +1,7 @@
 "What came after the paper: plans, heads and gates against independent computations."
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +356,23 @@ def test_script_writes_what_is_missing(tmp_path, capsys):
     assert record["steps"] >= 1 and record["seconds"] >= 0.3 and record["failed"] is None
     assert record["curve"][0]["step"] == 0 and record["final"] == record["curve"][-1]
     assert {"fg_ari", "ari", "miou", "mse", "slots"} <= set(record["final"])
+
+
+def test_the_table_shows_the_records():
+    "Each variant is in the table with its mean, or named as not run."
+    notebook = json.loads((ROOT / "nbs" / "relatives" / "06_after_the_paper.ipynb").read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    text = "".join("".join(each.get("data", {}).get("text/markdown", "")) for each in outputs)
+    table, _, missing = text.partition("Not run yet")
+    rows = {line.split("|")[1].strip(): line for line in table.split("\n") if "|" in line}
+    for name, variant in AFTER.items():
+        paths = (ROOT / "results" / "after_the_paper").glob(f"{name}-[0-9]*.json")
+        good = [run for run in map(load_record, paths) if not run["failed"]]
+        if good:
+            mean = sum(run["final"]["fg_ari"] for run in good) / len(good)
+            assert f" {mean:.3f}" in rows[variant.about], name
+        else:
+            assert variant.about in missing and variant.about not in rows, name
 
 
 @pytest.mark.parametrize(
