@@ -4,8 +4,10 @@ from . import (  # noqa: F401
     autoencoder,
     framed,
     framed_sets,
+    monet,
     original,
     pixel,
     set_predictor,
     shaped,
+    slot_mlp,
 )
