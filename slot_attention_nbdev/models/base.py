@@ -20,6 +20,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from .. import __all__ as PUBLIC
 from slot_attention_nbdev.core import (
     FileError,
     InputError,
@@ -175,7 +176,7 @@ CARD = """---
 ## Use
 
 ```python
-from slot_attention_nbdev import {family}
+from {home} import {family}
 
 model = {family}.from_pretrained("{name}", sha256="{sha256}")
 ```
@@ -266,6 +267,7 @@ def model_card(
             "and nothing else."
         )
     name = name or "slot-attention"
+    family = family_of(model)
     rows.append(("SHA-256 of the weights", f"`{sha256}`"))
     table = ["| | |", "|---|---|", *(f"| {left} | {right} |" for left, right in rows)]
     return CARD.format(
@@ -275,7 +277,8 @@ def model_card(
         story=story,
         table="\n".join(table),
         note=note if record else "",
-        family=family_of(model).__name__,
+        family=family.__name__,
+        home="slot_attention_nbdev" if family.__name__ in PUBLIC else family.__module__,
         sha256=sha256,
         limits=limits,
     )
