@@ -194,6 +194,14 @@ def upward(x: float, y: float, text: str, look: str = "faint") -> str:
     return f'<g transform="translate({x:g} {y:g}) rotate(-90)">{words(0, 0, text, look)}</g>'
 
 
+def around(x: float, start: float, end: float, text: str) -> str:
+    "An arrow out of the right side of a box, `x`, and up into the same or a higher one."
+    if start == end:
+        start, end = start + 12, end - 12
+    line = arrow((x, start), (x + 11, start), (x + 11, end), (x + 2, end))
+    return line + upward(x + 25, (start + end) / 2, text)
+
+
 def cross(x: float, y: float, r: float = 6) -> str:
     "A mark at a point."
     return f'<path class="arrow" d="M{x - r:g} {y:g}H{x + r:g}M{x:g} {y - r:g}V{y + r:g}"/>'
@@ -441,12 +449,61 @@ def frame_of_a_slot() -> Drawing:
     return Drawing("The frame of a slot", about, 310, parts)
 
 
+def three_models() -> Drawing:
+    "MONet, IODINE and Slot Attention: how each comes from an image to its slots and back."
+    texts = (
+        ("MONet", "attention net", "VAE encoder", "VAE decoder", "slots in turn,", "decoded once"),
+        ("IODINE", "", "refinement", "decoder", "slots together,", "decoded *T* times"),
+        (
+            "Slot Attention",
+            "encoder",
+            "Slot Attention",
+            "decoder",
+            "slots together,",
+            "decoded once",
+        ),
+    )
+    parts = []
+    for column, (name, first, second, third, *said) in enumerate(texts):
+        x = 4 + 147 * column
+        middle = x + 56
+        parts += [
+            words(middle, 22, name, "strong"),
+            scene(middle - 26, 34, 52),
+            arrow((middle, 88), (middle, 112 if first else 174)),
+            box(x, 114, 112, 36, first) + arrow((middle, 152), (middle, 174)) if first else "",
+            box(x, 176, 112, 36, second),
+            arrow((middle, 214), (middle, 236)),
+            *(rect(x + 4 + 27 * i, 240, 22, 16, f"c{i}", 2) for i in range(4)),
+            arrow((middle, 258), (middle, 280)),
+            box(x, 282, 112, 36, third),
+            arrow((middle, 320), (middle, 342)),
+            *(layer_image(i, x + 28.6 * i, 346, 26) for i in range(4)),
+            arrow((middle, 374), (middle, 396)),
+            box(x, 398, 112, 36, "mixture"),
+            *(words(middle, 460 + 19 * i, line, "faint") for i, line in enumerate(said)),
+        ]
+    parts += [
+        words(68, 168, "masks", "faint start"),
+        around(116, 132, 132, "*K* steps"),
+        around(263, 416, 194, "*T* times"),
+        around(410, 194, 194, "*T* times"),
+    ]
+    about = """Three ways from an image to slots and back. MONet: an attention network finds one
+        mask after another, and a VAE encodes and decodes each masked part. IODINE: all slots are
+        decoded, and a network refines them by the error of the mixture, again and again. Slot
+        Attention: an encoder once, then the slots compete for its features again and again, and
+        are decoded once."""
+    return Drawing("MONet, IODINE and Slot Attention", about, 494, parts)
+
+
 DRAWINGS = {
     "algorithm": algorithm,
     "autoencoder": autoencoder,
     "set_predictor": set_predictor,
     "softmax_axis": softmax_axis,
     "frame_of_a_slot": frame_of_a_slot,
+    "three_models": three_models,
 }
 
 
