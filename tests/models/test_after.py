@@ -382,4 +382,5 @@ def test_record(path):
     record = load_record(path)
     assert path.stem == f"{record['recipe']['name']}-{record['seed']}"
     assert record["recipe"]["about"] == AFTER[record["recipe"]["name"]].about
-    assert record["threads"] == 1 and record["seconds"] >= record["recipe"]["budget"]
+    assert record["threads"] == 1
+    assert record["failed"] or record["seconds"] >= record["recipe"]["budget"]
