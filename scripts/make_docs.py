@@ -40,6 +40,7 @@ from smalldocs import api, config, highlight, layout, site
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import drawings
+import live_weights
 import npm_package
 import project
 
@@ -391,6 +392,17 @@ def drawing(image: re.Match) -> str:
     return drawings.inline(image[1], alt) if image[1] in drawings.DRAWINGS else image[0]
 
 
+def live_head(page: site.Page, base: str, asset: str) -> str:
+    "The style and the scripts of the figures that answer in the page, if it has any."
+    figures = dict.fromkeys(re.findall(r'<div class="live" data-figure="(\w+)"', page.html))
+    if not figures:
+        return ""
+    scripts = ["live", *(["model"] if "board" in figures else []), *figures]
+    return f'<link rel="stylesheet" href="{base}live/live.css{asset}">' + "".join(
+        f'<script defer src="{base}live/{name}.js{asset}"></script>' for name in scripts
+    )
+
+
 def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: str) -> str:
     "One whole page."
     base = site.rel(".", page).rstrip("/") + "/"
@@ -418,6 +430,7 @@ def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: 
         subtitle=layout.inline_md(description, nav.site, page) if description else "",
         crumb=" · ".join(filter(None, (crumb, number))),
         maths=maths,
+        figures=live_head(page, base, asset),
         navbar="".join(
             f'<a href="{site.rel(i.href, page)}"{current[i.page is page]}>{i.text}</a>'
             for i in nav.left
@@ -549,6 +562,8 @@ def build(out: Path) -> list[str]:
         (result / "search.js").write_text(f"window.searchIndex={index};\n", encoding="utf-8")
         for name in ("site.css", "site.js", "icon.svg"):
             shutil.copy(LOOK / name, result)
+        shutil.copytree(LOOK / "live", result / "live")
+        (result / "live" / "weights.js").write_text(live_weights.script(), encoding="utf-8")
         shutil.copytree(npm_package.katex(), result / "katex")
         (result / ".nojekyll").touch()
         warnings = [

@@ -30,6 +30,7 @@ from project import NBS, all_notebooks
 NOTEBOOKS = [p for p in all_notebooks() if "solutions" not in p.parts]
 KINDS = [
     "index.html",
+    "ten_minutes.html",
     "course/attention.html",
     "course/train_on_cpu.html",
     "course/notation.html",
@@ -43,9 +44,11 @@ KINDS = [
 
 
 @contextlib.contextmanager
-def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light"):
+def opened(browser, address: str, page: str, width: int = 1280, scheme: str = "light", **options):
     "A page in a window of its own, and a list that fills with whatever it should not do."
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, **options
+    )
     tab, faults = context.new_page(), []
     tab.on(
         "console",
