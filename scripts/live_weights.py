@@ -4,7 +4,7 @@
     python scripts/live_weights.py weights.js
 
 The file has to be small, so it is not exact. The layer that draws a patch has 320,000 weights;
-what it draws lies, nearly, in the span of 40 patches, and two thin layers do its work. Every
+what it draws lies, nearly, in the span of 32 patches, and two thin layers do its work. Every
 matrix is then rounded to 91 levels a row, one character each, which gzip makes smaller still.
 `shrink` also gives the model of PyTorch that has the rounded weights: the page's model is tested
 against it, and it is tested against the shipped one.
@@ -25,7 +25,7 @@ from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder
 from slot_attention_nbdev.nn.frames import split_frames
 
 MODEL = "tetrominoes_small"
-RANK = 40  # patches that the others are made of
+RANK = 32  # patches that the others are made of
 LEVELS = 45  # on either side of zero
 # printable characters but for the quote and the backslash, which would be written as two
 LETTERS = [chr(code) for code in range(35, 127) if chr(code) != "\\"]
