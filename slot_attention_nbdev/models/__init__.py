@@ -4,6 +4,7 @@ from . import (  # noqa: F401
     autoencoder,
     framed,
     framed_sets,
+    iodine,
     monet,
     original,
     pixel,

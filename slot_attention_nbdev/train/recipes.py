@@ -333,6 +333,16 @@ RECIPES = {
             steps=6_000,
         ),
         Recipe(
+            "tetrominoes_iodine",
+            "IODINE, made small; an hour of a CPU",
+            **SHORT_CPU
+            | ONE_PASS
+            | dict(model="iodine_small", num_iterations=3, learning_rate=2e-3, clip_norm=5.0)
+            | dict(batch_size=16),
+            compile="off",
+            steps=10_000,
+        ),
+        Recipe(
             "multi_dsprites_small",
             "two to five sprites on gray, our model with shaped slots; half an hour on a CPU",
             **SPRITES,
