@@ -398,6 +398,11 @@ def find_objects(
         scene = schema.decode(output.predictions)
         positions = torch.stack([scene["x"], scene["y"]], -1)  # [B, K, 2]
     else:
+        if output.attention is None:
+            raise InputError(
+                f"model: expected a schema with x and y in the image, or a model with attention, "
+                f"got {schema.name!r} and none; nothing says where its objects are"
+            )
         weights = output.attention[:, -1].mT  # [B, K, N]
         h, w = grid_size(weights.shape[-1], model.resolution)
         y, x = torch.meshgrid(

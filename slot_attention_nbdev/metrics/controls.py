@@ -9,7 +9,7 @@ __all__ = ['CONTROL_METRICS', 'COLOR_RULES', 'POSITION_RULES', 'CONTROL_NAMES', 
 
 # %% ../../nbs/library/23_controls.ipynb #e913316a
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -244,19 +244,26 @@ def average_controls(
 
 def format_scores(
     scores: dict,  # fg_ari, ari, miou
+    keys: Iterable[str] = tuple(CONTROL_METRICS),  # Which of them
 ) -> list[str]:  # A cell for each of them
     "Scores as the cells of a table."
-    values = (scores.get(key) for key in CONTROL_METRICS)
+    values = (scores.get(key) for key in keys)
     return ["–" if value is None else f"{value:.3f}" for value in values]
 
 
 def control_rows(
     metrics: dict,  # A model's metrics with their `controls`
 ) -> list[tuple[str, ...]]:  # The header first; then the model, and each control
-    "The table of a model's segmentation beside its controls."
-    rows = [("", *CONTROL_METRICS.values())]
-    if "attention" not in metrics["controls"]:  # which is what a set predictor has for masks
-        rows.append(("this model", *format_scores(metrics)))
-    for control, scores in metrics["controls"].items():
-        rows.append((control_name(control, scores), *format_scores(scores)))
+    """The table of a model's segmentation beside its controls.
+
+    Without any segmentation, as of a set predictor that has no attention, of its precision.
+    """
+    controls = metrics["controls"]
+    masks = any(key in scores for scores in controls.values() for key in CONTROL_METRICS)
+    columns = CONTROL_METRICS if masks else {"ap_inf": "AP"}
+    rows = [("", *columns.values())]
+    if "attention" not in controls:  # which is what a set predictor has for masks
+        rows.append(("this model", *format_scores(metrics, columns)))
+    for control, scores in controls.items():
+        rows.append((control_name(control, scores), *format_scores(scores, columns)))
     return rows

@@ -8,6 +8,7 @@ from . import (  # noqa: F401
     monet,
     original,
     pixel,
+    set_heads,
     set_predictor,
     shaped,
     slot_mlp,

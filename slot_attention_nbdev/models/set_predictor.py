@@ -26,7 +26,9 @@ class SetPredictorOutput(NamedTuple):
     # the presence
     predictions: Tensor
     slots: Tensor  # [B, K, D]
-    attention: Tensor | None = None  # [B, T, N, K], if asked for
+    attention: Tensor | None = None  # [B, T, N, K], if asked for, of a model that has one
+    steps: Tensor | None = None  # The sets on the way, [B, T, K, width], of a model that has some
+    vector: Tensor | None = None  # The image's feature vector, [B, C], of a model that has one
 
 
 class SetPredictor(SceneModel):
@@ -36,6 +38,7 @@ class SetPredictor(SceneModel):
     """
 
     task = "set_prediction"
+    matching = "hungarian"  # A key of `MATCHINGS`: how the loss pairs slots and objects
     reads_attention = False  # Whether `predict` needs the attention
 
     def __init__(

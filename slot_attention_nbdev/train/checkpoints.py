@@ -350,6 +350,7 @@ def summarize_records(
     controls = [
         f"{control_name(control, scores)} {' / '.join(format_scores(scores))}"
         for control, scores in average_controls(finals).items()
+        if "fg_ari" in scores
     ]
     if controls:
         lines["controls"] = f"FG-ARI / ARI / mIoU: {'; '.join(controls)}"

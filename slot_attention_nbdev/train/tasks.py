@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import InputError, check_int, generator, rank_slice
 from ..data.sprites import to_model
 from ..metrics.controls import mean_scores, rule_controls
-from ..metrics.matching import huber_cost, set_loss
+from ..metrics.matching import MATCHINGS, huber_cost, set_loss
 from slot_attention_nbdev.metrics.segmentation import (
     LABELS,
     check_counted,
@@ -93,6 +93,15 @@ def _num_labels(label: Tensor) -> int:
     return min(max(int(label.max()), 0) + 1, LABELS)
 
 
+def _sheet(columns: list[Tensor]) -> Tensor:
+    "Images [B, 3, H, W] in columns, each with a white frame: uint8 [3, rows, columns]."
+    panels = torch.stack(columns).clamp(-1, 1)  # [columns, B, 3, H, W]
+    framed = F.pad(panels, (1, 1, 1, 1), value=1.0)
+    # [3, B * (H + 2), columns * (W + 2)]
+    sheet = framed.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
+    return sheet.add(1).mul(127.5).round().to(torch.uint8)
+
+
 class Task:
     "What training asks of a kind of model: its loss, its metrics, its pictures."
 
@@ -111,8 +120,8 @@ class Task:
         image: Tensor,  # [B, 3, H, W] in [-1, 1]
         output: AutoEncoderOutput | SetPredictorOutput,  # The model's, with attention
         # masks [B, K, H, W]; slots' own images [B, K or 1, 3, H, W]; whole images to show, [B, 3,
-        # H, W]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        # H, W]; None of a model whose slots have no masks
+    ) -> tuple[Tensor, Tensor, list[Tensor]] | None:
         "Masks of the slots, what lies under them, and the reconstruction if there is one."
         raise NotImplementedError
 
@@ -125,15 +134,18 @@ class Task:
         most: int = 32,  # How many images to measure on
         shown: int = 4,  # How many to show
         num_slots: int | None = None,  # K; None takes the model's own
-        # slot_entropy in [0, 1] and dead_slots in [0, K], means over the images; a sheet, uint8 [3,
-        # rows, columns]
+        # slot_entropy in [0, 1] and dead_slots in [0, K], means over the images, neither of slots
+        # without masks; a sheet, uint8 [3, rows, columns]
     ) -> tuple[dict[str, float], Tensor]:
         "Two numbers and a picture of what the slots are doing."
         device = next(model.parameters()).device
         image = to_model(_bring(scenes["image"][: check_int("most", most)], device))
         options = {"num_slots": num_slots, "return_attention": True}
         output = model(image, generator=generator(seed, "evaluate"), **options)
-        masks, decoded, whole = self.slot_images(image, output)
+        found = self.slot_images(image, output)
+        if found is None:
+            return {}, _sheet(_read(image[:shown]))
+        masks, decoded, whole = found
         statistics = slot_statistics(masks)
         means = torch.stack([statistics[key].float().mean() for key in ("entropy", "dead")])
         parts = (part[:shown] for part in (masks, decoded, image, *whole))
@@ -142,13 +154,8 @@ class Task:
         slots = (1 - masks[:, :, None] * (1 - decoded.clamp(-1, 1))).unbind(1)
         # [B, H, W, 3] -> [B, 3, H, W]
         winner = color_labels(masks.argmax(1)).permute(0, 3, 1, 2) / 127.5 - 1
-        columns = [*whole, winner, *slots]
-        panels = torch.stack(columns).clamp(-1, 1)  # [columns, B, 3, H, W]
-        framed = F.pad(panels, (1, 1, 1, 1), value=1.0)
-        # [3, B * (H + 2), columns * (W + 2)]
-        sheet = framed.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
         metrics = dict(zip(("slot_entropy", "dead_slots"), means.tolist()))
-        return metrics, sheet.add(1).mul(127.5).round().to(torch.uint8)
+        return metrics, _sheet([*whole, winner, *slots])
 
 
 class ObjectDiscovery(Task):
@@ -292,9 +299,11 @@ class SetPrediction(Task):
     ) -> Tensor:  # A scalar
         "Matched Huber loss (Locatello et al. 2020, supplement), unless the model has its own."
         target = model.schema.encode(scenes, output.predictions.shape[1])
+        if hasattr(model, "output_loss"):  # of more than the predictions
+            return model.output_loss(output, target)
         if hasattr(model, "loss"):
             return model.loss(output.predictions, target)
-        return set_loss(output.predictions, target, huber_cost)
+        return set_loss(output.predictions, target, huber_cost, MATCHINGS[model.matching])
 
     @torch.no_grad()
     def evaluate(
@@ -352,7 +361,7 @@ class SetPrediction(Task):
         scenes: dict[str, Tensor],  # Scenes with image and label
         seed: int = 0,  # Draws the initial slots
         num_slots: int | None = None,  # K; None takes the model's own
-    ) -> dict[str, float]:  # fg_ari, ari, miou, mbo
+    ) -> dict[str, float]:  # fg_ari, ari, miou, mbo; of a model without attention nothing
         "Scores of the attention of the last iteration, taken as masks."
         device = next(model.parameters()).device
         random = generator(seed, "evaluate")
@@ -360,7 +369,10 @@ class SetPrediction(Task):
         for images in scenes["image"].split(64):
             image = to_model(images.to(device))
             output = model(image, generator=random, num_slots=num_slots, return_attention=True)
-            winners.append(self.slot_images(image, output)[0].argmax(dim=1).cpu())
+            found = self.slot_images(image, output)
+            if found is None:
+                return {}
+            winners.append(found[0].argmax(dim=1).cpu())
         return mean_scores(scenes["label"].cpu(), torch.cat(winners))
 
     def controls(
@@ -372,15 +384,18 @@ class SetPrediction(Task):
         n_init: int = 1,  # Not used: there is one draw
         num_slots: int | None = None,  # K; None takes the model's own
         # attention, untrained, color_rule, position_rule: fg_ari, ari, miou, mbo; a rule's name;
-        # untrained: ap_inf, too
+        # untrained: ap_inf, too, and of a model without attention nothing else
     ) -> dict[str, dict[str, str | float]]:
         "What stands beside a set predictor: its attention, an untrained one's, and two rules."
-        rules = rule_controls(scenes, num_slots or model.num_slots)
         precision = self.evaluate(untrained, scenes, seed=seed, num_slots=num_slots)["ap_inf"]
         own, other = (
             self.attention_scores(each, scenes, seed, num_slots) for each in (model, untrained)
         )
-        return {"attention": own, "untrained": other | {"ap_inf": precision}, **rules}
+        other["ap_inf"] = precision
+        if not own:
+            return {"untrained": other}
+        rules = rule_controls(scenes, num_slots or model.num_slots)
+        return {"attention": own, "untrained": other, **rules}
 
     def key(
         self,
@@ -392,9 +407,11 @@ class SetPrediction(Task):
     def slot_images(
         self,
         image: Tensor,  # [B, 3, H, W] in [-1, 1]
-        output: SetPredictorOutput,  # The model's, with attention
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:  # As for `Task`
+        output: SetPredictorOutput,  # The model's, with attention if it has one
+    ) -> tuple[Tensor, Tensor, list[Tensor]] | None:  # As for `Task`
         "The attention of the last iteration as masks, and the image under them."
+        if output.attention is None:
+            return None
         grid = grid_size(output.attention.shape[2], image.shape[-2:])
         maps = output.attention[:, -1].mT.unflatten(-1, grid)  # [B, K, h, w]
         return F.interpolate(maps, image.shape[-2:]), image[:, None], []
