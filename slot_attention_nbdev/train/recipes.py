@@ -328,6 +328,12 @@ RECIPES = {
             steps=6_000,
         ),
         Recipe(
+            "tetrominoes_slot_attention",
+            "the paper's start and iterations with small parts around; what relatives race against",
+            **SHORT_CPU | dict(model="small", num_iterations=3, fewer_iterations=0, n_init=1),
+            steps=6_000,
+        ),
+        Recipe(
             "tetrominoes_slot_mlp",
             "the paper's baseline without attention, made small; half an hour on a CPU",
             **SHORT_CPU | ONE_PASS | dict(model="slot_mlp_small"),
