@@ -116,7 +116,7 @@ def check(site: Path) -> list[str]:
     site = site.resolve()
     pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
     faults = [] if pages else ["no pages"]
-    for name in ("index.html", "404.html", "llms.txt", "search.js"):
+    for name in ("index.html", "404.html", "llms.txt", "search/pages.js"):
         if not (site / name).exists():
             faults.append(f"{name}: missing")
     for path in pages:

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from string import Template
@@ -99,6 +100,48 @@ def export_bar(module: str, source: str) -> str:
     return f"::: {{.export-bar}}\n{links} [in `{PACKAGE}.{module}`]({page}){{.module}}\n:::\n"
 
 
+def only_imports(cell) -> bool:
+    "Whether a code cell imports, and does nothing else."
+    body = ast.parse(cell.source).body if cell.cell_type == "code" and not cell.outputs else []
+    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+
+def fold_imports(cells: list) -> list:
+    "Cells that only import, those in a row as one, folded away."
+    kept, open_one = [], None
+    for cell in cells:
+        if not only_imports(cell):
+            kept.append(cell)
+            open_one = None
+            continue
+        source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
+        if open_one is None:
+            cell.source = f'#| code-fold: true\n#| code-summary: "Imports"\n{source}'
+            kept.append(cell)
+            open_one = cell
+        else:
+            open_one.source += f"\n\n{source}"
+    return kept
+
+
+@cache
+def title_of(notebook: Path) -> str:
+    "A notebook's title."
+    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    return "".join(first).split("\n")[0].removeprefix("# ")
+
+
+def with_titles(text: str, notebook: Path) -> str:
+    "Links whose text is a notebook's file name, with its title instead."
+
+    def renamed(found: re.Match) -> str:
+        there = (notebook.parent / found[2]).resolve()
+        same = re.sub(r"^\d\d_", "", there.stem) == found[1] and there.exists()
+        return f"[{title_of(there)}]({found[2]}" if same else found[0]
+
+    return re.sub(r"\[(\w+)\]\(([\w./]+\.ipynb)", renamed, text)
+
+
 def prepare_notebook(path: Path, target: Path) -> None:
     """Write a notebook as smalldocs is to read it: front matter, no directives, every exported cell
     with its source.
@@ -113,6 +156,9 @@ def prepare_notebook(path: Path, target: Path) -> None:
         hide_,
     ]
     processor = NBProcessor(path, procs=procs)
+    for cell in processor.nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_titles(cell.source, path)
     processor.process()
     module = module_of(path)
     cells = []
@@ -130,7 +176,7 @@ def prepare_notebook(path: Path, target: Path) -> None:
             top = r"\]\((?:\.\./)+CONTRIBUTING\.md"
             cell.source = re.sub(top, "](/CONTRIBUTING.md", cell.source)
         cells.append(cell)
-    processor.nb.cells = cells
+    processor.nb.cells = fold_imports(cells)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_nb(processor.nb, target)
 
@@ -205,9 +251,7 @@ def api_index(inventory: list[api.Symbol], notebooks: dict[str, Path]) -> str:
 
 def link_to(notebook: Path) -> str:
     "A link to a notebook from anywhere, in the words of its title."
-    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
-    title = "".join(first).split("\n")[0].removeprefix("# ")
-    return f"[{title}](/{notebook.relative_to(project.NBS)})"
+    return f"[{title_of(notebook)}](/{notebook.relative_to(project.NBS)})"
 
 
 def unfold(line: str) -> str:
@@ -244,6 +288,51 @@ def source_link(_, symbol: api.Symbol) -> str:
     return f"[source](/source/{page}.md#L{symbol.line}){{.source-link}}"
 
 
+def bibtex_entry(kind: str, key: str, work: dict, fields: dict) -> str:
+    "A work of CITATION.cff as an entry of BibTeX."
+    authors = [
+        f"{who['family-names']}, {who['given-names']}"
+        if "name" not in who
+        else f"{{{who['name']}}}"
+        for who in work["authors"]
+    ]
+    fields = {"title": f"{{{work['title']}}}", "author": " and ".join(authors)} | fields
+    lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+    return f"@{kind}{{{key},\n{lines}}}"
+
+
+def bibtex(given: dict) -> str:
+    "CITATION.cff as BibTeX: the software, and the papers that it refers to."
+    about = {"note": f"Version {given['version']}"}
+    if project.published():
+        about["url"] = project.settings()["git_url"]
+    entries = [bibtex_entry("software", project.settings()["lib_name"], given, about)]
+    for paper in given["references"]:
+        key = f"{paper['authors'][0]['family-names'].lower()}{paper['year']}"
+        about = {"booktitle": paper["collection-title"], "year": paper["year"], "url": paper["url"]}
+        entries.append(bibtex_entry("inproceedings", key, paper, about))
+    return "\n\n".join(entries)
+
+
+def run_and_cite() -> str:
+    "The page that says how to run a notebook, and what to cite."
+    package, version = project.settings()["lib_name"], project.version()
+    elsewhere = (
+        "Each of these pages links to its notebook in Colab and in Binder, beside the download."
+        if project.published()
+        else "Make the package's file by `pip wheel --no-deps .` in the project's folder. "
+        "In Colab, upload it and the downloaded notebook, and let its first cell say\n\n```python\n"
+        f'%pip install "./{package}-{version}-py3-none-any.whl[notebooks]"\n```'
+    )
+    given = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    return Template((LOOK / "run_and_cite.md").read_text(encoding="utf-8")).substitute(
+        python=project.settings()["min_python"],
+        elsewhere=elsewhere,
+        message=given["message"],
+        bibtex=bibtex(given),
+    )
+
+
 def prepare(pages: Path) -> None:
     "Fill a folder with everything smalldocs needs."
     notebooks = {}
@@ -261,6 +350,7 @@ def prepare(pages: Path) -> None:
     (pages / "_quarto.yml").write_text(
         yaml.safe_dump(settings(pages), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
+    (pages / "run_and_cite.md").write_text(run_and_cite(), encoding="utf-8")
     (pages / "404.md").write_text(
         "---\ntitle: Nothing here\ndescription: This page does not exist, or no longer\n"
         "toc: false\nsearch: false\n---\n\n"
@@ -329,7 +419,23 @@ def sidebar(nav: layout.SiteNav, page: site.Page) -> str:
         entries = "".join(map(entry, item.children))
         head = f"<details{is_open}><summary>{item.text}</summary>"
         parts.append(f"{head}<ul>{entries}</ul></details>")
-    return "".join(parts)
+    return "".join(parts) + reference_list(nav.site, page)
+
+
+def reference_list(course: site.Site, page: site.Page) -> str:
+    "The modules in the sidebar; open where one of them, or its source, is the page."
+    folder = page.src.parts[0]
+    entries = []
+    for other in sorted(course.pages.values(), key=lambda p: (p.src.stem != "index", p.src.stem)):
+        if other.src.parts[0] == "api":
+            same = other is page or (folder == "source" and other.src.stem == page.src.stem)
+            here = ' aria-current="page"' if same else ""
+            text = "All names" if other.src.stem == "index" else html.escape(other.title)
+            entries.append(
+                f'<li><a href="{site.rel(other.out, page)}"{here}><span>{text}</span></a></li>'
+            )
+    is_open = " open" if folder in ("api", "source") else ""
+    return f"<details{is_open}><summary>Reference</summary><ul>{''.join(entries)}</ul></details>"
 
 
 def contents(page: site.Page) -> str:
@@ -370,16 +476,34 @@ def neighbours(nav: layout.SiteNav, page: site.Page) -> str:
     return f'<nav class="neighbours" aria-label="Previous and next page">{both}</nav>'
 
 
+def with_room(found: re.Match) -> str:
+    "A table's cell that is as wide as its text needs, to be eight lines high at most."
+    letters = len(html.unescape(re.sub(r"<[^>]*>", "", found[1])))
+    room = f' style="min-width:{min(36, letters / 16 + 2):.0f}rem"' if letters > 64 else ""
+    return f"<td{room}>{found[1].replace(' ± ', ' ±&nbsp;')}</td>"
+
+
 def body_of(page: site.Page) -> str:
     """The page's own HTML, cleared of what is there for another style sheet, and made ready for
     ours.
     """
     text = page.html
     text = re.sub(r"<!-- .*? -->\n?", "", text, flags=re.S)
+    # what a notebook says before it starts, as one box; the pager says what comes next
+    text = re.sub(
+        r"<p><strong>You will learn</strong>.*?<strong>Hardware:</strong>.*?</p>",
+        r'<div class="brief">\g<0></div>',
+        text,
+        count=1,
+        flags=re.S,
+    )
+    onward = r"<p><strong>(?:Next|Previous):</strong>(?:(?!</p>|See also).)*</p>\n?"
+    text = re.sub(onward, "", text, flags=re.S) if page.src.suffix == ".ipynb" else text
     text = re.sub(r'<img src="data:', '<img loading="lazy" src="data:', text)
     # a picture's alt text is not its caption
     text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)
     text = re.sub(r'<img [^>]*src="(?:\.\./)*images/(\w+)\.svg"[^>]*>', drawing, text)
+    text = re.sub(r"<td>(.*?)</td>", with_room, text, flags=re.S)
     text = text.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
     heading = r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>'
     anchor = r'<a class="anchor" href="#\3" aria-label="Link to this section">#</a>'
@@ -403,6 +527,34 @@ def live_head(page: site.Page, base: str, asset: str) -> str:
     )
 
 
+def card(title: str, description: str, out: PurePosixPath) -> str:
+    "What a page says of itself to search engines, and where a link to it is shown."
+    address = project.site_url() + ("" if str(out) == "index.html" else str(out))
+    given = {
+        "og:type": "article",
+        "og:site_name": "Slot Attention",
+        "og:title": html.unescape(title),
+        "og:description": description,
+        "og:url": address,
+        "og:image": project.site_url() + "images/slots.png",
+        "twitter:card": "summary_large_image",
+    }
+    tags = [
+        f'<meta {"name" if key.startswith("twitter") else "property"}="{key}"'
+        f' content="{html.escape(value)}">'
+        for key, value in given.items()
+    ]
+    return "\n".join([f'<link rel="canonical" href="{address}">', *tags])
+
+
+def sitemap(pages: list[PurePosixPath]) -> str:
+    "The addresses of all pages, for search engines."
+    urls = "".join(f"<url><loc>{project.site_url()}{page}</loc></url>\n" for page in sorted(pages))
+    head = '<?xml version="1.0" encoding="UTF-8"?>\n'
+    schema = "http://www.sitemaps.org/schemas/sitemap/0.9"
+    return f'{head}<urlset xmlns="{schema}">\n{urls}</urlset>\n'
+
+
 def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: str) -> str:
     "One whole page."
     base = site.rel(".", page).rstrip("/") + "/"
@@ -418,7 +570,9 @@ def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: 
             f'<link rel="stylesheet" href="{base}katex/katex.min.css">'
             f'<script defer src="{base}katex/katex.min.js"></script>'
         )
-    links = project.notebook_links(page.src) if page.src.suffix == ".ipynb" else {}
+    links = {}
+    if page.src.suffix == ".ipynb":
+        links = {"Download this notebook": page.src.name} | project.notebook_links(page.src)
     current = {True: " aria-current=page", False: ""}
     return template.substitute(
         base=base,
@@ -431,6 +585,7 @@ def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: 
         crumb=" · ".join(filter(None, (crumb, number))),
         maths=maths,
         figures=live_head(page, base, asset),
+        card=card(page.title, plain(description), page.out) if project.published() else "",
         navbar="".join(
             f'<a href="{site.rel(i.href, page)}"{current[i.page is page]}>{i.text}</a>'
             for i in nav.left
@@ -439,7 +594,8 @@ def write_page(page: site.Page, nav: layout.SiteNav, template: Template, asset: 
         contents=contents(page),
         neighbours=neighbours(nav, page),
         actions="".join(
-            f'<a class="action" href="{url}">{text}</a>' for text, url in links.items()
+            f'<a class="action" href="{url}"{"" if "/" in url else " download"}>{text}</a>'
+            for text, url in links.items()
         ),
         body=body_of(page),
         asset=asset,
@@ -458,16 +614,18 @@ def plain(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\\[^a-zA-Z]", " ", text)).strip()
 
 
-class Prose(HTMLParser):
-    "The words of a page by section: no code, no output."
+class Sections(HTMLParser):
+    "The sections of a page: anchor, heading, prose, and code; no output."
 
     def __init__(self):
         super().__init__()
-        self.sections, self.skipping, self.heading = [["", "", []]], 0, False
+        self.sections, self.skipping, self.heading, self.code = [["", "", [], []]], 0, False, False
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
-        if (
+        if tag == "pre" and "sourceCode" in (given.get("class") or ""):
+            self.code = True
+        elif (
             tag in ("pre", "script", "style")
             or (self.skipping and tag == "div")
             or tag == "div"
@@ -475,11 +633,13 @@ class Prose(HTMLParser):
         ):
             self.skipping += 1
         elif tag in ("h2", "h3"):
-            self.sections.append([given.get("data-anchor-id") or given.get("id") or "", "", []])
+            self.sections.append([given.get("data-anchor-id") or given.get("id") or "", "", [], []])
             self.heading = True
 
     def handle_endtag(self, tag):
-        if self.skipping and tag in ("pre", "script", "style", "div"):
+        if self.code:
+            self.code = tag != "pre"
+        elif self.skipping and tag in ("pre", "script", "style", "div"):
             self.skipping -= 1
         self.heading = self.heading and tag not in ("h2", "h3")
 
@@ -489,37 +649,41 @@ class Prose(HTMLParser):
         if self.heading:
             self.sections[-1][1] += data
         else:
-            self.sections[-1][2].append(data)
+            self.sections[-1][3 if self.code else 2].append(data)
 
 
-def search_index(pages: list[site.Page]) -> list[list[str]]:
-    "What the search looks through: page, place, title, section, words."
+def names_in(code: str, text: str) -> str:
+    "The names and options in code by which one would look for it, but for those in the text."
+    code = re.sub(r"#.*", "", code)  # comments are prose of the code
+    found = re.findall(r"--[a-z][\w-]+|\b[A-Za-z]\w*(?:\.[A-Za-z]\w*)*", code)
+    names = {
+        name.removeprefix("self.")
+        for name in found
+        if re.search(r"[a-z]{2,}_?[A-Z]|[A-Za-z]{2,}_[A-Za-z]|^--|torch\.", name)
+    }
+    return " ".join(sorted(name for name in names if name not in text))
+
+
+def search_index(pages: list[site.Page]) -> list[list]:
+    """What the search looks through: a row for each page (place, title, kind, sections), and in it
+    a row for each section (anchor, heading, words, names in its code).
+    """
     rows = []
     for page in pages:
         if page.meta.get("search") is False:
             continue
-        reader = Prose()
-        reader.feed(re.sub(r"<p><a [^>]*source-link.*?</p>", "", page.html))
-        kind = (
-            "reference"
-            if page.src.parts[0] == "api"
-            else "solutions"
-            if page.src.parts[0] == "solutions"
-            else "course"
-        )
-        for anchor, section, words in reader.sections:
+        reader = Sections()
+        reader.feed(re.sub(r"<p><a [^>]*source-link.*?</p>", "", page.html, flags=re.S))
+        kind = {"api": "reference", "solutions": "solutions"}.get(page.src.parts[0], "course")
+        sections = []
+        for anchor, heading, words, code in reader.sections:
             text = plain(" ".join(words))
             if not anchor:
                 text = f"{plain(str(page.meta.get('description') or ''))} {text}".strip()
-            rows.append(
-                [
-                    str(page.out) + (f"#{anchor}" if anchor else ""),
-                    html.unescape(page.title),
-                    plain(section),
-                    text,
-                    kind,
-                ]
-            )
+            # a signature says again what its table says
+            names = "" if kind == "reference" else names_in(" ".join(code), text)
+            sections.append([anchor, plain(heading), text, names])
+        rows.append([str(page.out), html.unescape(page.title), kind, sections])
     return rows
 
 
@@ -553,19 +717,33 @@ def build(out: Path) -> list[str]:
                 for name, data in files.items():
                     (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
                     (target.parent / name).write_bytes(data)
+            if page.src.suffix == ".ipynb":
+                shutil.copy(project.NBS / page.src, target.parent)
         course.out = result
         course.copy_resources()
         write_llms_index(course, nav, result)
         index = json.dumps(
             search_index(list(course.pages.values())), ensure_ascii=False, separators=(",", ":")
         )
-        (result / "search.js").write_text(f"window.searchIndex={index};\n", encoding="utf-8")
+        (result / "search").mkdir()
+        (result / "search" / "pages.js").write_text(
+            f"window.searchPages={index};\n", encoding="utf-8"
+        )
+        minisearch = npm_package.fetch("minisearch")
+        shutil.copy(minisearch / "dist" / "umd" / "index.js", result / "search" / "minisearch.js")
+        shutil.copy(minisearch / "LICENSE.txt", result / "search")
+        shutil.copy(LOOK / "search.js", result / "search")
         for name in ("site.css", "site.js", "icon.svg"):
             shutil.copy(LOOK / name, result)
         shutil.copytree(LOOK / "live", result / "live")
         (result / "live" / "weights.js").write_text(live_weights.script(), encoding="utf-8")
         shutil.copytree(npm_package.katex(), result / "katex")
         (result / ".nojekyll").touch()
+        if project.published():
+            shown = [p.out for p in course.pages.values() if p.src.stem != "404"]
+            (result / "sitemap.xml").write_text(sitemap(shown), encoding="utf-8")
+            robots = f"User-agent: *\nAllow: /\nSitemap: {project.site_url()}sitemap.xml\n"
+            (result / "robots.txt").write_text(robots, encoding="utf-8")
         warnings = [
             w for w in course.warnings if not w.endswith("output-file is not read by smalldocs")
         ]

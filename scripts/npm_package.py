@@ -2,6 +2,7 @@
 """Fetch a pinned package from npm's registry, check it against its hash, and unpack it.
 
     python scripts/npm_package.py katex      # what the pages need to typeset maths, into nbs/katex/
+    python scripts/npm_package.py minisearch # what the site's search is made with
     python scripts/npm_package.py axe-core   # the accessibility checker that the tests use
 
 Packages lie under build/npm/ and are fetched once. `npm` only downloads: nothing of a package is
@@ -23,6 +24,10 @@ PINNED = {  # name: (version, the registry's own SHA-512 of the archive)
     "katex": (
         "0.19.1",
         "jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA==",
+    ),
+    "minisearch": (
+        "7.2.0",
+        "dqT2XBYUOZOiC5t2HRnwADjhNS2cecp9u+TJRiJ1Qp/f5qjkeT5APcGPjHw+bz89Ms8Jp+cG4AlE+QZ/QnDglg==",
     ),
     "axe-core": (
         "4.14.1",

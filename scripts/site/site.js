@@ -37,7 +37,14 @@ for (const block of document.querySelectorAll("div.sourceCode")) {
   });
   block.append(button);
 }
+const fitFormulas = () => { // a formula a little wider than its column is set a little smaller
+  const formulas = [...document.querySelectorAll("main .math.display")];
+  for (const formula of formulas) formula.style.fontSize = "";
+  const ratios = formulas.map((formula) => formula.clientWidth / formula.scrollWidth);
+  formulas.forEach((formula, index) => { if (ratios[index] < 1) formula.style.fontSize = `${Math.max(0.65, 0.985 * ratios[index])}em`; });
+};
 const markScrolling = () => {
+  fitFormulas();
   for (const box of document.querySelectorAll("pre, .table, .math.display, .contents, .course")) {
     const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
     if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex");
@@ -59,31 +66,19 @@ if (places.length) {
   follow();
 }
 
-// search: the index is a script, so that it also loads from a folder, and only when someone searches
+// search: what it looks through and what it looks with are scripts, so that they also load from a folder, and only when someone searches
 const field = document.getElementById("search"), found = document.getElementById("found"), count = document.getElementById("found-count");
-let loading;
-const loadIndex = () => loading ??= new Promise((done) => {
-  const script = Object.assign(document.createElement("script"), { src: `${base}search.js` });
+const load = (name) => new Promise((done) => {
+  const script = Object.assign(document.createElement("script"), { src: `${base}search/${name}.js`, async: false });
   script.onload = done;
   document.head.append(script);
 });
-const plain = (text) => text.toLowerCase().replace(/_/g, " ");
-const occurrences = (text, word) => text.split(word).length - 1;
-function score([, title, section, text, kind], raw, phrase, words) {
-  const [t, s, x] = [plain(title), plain(section), plain(text)];
-  if (!words.every((word) => t.includes(word) || s.includes(word) || x.includes(word))) return 0;
-  let points = 1;
-  if (s.includes(phrase)) points += 60;
-  if (section.toLowerCase().replace(/^class /, "") === raw) points += 80; // a name of the library, as it is written
-  if (t.includes(phrase)) points += section ? 15 : 70;
-  points += 12 * Math.min(3, occurrences(x, phrase));
-  for (const word of words) points += 8 * s.includes(word) + 6 * t.includes(word) + Math.min(3, occurrences(x, word));
-  return points * { course: 1, reference: 0.8, solutions: 0.5 }[kind];
-}
-function excerpt(text, words) {
-  const low = plain(text), at = Math.max(0, ...words.slice(0, 1).map((word) => low.indexOf(words.join(" ")) >= 0 ? low.indexOf(words.join(" ")) : low.indexOf(word)));
-  const from = at < 60 ? 0 : text.indexOf(" ", at - 60) + 1;
-  const part = document.createElement("p"), pattern = new RegExp(`(${words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`, "gi");
+let loading;
+const loadSearch = () => loading ??= Promise.all(["minisearch", "pages", "search"].map(load)).then(() => window.prepareSearch());
+const escaped = (word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+function excerpt(text, marks) {
+  const pattern = new RegExp(`(?<![\\p{L}\\p{N}])((?:${marks.map(escaped).join("|") || "$^"})[\\p{L}\\p{N}]*)`, "giu");
+  const at = Math.max(0, text.search(pattern)), from = at < 60 ? 0 : text.indexOf(" ", at - 60) + 1, part = document.createElement("p");
   part.append(from ? "… " : "");
   const cut = text.length > from + 150 ? text.slice(from, from + 150).replace(/\s+\S*$/, " …") : text.slice(from);
   cut.split(pattern).forEach((piece, index) => {
@@ -91,11 +86,12 @@ function excerpt(text, words) {
   });
   return part;
 }
-function result([href, title, section, text], words) {
+function result({ href, title, section, text, kind, marks }) {
   const link = Object.assign(document.createElement("a"), { href: base + href });
+  const under = [kind === "reference" ? "Reference" : "", section ? title : ""].filter(Boolean).join(" · ");
   link.append(Object.assign(document.createElement("b"), { textContent: section || title }));
-  if (section) link.append(Object.assign(document.createElement("small"), { textContent: title }));
-  link.append(excerpt(text, words));
+  if (under) link.append(Object.assign(document.createElement("small"), { textContent: under }));
+  link.append(excerpt(text, marks));
   return link;
 }
 let chosen = -1;
@@ -106,17 +102,18 @@ const choose = (index) => {
   links[chosen]?.scrollIntoView({ block: "nearest" });
 };
 async function search() {
-  const raw = field.value.trim().toLowerCase(), phrase = plain(raw), words = phrase.split(/\s+/).filter(Boolean);
-  if (phrase.length < 2) { found.hidden = true; count.textContent = ""; return; }
-  await loadIndex();
-  const best = window.searchIndex.map((row) => [score(row, raw, phrase, words), row]).filter(([points]) => points).sort((a, b) => b[0] - a[0]).slice(0, 12);
-  found.replaceChildren(...best.map(([, row]) => result(row, words)));
+  const query = field.value.trim();
+  if (query.length < 2) { found.hidden = true; count.textContent = ""; return; }
+  await loadSearch();
+  if (query !== field.value.trim()) return; // typed on, while it loaded
+  const best = window.findSections(query);
+  found.replaceChildren(...best.map(result));
   if (!best.length) found.append(Object.assign(document.createElement("p"), { className: "none", textContent: "Nothing found." }));
   found.hidden = false;
   count.textContent = `${best.length} results`;
   choose(0);
 }
-field.addEventListener("focus", loadIndex);
+field.addEventListener("focus", loadSearch);
 field.addEventListener("input", search);
 field.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown") choose(chosen + 1);
@@ -127,7 +124,8 @@ field.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 addEventListener("keydown", (event) => {
-  if (event.key === "/" && !/^(input|textarea)$/i.test(document.activeElement.tagName)) { event.preventDefault(); field.focus(); }
+  const typing = /^(input|textarea|select)$/i.test(document.activeElement.tagName) || document.activeElement.isContentEditable;
+  if ((event.key === "/" && !typing) || (event.key === "k" && (event.ctrlKey || event.metaKey))) { event.preventDefault(); field.focus(); }
   if (event.key === "Escape") openMenu(false);
 });
 addEventListener("click", (event) => { if (!event.target.closest(".search") || event.target.closest(".found a")) found.hidden = true; });

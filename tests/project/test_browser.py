@@ -88,6 +88,38 @@ def wide_parts(tab) -> list[str]:
             .slice(0, 3).map(e => e.outerHTML.slice(0, 120))""")
 
 
+UNREADABLE = """async () => {
+    const frame = () => new Promise(requestAnimationFrame);  // formulas follow a new width
+    await frame(); await frame();
+    const shown = selector => [...document.querySelectorAll(selector)].filter(
+        e => e.checkVisibility());
+    const wide = shown("main pre, main .math.display").filter(
+        e => e.scrollWidth > e.clientWidth + 1);
+    const high = shown("main td, main th").filter(e => {
+        const words = new Range(); words.selectNodeContents(e);
+        return words.getBoundingClientRect().height > 220;
+    });
+    const start = e => e.textContent.trim().slice(0, 60);
+    return [...wide.map(e => `wider than its column: ${start(e)}`),
+        ...high.map(e => `a cell over 220 pixels high: ${start(e)}`)];
+}"""
+
+
+def unreadable(tab) -> list[str]:
+    "Code and formulas that are wider than their column, and cells of tables with a word a line."
+    return tab.evaluate(UNREADABLE)
+
+
+def unreadable_elsewhere(tab, widths: tuple[int, ...]) -> list[str]:
+    "The same at other widths of the window, which gets its own width back."
+    size, found = tab.viewport_size, []
+    for width in widths:
+        tab.set_viewport_size(size | {"width": width})
+        found += [f"{fault} (at {width})" for fault in unreadable(tab)]
+    tab.set_viewport_size(size)
+    return found
+
+
 def untypeset(tab) -> int:
     """Formulas that stand there as code, that KaTeX could not read, or whose roots and braces are
     squeezed flat.
@@ -158,6 +190,8 @@ def look_at(
                 )
                 wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)]
                 wrong += [f"{untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
+                # two desks, beside the one at which axe looks
+                wrong += unreadable_elsewhere(tab, (1440, 1024)) if width > 390 else unreadable(tab)
                 if not in_turn or number % 2 == look:
                     if whole_sidebar and not tab.locator("#course").is_visible():
                         tab.click(".menu")
@@ -196,6 +230,13 @@ def test_faults_are_seen(browser, site_address):
             "asked for http://192.0.2.1" in fault for fault in faults
         )
         assert wide_parts(tab) and untypeset(tab) == 2
+        tab.evaluate("""() => document.querySelector("main").insertAdjacentHTML("afterbegin",
+            "<pre style='white-space:pre'>" + "long ".repeat(99) + "</pre>"
+            + "<table><tr><td>" + "high<br>".repeat(20) + "</td></tr></table>")""")
+        assert [fault.split(":")[0] for fault in unreadable(tab)] == [
+            "wider than its column",
+            "a cell over 220 pixels high",
+        ]
         assert {fault.split(":")[0] for fault in accessibility_faults(tab)} >= {
             "color-contrast",
             "button-name",
@@ -236,6 +277,74 @@ def test_search_finds_and_leads_there(browser, site_address, query, page, text):
         tab.keyboard.press("Enter")
         tab.wait_for_url(f"**{page}*")
         assert text.lower() in tab.locator("main").inner_text().lower() and faults == []
+
+
+# what readers type, and where one of the first two hits must lead: a page, or a section of it
+QUERIES = {
+    "slot attention": "course/slot_attention.html",
+    "hungarian": "course/matching.html",
+    "FG-ARI": "course/metrics.html",
+    "load weights": "library/hub.html",
+    "train on my own images": "library/files.html",
+    "multi gpu": "library/distributed.html",
+    "tfrecord": "data/tfrecords.html",
+    "k-means": "course/attention.html#soft-k-means",
+    "learning rate warmup": "library/recipes.html#the-learning-rate",
+    "number of slots": "course/slot_attention.html course/generalization.html",
+    "my own dataset": "library/files.html library/sources.html",
+    "mixed precision": "course/train_on_gpu.html",
+    "resume training": "library/checkpoints.html",
+    "save model": "library/hub.html",
+    "SlotAttention": "api/slot_attention.html#SlotAttention",
+    "GRU": "course/slot_attention.html",
+    "pretrained": "library/hub.html",
+    "video": "relatives/after_the_paper.html",
+    "colab": "run_and_cite.html#open-in-colab-or-binder",
+    "install": "index.html run_and_cite.html",
+    "permutation invariant": "course/symmetry.html",
+    "equivariance": "course/symmetry.html",
+    "positional embedding": "course/encoder.html#position-embedding",
+    "adjusted rand index": "course/metrics.html#the-adjusted-rand-index",
+    "hungarian algorithm": "course/matching.html",
+    "ColorMNIST": "library/files.html",  # it is not shipped; a folder of images is read
+    "distributed": "library/distributed.html",
+    "bf16": "course/train_on_gpu.html",
+    "background slot": "course/metrics.html#foreground-only",
+    "from_pretrained": "api/base.html library/hub.html",
+    "torch.compile": "library/tasks.html",  # the switch; operators only allow it
+    "how to cite": "run_and_cite.html#how-to-cite",
+    "segment image": "library/predict.html",
+    "softmax over slots": "course/attention.html",
+    "CLEVR": "data/clevr_scenes.html data/clevr_v1.html",
+    "onnx": "library/export.html",
+    # slips, options, words half typed
+    "clver": "data/clevr_scenes.html data/clevr_v1.html",
+    "slot atention": "course/slot_attention.html",
+    "--resume": "library/trainer.html library/checkpoints.html library/cli.html",
+    "equiv": "course/symmetry.html",
+}
+
+
+def test_search_answers_what_readers_ask(browser, site, site_address):
+    with opened(browser, site_address, "index.html") as (tab, faults):
+        tab.keyboard.press("Control+k")
+        tab.keyboard.type("hu")
+        tab.locator("#found a").first.wait_for()  # now all of it is loaded
+        found = tab.evaluate(
+            """queries => queries.map(query => {
+                const start = performance.now(), hits = findSections(query);
+                return [hits.slice(0, 2).map(hit => hit.href), performance.now() - start];
+            })""",
+            list(QUERIES),
+        )
+        assert tab.evaluate("() => findSections('qqqqzzzz')") == [] and faults == []
+    missed = {}
+    for (query, wanted), (hits, _) in zip(QUERIES.items(), found):
+        there = [w for w in wanted.split() if (site / w.split("#")[0]).exists()]
+        if there and not any(hit.startswith(w) for hit in hits for w in there):
+            missed[query] = hits
+    assert missed == {}
+    assert sorted(milliseconds for _, milliseconds in found)[len(found) // 2] < 50
 
 
 def test_search_works_from_a_folder(browser, site):

@@ -1,11 +1,14 @@
 "The documentation site, as files: its pages, links and order, and that the checker finds faults."
 
+import gzip
 import json
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import check_site
+import make_docs
 import project
 import pytest
 from project import NBS, ROOT, all_notebooks, reading_order
@@ -109,18 +112,100 @@ def test_llms_txt_lists_every_course_page(site):
     assert all(page_of(n).replace(".html", ".llms.md") in text for n in NOTEBOOKS)
 
 
-def test_the_search_index_holds_prose_and_no_markup(site):
-    rows = json.loads(
-        (site / "search.js").read_text().removeprefix("window.searchIndex=").rstrip(";\n")
-    )
-    assert any(row[0] == "course/attention.html#why-a-weighted-mean" for row in rows)
-    assert not any(
-        re.search(
-            r"</?(a|code|div|em|p|pre|span|strong|t[dhr]|table)\b|<\w+ '|\\[a-zA-Z]{3,}", text
-        )
-        for row in rows
-        for text in row[1:4]
-    )
+def test_the_search_index_holds_prose_names_and_no_markup(site):
+    data = (site / "search" / "pages.js").read_text()
+    pages = json.loads(data.removeprefix("window.searchPages=").rstrip(";\n"))
+    sections = {f"{page}#{row[0]}": row for page, _, _, rows in pages for row in rows}
+    assert "course/attention.html#why-a-weighted-mean" in sections
+    attention = sections["course/slot_attention.html#stage-3-the-module"]
+    assert "num_iterations" in attention[2] + attention[3] and "import" not in attention[3].split()
+    words = " ".join(f"{row[2]} {row[3]}" for row in sections.values()).split()
+    assert {"--resume", "F.gru_cell"} <= set(words) or "--resume" in words
+    markup = r"</?(a|code|div|em|p|pre|span|strong|t[dhr]|table)\b|<\w+ '|\\[a-zA-Z]{3,}"
+    assert [where for where, row in sections.items() if re.search(markup, row[1] + row[2])] == []
+
+
+def test_names_in_code_are_what_one_would_look_for():
+    code = "x = self.decode_slots(SlotMLP(3))  # not_this\nslot-attention train --resume"
+    assert make_docs.names_in(code, "SlotMLP is known") == "--resume decode_slots"
+
+
+def test_only_who_searches_loads_what_it_looks_through(site):
+    assert len(gzip.compress((site / "search" / "pages.js").read_bytes())) < 450_000
+    assert 'src="search/' not in (site / "index.html").read_text()
+
+
+def text_of(page: Path) -> str:
+    "What stands between a page's sidebar and its end."
+    text = page.read_text()
+    return text[text.index("<main") :]
+
+
+def test_each_notebook_can_be_downloaded_from_its_page(site):
+    for notebook in NOTEBOOKS:
+        page = site / page_of(notebook)
+        link = re.search(r'<a class="action" href="([^"]+)" download>', page.read_text())
+        assert (page.parent / link[1]).read_bytes() == notebook.read_bytes()
+
+
+def test_a_page_begins_with_one_box_and_ends_with_one_next(site):
+    for notebook in NOTEBOOKS:
+        text, given = text_of(site / page_of(notebook)), notebook.read_text()
+        box = re.findall(r'<div class="brief">(.*?)</div>', text, re.S)
+        assert len(box) == ("**You will learn**" in given), notebook.name
+        assert all(f"<strong>{word}:" in b for b in box for word in ("Time", "Hardware"))
+        assert "<strong>Next:" not in text and text.count('class="next"') <= 1
+
+
+def test_a_link_to_a_notebook_bears_its_title(site):
+    assert ">Attention with competing slots</a>" in text_of(site / "course" / "slot_attention.html")
+    names = {page_of(n).rpartition("/")[2].removesuffix(".html") for n in NOTEBOOKS}
+    for notebook in NOTEBOOKS:
+        shown = re.sub(r"<nav.*", "", text_of(site / page_of(notebook)), flags=re.S)
+        links = re.findall(r'<a href="([^"#]*)[^"]*">(\w+)</a>', shown)
+        assert not [
+            (href, text)
+            for href, text in links
+            if text in names and href.endswith(f"{text}.html") and "api/" not in href
+        ], notebook.name
+
+
+def test_imports_are_folded_and_nothing_else_is():
+    sources = ["#| export\nimport torch", "from torch import nn", "x = 1", "import torch\nprint(1)"]
+    cells = [SimpleNamespace(cell_type="code", source=s, outputs=[]) for s in sources]
+    folded = make_docs.fold_imports(cells)
+    assert [c.source.startswith("#| code-fold: true") for c in folded] == [True, False, False]
+    assert folded[0].source.endswith("import torch\n\nfrom torch import nn")
+
+
+def test_only_a_published_page_says_where_it_is(site, monkeypatch):
+    page = (site / "index.html").read_text()
+    assert "og:title" not in page and "canonical" not in page
+    assert not (site / "sitemap.xml").exists() and not (site / "robots.txt").exists()
+    monkeypatch.setitem(project.settings(), "published", "True")
+    address = project.site_url()
+    card = make_docs.card('A "title"', "words", PurePosixPath("course/attention.html"))
+    assert f'<link rel="canonical" href="{address}course/attention.html">' in card
+    assert 'property="og:title" content="A &quot;title&quot;"' in card
+    assert 'name="twitter:card"' in card
+    picture = re.search(r'property="og:image" content="([^"]+)"', card)[1]
+    assert (site / picture.removeprefix(address)).exists()
+    found = make_docs.sitemap([PurePosixPath("b.html"), PurePosixPath("course/a.html")])
+    assert re.findall("<loc>(.*?)</loc>", found) == [f"{address}b.html", f"{address}course/a.html"]
+
+
+def test_the_citation_is_that_of_the_citation_file(site):
+    page = re.sub(r"<[^>]*>", "", (site / "run_and_cite.html").read_text())
+    assert "@software{slot_attention_nbdev," in page and "@inproceedings{locatello2020," in page
+    assert "Locatello, Francesco and Weissenborn, Dirk" in page
+    assert "run_and_cite.html" in (site / "index.html").read_text()
+
+
+def test_the_reference_has_its_own_list_in_the_sidebar(site):
+    sidebar = sidebar_of(site / "api" / "attention.html")
+    last = re.findall(r"<details open><summary>Reference</summary><ul>(.*?)</ul>", sidebar)[0]
+    assert re.search(r'href="attention.html" aria-current="page"', last)
+    assert 'href="slot_attention.html"' in last and last.count("<li>") > 20
 
 
 PLANTED = {
@@ -147,10 +232,11 @@ def test_planted_fault(site, tmp_path, name):
         "icon.svg",
         "site.css",
         "site.js",
-        "search.js",
+        "run_and_cite.html",
         "llms.txt",
     ):
         shutil.copy(site / path, copy)
+    shutil.copytree(site / "search", copy / "search")
     (copy / "404.html").write_text(f"<html>{fault}</html>")
     assert any(
         found.startswith("404.html") and expected in found for found in check_site.check(copy)
