@@ -68,7 +68,7 @@ live.figures.board = (place) => {
 
   // the model
   let picture;
-  const noise = (seed) => { const { normal } = live.random(seed); return Float32Array.from({ length: K * (D + 2) }, normal); };
+  const noise = (seed) => { const { normal } = live.random(seed); return Float64Array.from({ length: K * (D + 2) }, normal); };
   const run = (seed) => live.model.run(picture, noise(seed), K, T);
   const winner = (shares, at) => { let best = 0; for (let k = 1; k < K; k++) if (shares[at * K + k] > shares[at * K + best]) best = k; return best; };
   const results = live.html("div", { class: "live-strip" }), looks = live.html("div", { class: "live-strip" }), words = live.words();
@@ -126,7 +126,7 @@ live.figures.board = (place) => {
     say(`Draw ${draw + 1}: ${held.join("; ") || "an empty board"}. Squared error of the reconstruction: ${found.error.toFixed(4)}.`);
   }
   const think = () => show(run(draw));
-  const look = () => { picture = Float32Array.from(pixels(), (v) => v / 127.5 - 1); think(); }; // after a change of the pieces
+  const look = () => { picture = Float64Array.from(pixels(), (v) => v / 127.5 - 1); think(); }; // after a change of the pieces
 
   // the controls
   const shapes = live.choice({ legend: "Piece", value: brush.shape, options: Object.keys(SHAPES).map((s) => [s, s]), onchange: (shape) => change({ shape, turn: 0 }) });

@@ -24,7 +24,7 @@ live.words = () => live.html("p", { class: "live-words", "aria-live": "polite" }
 
 // a slider with its name and value; `show` writes the value, `onchange` is called with it
 live.range = ({ label, min, max, step, value, show = String, onchange }) => {
-  const output = live.html("output", {}, show(value));
+  const output = live.html("span", { "aria-hidden": "true" }, show(value)); // the slider itself says its value
   const input = live.html("input", { type: "range", min, max, step, value, "aria-valuetext": show(value) });
   const write = () => { output.textContent = show(+input.value); input.setAttribute("aria-valuetext", show(+input.value)); };
   input.addEventListener("input", () => { write(); onchange(+input.value); });

@@ -1,6 +1,6 @@
 // The small model of the course in plain JavaScript: encoder, Slot Attention with frames, decoder of patches.
 // It reads the weights that scripts/live_weights.py writes; names, shapes and order of the steps are those of
-// slot_attention_nbdev/models/framed.py and nn/frames.py. A table [n, d] is a Float32Array of n * d numbers, row by row.
+// slot_attention_nbdev/models/framed.py and nn/frames.py. A table [n, d] is a Float64Array of n * d numbers, row by row.
 {
   const SIDE = 35, STRIDE = 3, CELLS = 12, TOKENS = CELLS * CELLS, D = 64, PATCH = 25, MAX_SHIFT = 2;
   const ORDERS = 5, F = 1 + 2 * ORDERS, REACH = 1.7, START_SCALE = 0.5, MIN_SCALE = 0.06, EPS = 1e-8;
@@ -12,9 +12,9 @@
   live.loadWeights = (written, letters) => {
     const value = Object.fromEntries([...letters].map((letter, index) => [letter, index - (letters.length - 1) / 2]));
     for (const [name, { text, step, shape }] of Object.entries(written)) {
-      if (!text) { weights[name] = Float32Array.from(written[name]); continue; }
+      if (!text) { weights[name] = Float64Array.from(written[name]); continue; }
       const width = text.length / shape[0];
-      weights[name] = Float32Array.from(text, (letter, at) => value[letter] * step[Math.floor(at / width)]);
+      weights[name] = Float64Array.from(text, (letter, at) => value[letter] * step[Math.floor(at / width)]);
     }
     ready();
   };
@@ -36,12 +36,12 @@
   }
   function linear(x, name, n, suffix = ".weight") { // [n, in] -> [n, out]
     const W = weights[name + suffix], b = suffix === ".thin" ? undefined : weights[`${name}.bias`];
-    const width = x.length / n, out = W.length / width, y = new Float32Array(n * out);
+    const width = x.length / n, out = W.length / width, y = new Float64Array(n * out);
     for (let i = 0; i < n; i++) for (let o = 0; o < out; o++) y[i * out + o] = (b ? b[o] : 0) + dot(x, i * width, W, o * width, width);
     return y;
   }
   function layerNorm(x, name, n) {
-    const scale = weights[`${name}.weight`], shift = weights[`${name}.bias`], width = x.length / n, y = new Float32Array(x.length);
+    const scale = weights[`${name}.weight`], shift = weights[`${name}.bias`], width = x.length / n, y = new Float64Array(x.length);
     for (let i = 0; i < n; i++) {
       let mean = 0, variance = 0;
       for (let d = 0; d < width; d++) mean += x[i * width + d] / width;
@@ -53,7 +53,7 @@
   // LayerNorm, then linear layers with ReLU between them
   const mlp = (x, name, n, layers = [1, 3]) => layers.reduce((h, layer, at) => linear(at ? relu(h) : h, `${name}.${layer}`, n), layerNorm(x, `${name}.0`, n));
   function convolution(x, size, channels, name, kernel, stride) { // [size, size, channels] -> [cells, cells, out], padded by half a kernel
-    const pad = (kernel - 1) / 2, cells = Math.ceil(size / stride), patches = new Float32Array(cells ** 2 * channels * kernel ** 2);
+    const pad = (kernel - 1) / 2, cells = Math.ceil(size / stride), patches = new Float64Array(cells ** 2 * channels * kernel ** 2);
     let at = 0; // the patch under the kernel as a row, then a linear layer
     for (let r = 0; r < cells; r++) for (let c = 0; c < cells; c++) for (let i = 0; i < channels; i++) {
       for (let dy = -pad; dy <= pad; dy++) for (let dx = -pad; dx <= pad; dx++, at++) {
@@ -64,7 +64,7 @@
     return linear(patches, name, cells ** 2);
   }
   function softmax(x, n) { // over the last axis of [n, K]
-    const K = x.length / n, y = new Float32Array(x.length);
+    const K = x.length / n, y = new Float64Array(x.length);
     for (let i = 0; i < n; i++) {
       let most = -Infinity, total = 0;
       for (let at = i * K; at < (i + 1) * K; at++) most = Math.max(most, x[at]);
@@ -77,7 +77,7 @@
   // line 1 of Algorithm 1: a mean for each of four slots, further ones from a Gaussian over these means; positions uniform
   function initialSlots(noise, K) {
     const mu = weights["slot_attention.slots_mu"], sigma = weights["slot_attention.slots_log_sigma"].map(Math.exp), known = mu.length / D;
-    const vectors = new Float32Array(K * D), frames = [];
+    const vectors = new Float64Array(K * D), frames = [];
     for (let k = 0; k < K; k++) {
       for (let d = 0; d < D; d++) {
         const all = Array.from({ length: known }, (_, j) => mu[j * D + d]), mean = all.reduce((a, b) => a + b) / known;
@@ -127,7 +127,7 @@
   // lines 7 and 8 of Algorithm 1, and the new frames
   function attend(keys, values, slots, frames, K) {
     const q = linear(layerNorm(slots, "slot_attention.norm_slots", K), "slot_attention.project_q", K);
-    const forms = linear(q, "slot_attention.position_k", K), seen = features(frames), scores = new Float32Array(TOKENS * K);
+    const forms = linear(q, "slot_attention.position_k", K), seen = features(frames), scores = new Float64Array(TOKENS * K);
     for (let k = 0; k < K; k++) {
       const near = spread(seen[k], forms.subarray(k * F * F, (k + 1) * F * F));
       for (let i = 0; i < TOKENS; i++) {
@@ -135,14 +135,14 @@
       }
     }
     const attention = softmax(scores, TOKENS); // line 7: over the slots
-    const means = tokenWeights(attention, K), updates = new Float32Array(K * D);
+    const means = tokenWeights(attention, K), updates = new Float64Array(K * D);
     means.forEach((image, k) => image.forEach((w, i) => { for (let d = 0; d < D; d++) updates[k * D + d] += w * values[i * D + d]; }));
-    const shapes = Float32Array.from(means.flatMap((image, k) => gather(seen[k], image)));
+    const shapes = Float64Array.from(means.flatMap((image, k) => gather(seen[k], image)));
     return { attention, updates: add(updates, linear(shapes, "slot_attention.position_v", K)), frames: means.map(measure) };
   }
   function update(updates, slots, K) { // lines 9 and 10
     const given = linear(updates, "slot_attention.gru", K, ".weight_ih"), kept = linear(slots, "slot_attention.gru", K, ".weight_hh");
-    const [bi, bh] = ["ih", "hh"].map((which) => weights[`slot_attention.gru.bias_${which}`]), next = new Float32Array(K * D);
+    const [bi, bh] = ["ih", "hh"].map((which) => weights[`slot_attention.gru.bias_${which}`]), next = new Float64Array(K * D);
     for (let k = 0; k < K; k++) for (let d = 0; d < D; d++) {
       const [reset, keep, candidate] = [0, 1, 2].map((gate) => [given[(k * 3 + gate) * D + d] + bi[gate * D + d], kept[(k * 3 + gate) * D + d] + bh[gate * D + d]]);
       const z = sigmoid(keep[0] + keep[1]), n = Math.tanh(candidate[0] + sigmoid(reset[0] + reset[1]) * candidate[1]);
@@ -154,7 +154,7 @@
   // what the shape of its last attention says to each slot
   function readShape(slots, { attention, frames }, K) {
     const seen = features(frames), shapes = tokenWeights(attention, K).map((image, k) => gather(seen[k], image));
-    const both = Float32Array.from(shapes.flatMap((shape, k) => [...slots.subarray(k * D, (k + 1) * D), ...shape]));
+    const both = Float64Array.from(shapes.flatMap((shape, k) => [...slots.subarray(k * D, (k + 1) * D), ...shape]));
     return add(slots, linear(relu(linear(both, "slot_attention.readout.0", K)), "slot_attention.readout.2", K));
   }
 
@@ -166,7 +166,7 @@
     patches.forEach((v, at) => { // the first of a slot's two planes is shading, the second the mask's logit
       if (Math.floor(at / PATCH ** 2) % 2 === 0) patches[at] = least + (1 - least) * sigmoid(v + 1);
     });
-    const logits = new Float32Array(SIDE * SIDE * K), shading = new Float32Array(SIDE * SIDE * K);
+    const logits = new Float64Array(SIDE * SIDE * K), shading = new Float64Array(SIDE * SIDE * K);
     frames.forEach(({ position }, k) => {
       const place = (pixel, axis) => { // where a pixel lies in the patch: the cell before it, and how far behind that
         const middle = ((position[axis] + 1) * (SIDE - 1)) / 2 + MAX_SHIFT * Math.tanh(shift[2 * k + axis]);
@@ -183,7 +183,7 @@
       }
     });
     const masks = softmax(logits, SIDE * SIDE);
-    const images = Array.from({ length: K }, () => new Float32Array(3 * SIDE * SIDE)), reconstruction = new Float32Array(3 * SIDE * SIDE);
+    const images = Array.from({ length: K }, () => new Float64Array(3 * SIDE * SIDE)), reconstruction = new Float64Array(3 * SIDE * SIDE);
     for (let at = 0; at < reconstruction.length; at++) for (let k = 0; k < K; k++) {
       const pixel = Math.floor(at / 3) * K + k;
       images[k][at] = 2 * color[3 * k + (at % 3)] * shading[pixel] - 1;
