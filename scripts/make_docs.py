@@ -269,6 +269,19 @@ def unfold(line: str) -> str:
     return "\n".join([opened[1], *[f"    {a.strip()}," for a in arguments], opened[3]])
 
 
+def shortened(text: str) -> str:
+    "A reference whose defaults are short: of a long object its first words."
+    for found in reversed(list(re.finditer(r"(?<=[=|] )`?[A-Z]\w*\(", text))):
+        depth, at = 1, found.end()
+        while depth and at < len(text):
+            depth += (text[at] == "(") - (text[at] == ")")
+            at += 1
+        whole = text[found.start() : at]
+        if len(whole) > 100 and "\n" not in whole:
+            text = f"{text[: found.start()]}{whole.split(',')[0]}, …){text[at:]}"
+    return text
+
+
 def reference_page(text: str, notebook: Path) -> str:
     """A page of the reference with a short title, readable signatures, and the notebook that
     teaches the module.
@@ -276,6 +289,7 @@ def reference_page(text: str, notebook: Path) -> str:
     name = re.search(r'^title: "(.*)"$', text, re.M)[1]
     text = text.replace(f'title: "{name}"', f'title: "{name.rpartition(".")[2]}"', 1)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)  # a default that is a class
+    text = shortened(text)
     text = "\n".join(map(unfold, text.split("\n")))
     head, front, body = text.split("---\n", 2)
     return f"---\n{front}---\n\n`{name}`, taught in {link_to(notebook)}.\n{body}"
@@ -449,6 +463,11 @@ def contents(page: site.Page) -> str:
     ]
     if not page.meta.get("toc") or len(rows) < 2:
         return ""
+    if page.src.parts[0] == "api":  # a long name breaks between its words
+        rows = [
+            (level, anchor, re.sub(r"([._])(?=\w)", r"\1<wbr>", text))
+            for level, anchor, text in rows
+        ]
     items = "".join(
         f'<li class="level{level}"><a href="#{anchor}">{text}</a></li>'
         for level, anchor, text in rows

@@ -201,6 +201,17 @@ def test_the_citation_is_that_of_the_citation_file(site):
     assert "run_and_cite.html" in (site / "index.html").read_text()
 
 
+def test_a_default_in_the_reference_is_short(site):
+    long = f"Schema(name='a', sizes=({'1, ' * 50}))"
+    given = f"f(\n    x: Schema = {long},\n)\n| x | {long} | what |\n| y | Pair(1, 2) | z |"
+    assert make_docs.shortened(given) == (
+        "f(\n    x: Schema = Schema(name='a', …),\n)\n| x | Schema(name='a', …) | what |\n"
+        "| y | Pair(1, 2) | z |"
+    )
+    page = re.sub(r"<[^>]*>", "", (site / "api" / "sets.html").read_text())
+    assert "ObjectSchema(name=" in page and "low=-3" not in page
+
+
 def test_the_reference_has_its_own_list_in_the_sidebar(site):
     sidebar = sidebar_of(site / "api" / "attention.html")
     last = re.findall(r"<details open><summary>Reference</summary><ul>(.*?)</ul>", sidebar)[0]
