@@ -14,12 +14,15 @@ link to a page that is not there, fails the build.
 import argparse
 import ast
 import html
+import inspect
 import json
 import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
+from dataclasses import is_dataclass
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -282,9 +285,50 @@ def shortened(text: str) -> str:
     return text
 
 
+@cache
+def examples() -> dict[str, str]:
+    "The examples of the main names, as fenced code."
+    text = (ROOT / "scripts" / "site" / "examples.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^## (\w+)\n\n(```python\n.*?^```)$", text, re.M | re.S))
+
+
+def fields_table(kind: type) -> str:
+    "The fields of a tuple with names or a dataclass: type, default, and the comment at each."
+    source = textwrap.dedent(inspect.getsource(kind))
+    lines = source.split("\n")
+    rows = ["| Field | Type | Default | Description |", "| --- | --- | --- | --- |"]
+    defaults = getattr(kind, "_field_defaults", vars(kind))
+    for node in ast.parse(source).body[0].body:
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        name, about, above = node.target.id, [], node.lineno - 2
+        while lines[above].strip().startswith("#"):
+            about.insert(0, lines[above].strip())
+            above -= 1
+        about += re.findall(r"#.*", lines[node.end_lineno - 1][node.end_col_offset :])
+        about = " ".join(comment.lstrip("# ") for comment in about)
+        default = f"`{defaults[name]!r}`" if name in defaults else "required"
+        cells = (f"`{name}`", ast.unparse(node.annotation), default, about)
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows)
+
+
+def with_fields_and_example(section: str, module: str) -> str:
+    "What the reference says of a name, with its fields, if it has some, and an example."
+    name = re.match(r"## .*\{#(\w+)\}", section)
+    found = getattr(sys.modules[module], name[1], None) if name else None
+    more = []
+    if hasattr(found, "_fields") or (isinstance(found, type) and is_dataclass(found)):
+        more.append(fields_table(found))
+    if name and name[1] in examples():
+        more.append(f"**Example**\n\n{examples()[name[1]]}")
+    head, method, rest = section.partition("\n### ")
+    return "\n\n".join([head.rstrip("\n"), *more]) + "\n" + method + rest
+
+
 def reference_page(text: str, notebook: Path) -> str:
-    """A page of the reference with a short title, readable signatures, and the notebook that
-    teaches the module.
+    """A page of the reference: a short title, the notebook that teaches the module, the main
+    names first, with an example, readable signatures, the fields of what has fields.
     """
     name = re.search(r'^title: "(.*)"$', text, re.M)[1]
     text = text.replace(f'title: "{name}"', f'title: "{name.rpartition(".")[2]}"', 1)
@@ -292,6 +336,10 @@ def reference_page(text: str, notebook: Path) -> str:
     text = shortened(text)
     text = "\n".join(map(unfold, text.split("\n")))
     head, front, body = text.split("---\n", 2)
+    opening, *sections = re.split(r"^(?=## )", body, flags=re.M)
+    sections = [with_fields_and_example(each, name) for each in sections]
+    sections.sort(key=lambda each: "**Example**" not in each)  # stable: the others keep their order
+    body = opening + "\n".join(sections)
     return f"---\n{front}---\n\n`{name}`, taught in {link_to(notebook)}.\n{body}"
 
 

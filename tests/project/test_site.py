@@ -252,3 +252,23 @@ def test_planted_fault(site, tmp_path, name):
     assert any(
         found.startswith("404.html") and expected in found for found in check_site.check(copy)
     )
+
+
+def test_the_reference_has_fields_and_an_example_of_each_main_name(site):
+    for name in make_docs.examples():
+        (page,) = [p for p in (site / "api").glob("*.html") if f'id="{name}"' in p.read_text()]
+        text = page.read_text()
+        first = re.search(r'<h2[^>]*id="(\w+)"|<section id="(\w+)"', text)
+        assert text.index(f'id="{name}"') < text.index("Example"), (page.name, first)
+    text = (site / "api" / "autoencoder.html").read_text()
+    assert text.index('id="SlotAttentionAutoEncoder"') < text.index('id="AutoEncoderOutput"')
+    output = text[text.index('id="AutoEncoderOutput"') :]
+    assert "Each slot" in output and "<code>masks</code>" in output[: output.index("<h3")]
+    assert "<code>num_slots</code>" in (site / "api" / "recipes.html").read_text()
+
+
+def test_the_examples_of_the_reference_run():
+    assert len(make_docs.examples()) == 10
+    for name, text in make_docs.examples().items():
+        code = text.removeprefix("```python\n").removesuffix("```")
+        exec(compile(code, name, "exec"), {})
