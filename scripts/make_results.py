@@ -245,7 +245,7 @@ def study_rows(runs: list[RunSummary], folder: str) -> list[tuple[str, ...]]:
     for control, scores in controls.get(folder, {}).items():
         cells = (format_number(scores.get(key)) for key in keys)
         rows.append((f"*control:* {control_name(control, scores)}", "–", "–", *cells))
-    return rows
+    return rows + control_summary(keys, group_seeds(runs))  # where each run measured its own
 
 
 def file_rows(files: list[Path]) -> list[tuple[str, ...]]:
@@ -285,7 +285,9 @@ def study(about: dict, runs: list[RunSummary]) -> list[str]:
         return [opening, "", markdown_table(file_rows(files)), ""]
     commits = sorted({short(run.record["commit"]) for run in runs})
     where = f"*Commit {', '.join(commits)}; {hardware_of(runs[0].record)}."
-    where += " A dash: these runs did not record it. Controls: `controls.json`.*"
+    own = any((run.record.get("final") or {}).get("controls") for run in runs)
+    where += " A dash: these runs did not record it."
+    where += "*" if own else " Controls: `controls.json`.*"
     return [opening, "", markdown_table(study_rows(runs, about["folder"])), "", where, ""]
 
 

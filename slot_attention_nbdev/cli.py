@@ -579,9 +579,11 @@ def add_bench_arguments(
 ) -> None:
     "Add the arguments of `slot-attention bench`."
     peers_help = "also time the package slot-attention, if it is installed"
+    methods_help = "only Slot Attention, Slot MLP, MONet and IODINE: steps at the published sizes"
     quick_help = "tiny sizes, to see that it runs; seconds instead of minutes"
     out_help = "folder for the record (bench.json) and a picture of the cost curves"
     parser.add_argument("--peers", action="store_true", help=peers_help)
+    parser.add_argument("--methods", action="store_true", help=methods_help)
     parser.add_argument("--quick", action="store_true", help=quick_help)
     parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
     add_seed_argument(parser)
@@ -589,16 +591,18 @@ def add_bench_arguments(
 
 
 def bench_command(
-    arguments: argparse.Namespace,  # `device`, `peers`, `quick`, `out`
+    arguments: argparse.Namespace,  # `device`, `peers`, `methods`, `quick`, `out`
 ) -> tuple[dict, str]:  # For a program, for a reader
     """Time the module and whole training steps in both forms, and fit how cost grows.
 
     examples:
       slot-attention bench --peers --out bench
+      slot-attention bench --methods
       slot-attention bench --device cuda --json
     """
     from slot_attention_nbdev.core import resolve_device, table
     from slot_attention_nbdev.experiments.bench import bench_tables, plot_growth, run_bench
+    from slot_attention_nbdev.experiments.methods import method_table, run_methods
     from slot_attention_nbdev.models.weights import save_record
     from slot_attention_nbdev.train.checkpoints import run_facts
     from slot_attention_nbdev.viz import save_figure
@@ -610,6 +614,13 @@ def bench_command(
         if out:
             save_record(out / "bench.json", result | facts | {"finished": finished})
 
+    if arguments.methods:
+        result = run_methods(device, arguments.quick, keep) | facts
+        texts = [table(method_table(rows)) for rows in result["methods"]]
+        if out:
+            keep(result, finished=True)
+            texts.append(f"record   {out / 'bench.json'}")
+        return result, "\n\n".join(texts)
     result = run_bench(device, arguments.peers, arguments.quick, keep) | facts
     texts = [table(rows) for rows in bench_tables(result)]
     if out:

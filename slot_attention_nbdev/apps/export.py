@@ -38,11 +38,11 @@ class Segmenter(nn.Module):
                 f"needed to segment; this is a {type(model).__name__}"
             )
         self.model = copy.deepcopy(model).cpu().eval()
-        attention = self.model.slot_attention
-        attention.implementation = "plain"  # the same to rounding
+        if hasattr(self.model, "slot_attention"):
+            self.model.slot_attention.implementation = "plain"  # the same to rounding
         # a copy, since PyTorch warns of a view in a file
-        noise = attention.initial_noise(1, generator=generator(seed, "slots")).clone()
-        attention.initial_noise = lambda batch_size, *_: noise.expand(batch_size, -1, -1)
+        noise = self.model.initial_noise(1, generator=generator(seed, "slots")).clone()
+        self.register_buffer("noise", noise)
 
     def forward(
         self,
@@ -50,7 +50,8 @@ class Segmenter(nn.Module):
     ) -> dict[str, Tensor]:  # label, uint8 [B, H, W]; masks, [B, K, H, W]; mse, [B]
         "Segment images."
         image = to_model(image)
-        output = self.model(image)
+        noise = self.noise.expand(len(image), *self.noise.shape[1:])
+        output = self.model.from_noise(image, noise)
         return {
             "label": output.masks.argmax(dim=1).byte(),
             "masks": output.masks,
