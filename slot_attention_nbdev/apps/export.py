@@ -50,7 +50,7 @@ class Segmenter(nn.Module):
     ) -> dict[str, Tensor]:  # label, uint8 [B, H, W]; masks, [B, K, H, W]; mse, [B]
         "Segment images."
         image = to_model(image)
-        noise = self.noise.expand(len(image), *self.noise.shape[1:])
+        noise = self.noise.expand(image.shape[0], *self.noise.shape[1:])
         output = self.model.from_noise(image, noise)
         return {
             "label": output.masks.argmax(dim=1).byte(),

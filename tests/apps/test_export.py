@@ -54,13 +54,13 @@ def of_onnx(path, image):
 
 
 @pytest.mark.parametrize("ending, run", [(".pt2", of_torch), (".onnx", of_onnx)])
-@pytest.mark.parametrize("name", ["paper", "framed", "shaped", "slot_mlp_small", "monet_small"])
+@pytest.mark.parametrize("name", ["paper", "framed", "shaped", "slot_mlp_small"])
 def test_a_file_answers_as_the_model(tmp_path, name, ending, run):
     if ending == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             if find_spec(package) is None:
                 skip_or_fail(f"{package}, of the extra onnx, is not installed")
-    T = 1 if name in ("slot_mlp_small", "monet_small") else 2
+    T = 1 if name == "slot_mlp_small" else 2
     model = create_model(name, (35, 35), 4, T).eval()
     path = tmp_path / f"model{ending}"
     export_segmenter(model, path, seed=5)
