@@ -307,7 +307,9 @@ def fields_table(kind: type) -> str:
             above -= 1
         about += re.findall(r"#.*", lines[node.end_lineno - 1][node.end_col_offset :])
         about = " ".join(comment.lstrip("# ") for comment in about)
-        default = f"`{defaults[name]!r}`" if name in defaults else "required"
+        default = defaults.get(name)
+        shown = default.__name__ if isinstance(default, type) else repr(default)
+        default = f"`{shown}`" if name in defaults else "required"
         cells = (f"`{name}`", ast.unparse(node.annotation), default, about)
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
