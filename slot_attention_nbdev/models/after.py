@@ -8,12 +8,14 @@ __all__ = ['AFTER', 'MultiHead', 'transport_plan', 'Transport', 'Mesh', 'Adaptiv
 # %% ../../nbs/relatives/06_after_the_paper.ipynb #e0600004
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..core import InputError, derive_seed, suggest
+from ..core import InputError
 from .autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
+from .base import register_model
 from ..nn.attention import attention_scores, slot_softmax, weighted_mean
 from ..nn.decoder import CoarseDecoder, mix_slots
 from ..nn.encoder import PatchEncoder
@@ -213,46 +215,37 @@ class After:
     about: str  # What is different
     attention: Callable[..., SlotAttention] = SlotAttention  # Its class
     init: str = "gaussian"  # Means of the initial slots: "gaussian", one; "learned", K
-    num_slots: int = 4  # K
     model: Callable[..., SlotAttentionAutoEncoder] = SlotAttentionAutoEncoder  # Its class
 
 
 AFTER = {
-    "plain": After("nothing changed"),
-    "implicit": After("implicit differentiation", Implicit),
-    "bo_qsa": After("learned first slots (BO-QSA)", Implicit, "learned"),
-    "frames": After("slot-centered frames (ISA)", FramedSlotAttention),
-    "scaled_sum": After("scaled sum", ScaledSum),
-    "multi_head": After("four heads", MultiHead),
-    "transport": After("optimal transport", Transport),
-    "mesh": After("optimal transport (MESH)", Mesh),
-    "seven_slots": After("K = 7", num_slots=7),
-    "adaptive": After("at most 7 (AdaSlot)", num_slots=7, model=AdaptiveAutoEncoder),
+    "after_implicit": After("implicit differentiation", Implicit),
+    "after_bo_qsa": After("learned first slots (BO-QSA)", Implicit, "learned"),
+    "after_frames": After("slot-centered frames (ISA)", FramedSlotAttention),
+    "after_scaled_sum": After("scaled sum", ScaledSum),
+    "after_multi_head": After("four heads", MultiHead),
+    "after_transport": After("optimal transport", Transport),
+    "after_mesh": After("optimal transport (MESH)", Mesh),
+    "after_adaptive": After("as many slots as needed (AdaSlot)", model=AdaptiveAutoEncoder),
 }
 
 
 def build_after(
     name: str,  # A key of `AFTER`
-    seed: int = 0,  # The same seed gives all variants the same first weights
     resolution: tuple[int, int] = (35, 35),  # Height and width
+    num_slots: int = 4,  # K
+    num_iterations: int = 3,  # T
 ) -> SlotAttentionAutoEncoder:  # A fresh model
     "The small model with a variant of Slot Attention."
-    if name not in AFTER:
-        raise InputError(f"name: unknown {name!r}; {suggest(str(name), AFTER)}")
     variant = AFTER[name]
     framed = variant.attention is FramedSlotAttention
-    input_dim = slot_dim = 64
     # tokens lie two pixels apart
     grid = [tuple(-(-n // 2) for n in resolution)] if framed else []
-    sizes = (input_dim, *grid, slot_dim, variant.num_slots, 3, 2 * slot_dim)
-    parts = {
-        "encoder": lambda: PatchEncoder(input_dim, input_dim),
-        "slot_attention": lambda: variant.attention(*sizes, init=variant.init),
-        # a slot with a frame has four more numbers
-        "decoder": lambda: CoarseDecoder(slot_dim + 4 * framed, resolution),
-    }
-    with torch.random.fork_rng(devices=[]):
-        for part, make in parts.items():
-            torch.default_generator.manual_seed(derive_seed(seed, "init", part))
-            parts[part] = make()
-        return variant.model(**parts)
+    attention = variant.attention(64, *grid, 64, num_slots, num_iterations, 128, init=variant.init)
+    # a slot with a frame has four more numbers
+    decoder = CoarseDecoder(64 + 4 * framed, resolution)
+    return variant.model(PatchEncoder(64, 64), attention, decoder)
+
+
+for name, variant in AFTER.items():
+    register_model(name, f"The small model with {variant.about}")(partial(build_after, name))

@@ -1,9 +1,5 @@
 "What came after the paper: plans, heads and gates against independent computations."
 
-import importlib.util
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,16 +12,16 @@ from slot_attention_nbdev.models.after import (
     Mesh,
     MultiHead,
     Transport,
-    build_after,
     transport_plan,
 )
-from slot_attention_nbdev.models.weights import load_record
+from slot_attention_nbdev.models.base import create_model
 from slot_attention_nbdev.nn.decoder import CoarseDecoder, mix_slots
 from slot_attention_nbdev.nn.encoder import PatchEncoder
 from slot_attention_nbdev.nn.slot_attention import SlotAttention
 from slot_attention_nbdev.nn.variants import with_attention
+from slot_attention_nbdev.train.recipes import get_recipe, load_model
+from slot_attention_nbdev.train.trainer import train
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 B, N, K, D = 2, 11, 3, 8
 
 
@@ -182,7 +178,7 @@ def test_heads_are_modules_of_their_own():
 
 @pytest.mark.parametrize("cls", [MultiHead, Transport, Mesh])
 def test_they_go_into_a_model(cls):
-    model = build_after("plain")
+    model = create_model("small", (35, 35), 4, 3)
     weights = dict(model.named_parameters())
     with_attention(model, cls)
     assert type(model.slot_attention) is cls
@@ -313,74 +309,21 @@ def test_adaptive_is_symmetric_in_its_slots(image):
 
 @pytest.mark.parametrize("name", AFTER)
 def test_every_variant_takes_a_step(name):
-    model, plain = build_after(name, 3, (12, 12)), build_after("plain", 3, (12, 12))
+    model = create_model(name, (12, 12), 5, 2)
     image = torch.rand(2, 3, 12, 12, generator=generator(0)) * 2 - 1
     output = model(image, generator=generator(0))
-    assert output.masks.shape == (2, AFTER[name].num_slots, 12, 12)
+    assert output.masks.shape == (2, 5, 12, 12)
     (output.squared_error(image) if output.loss is None else output.loss).mean().backward()
     for key, w in model.named_parameters():
         assert w.grad is None or w.grad.isfinite().all(), key
-    ours, theirs = model.state_dict(), plain.state_dict()
-    same = [key for key in theirs if key in ours and ours[key].shape == theirs[key].shape]
-    # the decoder behind frames is wider, and so its other weights are drawn later
-    others = ("slot_attention.slots_", *(["decoder."] if name == "frames" else []))
-    assert all(ours[key].equal(theirs[key]) for key in same if not key.startswith(others))
-    assert len(same) > 20
+    assert type(model.slot_attention) is AFTER[name].attention
+    assert model.slot_attention.init == AFTER[name].init
 
 
-def test_unknown_variant():
-    with pytest.raises(InputError, match="mesh"):
-        build_after("meshh")
-
-
-def script():
-    path = ROOT / "scripts" / "after_the_paper.py"
-    spec = importlib.util.spec_from_file_location("after_the_paper_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_script_writes_what_is_missing(tmp_path, capsys):
-    options = ["--seconds", "0.3", "--held-out", "4", "--seeds", "0", "--out", str(tmp_path)]
-    call = ["--only", "plain", "adaptive", *options]
-    assert script().main(call) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adaptive-0.json", "plain-0.json"]
-    before = (tmp_path / "plain-0.json").read_bytes()
-    (tmp_path / "adaptive-0.json").unlink()
-    capsys.readouterr()
-    assert script().main(call) == 0
-    assert (tmp_path / "plain-0.json").read_bytes() == before
-    assert capsys.readouterr().out.count("FG-ARI") == 1
-    record = load_record(tmp_path / "adaptive-0.json")
-    assert record["steps"] >= 1 and record["seconds"] >= 0.3 and record["failed"] is None
-    assert record["curve"][0]["step"] == 0 and record["final"] == record["curve"][-1]
-    assert {"fg_ari", "ari", "miou", "mse", "slots"} <= set(record["final"])
-
-
-def test_the_table_shows_the_records():
-    "Each variant is in the table with its mean, or named as not run."
-    notebook = json.loads((ROOT / "nbs" / "relatives" / "06_after_the_paper.ipynb").read_text())
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    text = "".join("".join(each.get("data", {}).get("text/markdown", "")) for each in outputs)
-    table, _, missing = text.partition("Not run yet")
-    rows = {line.split("|")[1].strip(): line for line in table.split("\n") if "|" in line}
-    for name, variant in AFTER.items():
-        paths = (ROOT / "results" / "after_the_paper").glob(f"{name}-[0-9]*.json")
-        good = [run for run in map(load_record, paths) if not run["failed"]]
-        if good:
-            mean = sum(run["final"]["fg_ari"] for run in good) / len(good)
-            assert f" {mean:.3f}" in rows[variant.about], name
-        else:
-            assert variant.about in missing and variant.about not in rows, name
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "results" / "after_the_paper").glob("*.json")), ids=lambda p: p.stem
-)
-def test_record(path):
-    record = load_record(path)
-    assert path.stem == f"{record['recipe']['name']}-{record['seed']}"
-    assert record["recipe"]["about"] == AFTER[record["recipe"]["name"]].about
-    assert record["threads"] == 1
-    assert record["failed"] or record["seconds"] >= record["recipe"]["budget"]
+def test_a_recipe_trains_a_variant_and_loads_it(tmp_path):
+    few = dict(steps=2, eval_every=2, eval_images=4, batch_size=2, warmup_steps=1)
+    recipe = get_recipe("tetrominoes_slot_attention", model="after_adaptive", num_slots=7, **few)
+    record = train(recipe, tmp_path / "run", device="cpu", progress=False)
+    assert record["step"] == 2 and {"untrained", "color_rule"} <= record["final"]["controls"].keys()
+    model, _ = load_model(tmp_path / "run")
+    assert isinstance(model, AdaptiveAutoEncoder) and model.num_slots == 7
