@@ -23,8 +23,8 @@ demo: $(VENV)/.demo  ## Segment a scene with the weights that ship, then train t
 test: $(VENV)/.dev   ## Check style, layers and the notebooks' form, run the notebooks, then the tests
 	bash scripts/test.sh
 
-lab: $(VENV)/.dev    ## Open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root) $(LABFLAGS) nbs/index.ipynb
+lab: $(VENV)/.dev    ## Open the notebooks in JupyterLab (from a container: make lab LABFLAGS=--ip=0.0.0.0)
+	JUPYTER_CONFIG_PATH=scripts/jupyter $(BIN)/jupyter lab --ServerApp.root_dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(LABFLAGS) nbs/index.ipynb
 
 notebooks: $(VENV)/.dev  ## Execute every notebook and save its outputs
 	$(BIN)/python scripts/execute_notebooks.py

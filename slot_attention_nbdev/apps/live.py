@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..nn.attention import slot_softmax, weighted_mean
 from ..core import InputError, check_int, check_shape, generator
-from ..viz import SLOT_COLORS
+from ..viz import CONTROL_GRID, SLOT_COLORS
 
 # %% ../../nbs/library/17_live.ipynb #8dbd206b
 def encode_png(
@@ -110,9 +110,7 @@ class LiveFigure(ipywidgets.VBox):
         self.picture = ipywidgets.HTML()
         super().__init__(
             [
-                ipywidgets.HBox(
-                    list(controls.values()), layout={"flex_flow": "row wrap", "max_width": "900px"}
-                ),
+                ipywidgets.GridBox(list(controls.values()), layout=CONTROL_GRID),
                 self.picture,
             ]
         )
@@ -187,7 +185,7 @@ def slider(
         max=high,
         description=label,
         style={"description_width": "110px"},
-        layout={"width": "290px"},
+        layout={"width": "auto"},
         **more,
     )
 

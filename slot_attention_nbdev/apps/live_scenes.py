@@ -161,7 +161,8 @@ class PieceBoard(ipywidgets.VBox):
             list(self.buttons.values()), layout={"grid_template_columns": "repeat(7, 32px)"}
         )
         super().__init__(
-            [ipywidgets.HBox([board, ipywidgets.VBox([self.shape, self.color, self.message])])]
+            [ipywidgets.HBox([board, ipywidgets.VBox([self.shape, self.color, self.message])])],
+            layout={"grid_area": "auto / 1 / auto / -1"},  # a whole row of the controls
         )
         self.observe(self.show, "value")
         self.value = tuple(pieces)
@@ -537,7 +538,7 @@ def explore_light(
         options=("as drawn", *CLEVR_WORDS["material"]),
         description="material",
         style={"description_width": "110px"},
-        layout={"width": "290px"},
+        layout={"width": "auto"},
     )
     controls = {
         "lamp": slider("lamp", 20, -180, 180),

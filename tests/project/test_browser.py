@@ -5,17 +5,17 @@
 """
 
 import contextlib
+import html
 import io
 import json
 import os
 import re
-import secrets
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 from functools import cache
 from pathlib import Path
@@ -391,7 +391,7 @@ def test_the_course_opens_as_a_drawer_on_a_telephone(browser, site_address):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A JupyterLab over a copy of the notebooks: its address and its token.
+    """What `make lab` starts, over a copy of the notebooks: the copy, and the page that it opens.
 
     Cells for a GPU or for an hour are left out of the copy.
     """
@@ -406,7 +406,7 @@ def lab(tmp_path_factory):
             "runs", ".ipynb_checkpoints", "katex", "_quarto.yml", "solutions"
         ),
     )
-    for name in ("results", "tests/assets", "settings.ini"):
+    for name in ("results", "tests/assets", "scripts/jupyter", "settings.ini", "CONTRIBUTING.md"):
         (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     for path in (folder / "nbs").rglob("*.ipynb"):
@@ -417,31 +417,13 @@ def lab(tmp_path_factory):
             if not re.search(r"^#\|\s*(slow|gpu|notest)\b", "".join(c["source"]), re.M)
         ]
         path.write_text(json.dumps(notebook))
-    settings = (
-        folder
-        / "settings"
-        / "@jupyterlab"
-        / "apputils-extension"
-        / "notification.jupyterlab-settings"
-    )
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"fetchNews": "false"}')  # else a question lies over the figures
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    token = secrets.token_hex(8)
-    command = [
-        program,
-        "--no-browser",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        "--allow-root",
-        f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={folder}",
-        "--LabApp.expose_app_in_browser=True",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
+    flags = f"--no-browser --port={port} --LabApp.expose_app_in_browser=True"
+    make = ["make", "--dry-run", "lab", f"BIN={program.parent}", f"LABFLAGS={flags}"]
+    said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["env", *shlex.split(said.splitlines()[-1])]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -455,15 +437,16 @@ def lab(tmp_path_factory):
     }
     environment.pop("MPLBACKEND", None)
     with open(folder / "log", "w") as log:
-        server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
-    address = f"http://127.0.0.1:{port}"
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+    opened = None  # what a browser would be given
     for _ in range(600):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{address}/api?token={token}", timeout=1)
+        pages = (folder / "runtime_dir").glob("jpserver-file-to-run-*.html")
+        opened = next((re.search('href="([^"]+)"', page.read_text()) for page in pages), None)
+        if opened:
             break
         assert server.poll() is None, (folder / "log").read_text()
         time.sleep(0.1)
-    yield address, token
+    yield folder, html.unescape(opened[1])
     server.terminate()
     server.wait(timeout=20)
 
@@ -522,17 +505,62 @@ SHOW_CELL = """async (i) => {
 SOURCE = "e => e.querySelector('.widget-html img, .widget-image')?.src"
 
 
-@pytest.fixture(scope="module")
-def lab_tab(browser, lab):
-    "JupyterLab, open in a tab."
-    address, token = lab
+@contextlib.contextmanager
+def opened_lab(browser, lab):
+    "JupyterLab in a tab of its own, as `make lab` opens it."
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     tab = context.new_page()
-    tab.goto(f"{address}/lab?reset&token={token}")
+    tab.goto(f"{lab[1]}&reset")
     tab.wait_for_function("() => window.jupyterapp", timeout=60_000)
     tab.evaluate("() => jupyterapp.restored.then(() => true)")
     yield tab
     context.close()
+
+
+@pytest.fixture(scope="module")
+def lab_tab(browser, lab):
+    "JupyterLab, open in a tab."
+    with opened_lab(browser, lab) as tab:
+        yield tab
+
+
+# of the notebook in front, once its kernel has said what it is
+STATE = """async () => {
+    const { context } = jupyterapp.shell.currentWidget;
+    await context.sessionContext.ready;
+    const { language_info } = await context.sessionContext.session.kernel.info;
+    await new Promise(resolve => setTimeout(resolve, 1000));
+    const { display_name } = context.model.metadata.kernelspec;
+    return { changed: context.model.dirty, version: language_info.version, display_name };
+}"""
+OPEN_AND_SAVE = """async path => {
+    const panel = await jupyterapp.commands.execute("docmanager:open", {path});
+    await panel.context.ready; await panel.sessionContext.ready; await panel.context.save();
+}"""
+
+
+def test_make_lab_opens_index_and_changes_nothing(browser, lab):
+    with opened_lab(browser, lab) as tab:
+        tab.wait_for_function("() => jupyterapp.shell.currentWidget?.context?.isReady")
+        front = "() => jupyterapp.shell.currentWidget.context.path"
+        assert tab.evaluate(front) == "nbs/index.ipynb"
+        state = tab.evaluate(STATE)
+        # what JupyterLab writes into a notebook stands there already
+        assert not state["changed"] and state["version"] and state["display_name"] != "python3"
+        # and not into the file; the second one has jupytext's metadata
+        for path in ("nbs/index.ipynb", "nbs/course/01_attention.ipynb"):
+            before = json.loads((lab[0] / path).read_text())
+            tab.evaluate(OPEN_AND_SAVE, path)
+            assert json.loads((lab[0] / path).read_text()) == before, path
+        assert tab.locator(".Toastify__toast").all_inner_texts() == []  # no question, no news
+
+
+def test_links_out_of_the_notebooks_lead_there_in_jupyterlab(browser, lab):
+    with opened_lab(browser, lab) as tab:
+        tab.locator(".jp-RenderedMarkdown a", has_text="CONTRIBUTING").first.click()
+        tab.wait_for_function(
+            "() => jupyterapp.shell.currentWidget.context?.path == 'CONTRIBUTING.md'"
+        )
 
 
 def seen(cell) -> np.ndarray:
@@ -559,10 +587,24 @@ def follows(tab, cell, act) -> bool:
     return now.shape != pixels.shape or bool((np.abs(now - pixels).max(-1) > 16).mean() > 1e-3)
 
 
+CROOKED = """cell => {
+    const columns = {}, box = e => e.getBoundingClientRect(), wrong = [];
+    for (const slider of cell.querySelectorAll(".widget-slider")) {
+        const [whole, track, value] = [slider, ".slider-container", ".widget-readout"].map(
+            e => box(e.at ? slider.querySelector(e) : e));
+        if (track.width < 150) wrong.push(`a slider of ${track.width} pixels`);
+        const ends = [track.left, track.right, value.left, value.right].map(Math.round).join();
+        const first = columns[Math.round(whole.left)] ??= ends;
+        if (ends != first) wrong.push(`${ends} below ${first}`);
+    }
+    return wrong;
+}"""
+
+
 def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
     """Move one slider of every live figure by the keyboard, and click a button where there is one.
 
-    How many figures there are, and what changed nothing.
+    How many figures there are, what changed nothing, and what is short or not aligned.
     """
     found = tab.evaluate(LIVE_CELLS)
     still = []
@@ -570,6 +612,7 @@ def use_figures(tab, folder: Path | None = None) -> tuple[int, list[str]]:
         cell = tab.evaluate_handle(SHOW_CELL, number).as_element()
         handle = cell.wait_for_selector(".widget-slider .noUi-handle", timeout=30_000)
         cell.wait_for_selector(".widget-html img, .widget-image")
+        still += [f"cell {number}: {what}" for what in tab.evaluate(CROOKED, cell)]
 
         def press():
             low, now = (float(handle.get_attribute(f"aria-value{word}")) for word in ("min", "now"))
