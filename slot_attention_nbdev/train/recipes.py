@@ -351,9 +351,9 @@ RECIPES = {
             **SHORT_CPU
             | ONE_PASS
             | dict(model="iodine_small", num_iterations=3, learning_rate=2e-3, clip_norm=5.0)
-            | dict(batch_size=16),
+            | dict(batch_size=8),
             compile="off",
-            steps=10_000,
+            steps=20_000,
         ),
         Recipe(
             "multi_dsprites_small",

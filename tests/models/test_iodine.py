@@ -211,6 +211,27 @@ def test_inner_gradients_leave_parameters_alone():
     assert all(weight.grad is None for weight in model.parameters())
 
 
+# The small decoder
+
+
+def test_a_slot_that_moves_moves_what_it_draws():
+    decoder = IODINEDecoder(5, (12, 14), 8, kernel_size=1, cell=2, placed=True).double()
+    latents = draw(1, 2, 5)
+    step = torch.zeros(5, dtype=torch.float64)
+    step[0] = 2 * 2 / 5  # one of six cells; half of the number is the place in [-1, 1]
+    found, moved = decoder(latents), decoder(latents + step)
+    assert_close(moved[..., 2:, :], found[..., :-2, :])
+    assert not torch.allclose(moved, found)
+
+
+def test_the_pixels_of_a_cell_begin_alike():
+    drawn = IODINEDecoder(5, (8, 12), 8, kernel_size=1, cell=4)(draw(1, 2, 5).float())
+    cells = drawn.unflatten(-1, (3, 4)).unflatten(-3, (2, 4))  # [1, 2, 4, 2, 4, 3, 4]
+    first = cells[..., :1, :, :1]
+    assert_close(cells, first.expand_as(cells))
+    assert first.flatten().unique().numel() > 8  # and no two cells
+
+
 # The whole model
 
 
@@ -247,19 +268,22 @@ def test_the_loss_against_a_loop():
     assert_close(model.from_noise(image, noise).loss, expected)
 
 
-@pytest.mark.parametrize("part", ["decoder", "refine"])
+@pytest.mark.parametrize("part", ["decoder", "placed", "refine"])
 def test_gradcheck_of_the_networks(part):
-    module = getattr(tiny(size=(3, 4)), part)
+    model = tiny(size=(3, 4))
+    model.placed = IODINEDecoder(D + 2, (3, 4), 4, kernel_size=1, cell=2, placed=True).double()
+    module = getattr(model, part)
     names = [name for name, _ in module.named_parameters()]
-    given = [draw(1, 2, D)] if part == "decoder" else [draw(1, 2, 19, 3, 4), draw(1, 2, 4 * D)]
+    latents = {"decoder": [draw(1, 2, D)], "placed": [draw(1, 2, D + 2)]}
+    given = latents.get(part, [draw(1, 2, 19, 3, 4), draw(1, 2, 4 * D)])
     given = [x.requires_grad_() for x in given]
 
     def run(*values):
-        inputs = [*values[: len(given)], *([] if part == "decoder" else [None])]
+        inputs = [*values[: len(given)], *([None] if part == "refine" else [])]
         found = torch.func.functional_call(
             module, dict(zip(names, values[len(given) :])), tuple(inputs)
         )
-        return found if part == "decoder" else found[0]
+        return found[0] if part == "refine" else found
 
     assert torch.autograd.gradcheck(run, (*given, *module.parameters()), fast_mode=True)
 
@@ -408,6 +432,7 @@ def test_one_step_of_adam_after_another_lowers_the_loss():
         (lambda: tiny().from_noise(images(), draw(B, 3, K, D + 1)), "noise: expected shape"),
         (lambda: IODINEDecoder(0, SIZE), "latent_dim: expected an integer ≥ 1, got 0"),
         (lambda: IODINEDecoder(4, SIZE, cell=0), "cell: expected an integer ≥ 1, got 0"),
+        (lambda: IODINEDecoder(2, SIZE, placed=True), "latent_dim: expected an integer ≥ 3, got 2"),
         (lambda: IODINEDecoder(4, (0, 3)), "resolution: expected an integer ≥ 1, got 0"),
     ],
 )
