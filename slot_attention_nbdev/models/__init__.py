@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     framed,
     framed_sets,
     iodine,
+    iodine_small,
     monet,
     original,
     pixel,

@@ -14,10 +14,10 @@ from slot_attention_nbdev.models.iodine import (
     IODINE,
     IODINEDecoder,
     RefinementNetwork,
-    kl_to_prior,
     leave_one_out,
     pixel_log_likelihood,
 )
+from slot_attention_nbdev.models.iodine_small import PlacedDecoder
 
 B, K, D, SIZE, SIGMA = 2, 3, 2, (5, 4), 0.3
 
@@ -33,7 +33,7 @@ def images(n=B, size=SIZE):
 def tiny(num_iterations=2, size=SIZE, num_slots=K):
     "A small model in float64 whose parameters are nobody's first values."
     model = IODINE(
-        IODINEDecoder(D, size, hidden_dim=4, kernel_size=3, cell=2),
+        IODINEDecoder(D, size, hidden_dim=4, kernel_size=3),
         RefinementNetwork(D, size, channels=3, strides=(2,), pool=False),
         D,
         num_slots,
@@ -106,12 +106,15 @@ def test_a_color_far_away_has_a_finite_likelihood_and_gradient():
     assert whole.isfinite().all() and decoded.grad.isfinite().all()
 
 
-def test_kl_against_torch_distributions():
+def test_divergence_against_torch_distributions():
+    model, image = tiny(), images()
     mean, log_variance = draw(B, K, D), draw(B, K, D, seed=1)
+    noise = -mean / (0.5 * log_variance).exp()  # so that every posterior draws the same sample: 0
+    found = model.explain(image, torch.cat([mean, log_variance], -1), noise, last=True)[1]
+    nothing = model.explain(image, torch.zeros(B, K, 2 * D).double(), 0 * noise, last=True)[1]
     q = Normal(mean, (0.5 * log_variance).exp())
-    expected = kl_divergence(q, Normal(torch.zeros_like(mean), 1.0)).sum(-1)
-    assert_close(kl_to_prior(mean, log_variance), expected)
-    assert kl_to_prior(torch.zeros(D), torch.zeros(D)) == 0
+    expected = kl_divergence(q, Normal(torch.zeros_like(mean), 1.0)).sum((1, 2))
+    assert_close(found - nothing, expected)  # nothing said, nothing paid
 
 
 def test_leaving_out_the_only_slot_changes_nothing():
@@ -215,7 +218,7 @@ def test_inner_gradients_leave_parameters_alone():
 
 
 def test_a_slot_that_moves_moves_what_it_draws():
-    decoder = IODINEDecoder(5, (12, 14), 8, kernel_size=1, cell=2, placed=True).double()
+    decoder = PlacedDecoder(5, (12, 14), 8, cell=2).double()
     latents = draw(1, 2, 5)
     step = torch.zeros(5, dtype=torch.float64)
     step[0] = 2 * 2 / 5  # one of six cells; half of the number is the place in [-1, 1]
@@ -225,7 +228,7 @@ def test_a_slot_that_moves_moves_what_it_draws():
 
 
 def test_the_pixels_of_a_cell_begin_alike():
-    drawn = IODINEDecoder(5, (8, 12), 8, kernel_size=1, cell=4)(draw(1, 2, 5).float())
+    drawn = PlacedDecoder(5, (8, 12), 8, cell=4)(draw(1, 2, 5).float())
     cells = drawn.unflatten(-1, (3, 4)).unflatten(-3, (2, 4))  # [1, 2, 4, 2, 4, 3, 4]
     first = cells[..., :1, :, :1]
     assert_close(cells, first.expand_as(cells))
@@ -271,7 +274,7 @@ def test_the_loss_against_a_loop():
 @pytest.mark.parametrize("part", ["decoder", "placed", "refine"])
 def test_gradcheck_of_the_networks(part):
     model = tiny(size=(3, 4))
-    model.placed = IODINEDecoder(D + 2, (3, 4), 4, kernel_size=1, cell=2, placed=True).double()
+    model.placed = PlacedDecoder(D + 2, (3, 4), 4, cell=2).double()
     module = getattr(model, part)
     names = [name for name, _ in module.named_parameters()]
     latents = {"decoder": [draw(1, 2, D)], "placed": [draw(1, 2, D + 2)]}
@@ -431,8 +434,8 @@ def test_one_step_of_adam_after_another_lowers_the_loss():
         (lambda: tiny()(images(size=(4, 4))), "image: expected shape"),
         (lambda: tiny().from_noise(images(), draw(B, 3, K, D + 1)), "noise: expected shape"),
         (lambda: IODINEDecoder(0, SIZE), "latent_dim: expected an integer ≥ 1, got 0"),
-        (lambda: IODINEDecoder(4, SIZE, cell=0), "cell: expected an integer ≥ 1, got 0"),
-        (lambda: IODINEDecoder(2, SIZE, placed=True), "latent_dim: expected an integer ≥ 3, got 2"),
+        (lambda: PlacedDecoder(4, SIZE, cell=0), "cell: expected an integer ≥ 1, got 0"),
+        (lambda: PlacedDecoder(2, SIZE), "latent_dim: expected an integer ≥ 3, got 2"),
         (lambda: IODINEDecoder(4, (0, 3)), "resolution: expected an integer ≥ 1, got 0"),
     ],
 )
