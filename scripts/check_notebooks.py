@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from project import NBS, all_notebooks, solutions_of
 
 MAX_KB, MAX_IMAGE_KB, MAX_SECONDS = 1000, 300, 20
+MIN_SHARPNESS = 1.5  # pixels of a picture for each of the page, in a row
 NETWORK = {"requests", "urllib", "urllib3", "http", "socket", "ftplib", "httpx"}
 FOLDERS = r"/(home|root|tmp|work|Users|mnt|opt|var|usr|data|content)(/|$)|[A-Z]:\\"
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"}
@@ -225,6 +226,26 @@ def figures(nb: Notebook) -> Iterator[Fault]:
             yield cell.index, "caption", "a figure with neither axis labels nor #| fig-cap"
 
 
+def pixels_across(image: bytes) -> int:
+    "The width of a PNG or a JPEG."
+    if image.startswith(b"\x89PNG"):
+        return int.from_bytes(image[16:20], "big")
+    return int.from_bytes(re.search(rb"\xff[\xc0-\xc2]\0\x11\x08..(..)", image, re.S)[1], "big")
+
+
+def sharp(nb: Notebook) -> Iterator[Fault]:
+    "Every picture of pixels says how wide it is shown, and has pixels enough for that."
+    for cell in nb.code:
+        for output in cell.outputs:
+            for kind in {"image/png", "image/jpeg"} & output.get("data", {}).keys():
+                width = output.get("metadata", {}).get(kind, {}).get("width")
+                pixels = pixels_across(base64.b64decode("".join(output["data"][kind])))
+                if width is None:
+                    yield cell.index, "sharp", "execute it with scripts/execute_notebooks.py"
+                elif pixels < MIN_SHARPNESS * width:
+                    yield cell.index, "sharp", f"{pixels} pixels, shown {width} wide"
+
+
 def exercises(nb: Notebook) -> Iterator[Fault]:
     "Graded exercises numbered from 1, each with a check and an executed solution."
     asked = [(n, c.index) for c in nb.text for n in re.findall(r"\*\*Exercise (\d+) ★", c.source)]
@@ -255,7 +276,7 @@ def links(nb: Notebook) -> Iterator[Fault]:
                 yield cell.index, "link", f"no such file: {target}"
 
 
-EVERYWHERE = [title, documented, seeded, offline, outputs, size, figures, links]
+EVERYWHERE = [title, documented, seeded, offline, outputs, size, figures, sharp, links]
 
 
 def check(paths: list[Path]) -> list[str]:

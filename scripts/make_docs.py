@@ -568,7 +568,12 @@ def body_of(page: site.Page) -> str:
     )
     onward = r"<p><strong>(?:Next|Previous):</strong>(?:(?!</p>|See also).)*</p>\n?"
     text = re.sub(onward, "", text, flags=re.S) if page.src.suffix == ".ipynb" else text
-    text = re.sub(r'<img src="data:', '<img loading="lazy" src="data:', text)
+    sizes = shown_sizes(page.src)
+    text = re.sub(
+        r'src="(?:data:[^,]*,|(?:\.\./)*images/)([^"]*)"',
+        lambda found: f"{found[0]} {sizes.get(found[1], '')}",
+        text,
+    )
     # a picture's alt text is not its caption
     text = re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*></p>)\s*<figcaption>\2</figcaption>', r"\1", text)
     text = re.sub(r'<img [^>]*src="(?:\.\./)*images/(\w+)\.svg"[^>]*>', drawing, text)
@@ -577,6 +582,24 @@ def body_of(page: site.Page) -> str:
     heading = r'<(h[23])([^>]*data-anchor-id="([^"]*)"[^>]*)>(.*?)</\1>'
     anchor = r'<a class="anchor" href="#\3" aria-label="Link to this section">#</a>'
     return re.sub(heading, rf"<\1\2>\4{anchor}</\1>", text, flags=re.S)
+
+
+def shown_sizes(page: PurePosixPath) -> dict[str, str]:
+    """Width and height on the page of the pictures of pixels, as attributes: by their data of those
+    that a notebook keeps, by their names of those in nbs/images.
+    """
+    sizes = {}
+    for file in (project.NBS / "images").glob("*.png"):
+        head = file.read_bytes()[16:24]
+        sizes[file.name] = [int.from_bytes(side, "big") // 2 for side in (head[:4], head[4:])]
+    if page.suffix == ".ipynb":
+        notebook = json.loads((project.NBS / page).read_text(encoding="utf-8"))
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+        for output in outputs:
+            for kind in {"image/png", "image/jpeg"} & output.get("metadata", {}).keys():
+                data, shown = "".join(output["data"][kind]).strip(), output["metadata"][kind]
+                sizes[data] = [shown["width"], shown["height"]]
+    return {name: 'width="{}" height="{}"'.format(*size) for name, size in sizes.items()}
 
 
 def drawing(image: re.Match) -> str:

@@ -103,9 +103,9 @@ def draw_grid(
 def to_png(
     figure: Figure,  # Any matplotlib figure
 ) -> bytes:  # The picture
-    "A figure as the bytes of a PNG."
+    "A figure as the bytes of a PNG of twice its pixels: shown at half its size it is sharp."
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=2 * figure.dpi)
     return buffer.getvalue()
 
 
@@ -359,9 +359,11 @@ def explore_slots(
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None):
-        picture.value = to_png(
-            draw_slots(model, images, **{name: slider.value for name, slider in sliders.items()})
+        figure = draw_slots(
+            model, images, **{name: slider.value for name, slider in sliders.items()}
         )
+        picture.width = f"{figure.bbox.width:.0f}"
+        picture.value = to_png(figure)
 
     for slider in sliders.values():
         slider.observe(redraw, "value")

@@ -109,10 +109,7 @@ class LiveFigure(ipywidgets.VBox):
         self.sheet = {"columns": columns, "photo": photo}
         self.picture = ipywidgets.HTML()
         super().__init__(
-            [
-                ipywidgets.GridBox(list(controls.values()), layout=CONTROL_GRID),
-                self.picture,
-            ]
+            [ipywidgets.GridBox(list(controls.values()), layout=CONTROL_GRID), self.picture]
         )
         for control in controls.values():
             control.observe(self.redraw, "value")

@@ -110,6 +110,24 @@ def unreadable(tab) -> list[str]:
     return tab.evaluate(UNREADABLE)
 
 
+BLURRED = """async () => {
+    const pictures = [...document.querySelectorAll("main img")].filter(
+        e => !/^data:image\\/svg|\\.svg$/.test(e.getAttribute("src")));
+    const width = e => {
+        const style = getComputedStyle(e);
+        return e.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    };
+    await Promise.all(pictures.map(e => e.decode()));
+    return pictures.filter(e => e.naturalWidth < 1.5 * width(e)).map(
+        e => `${e.naturalWidth} pixels, shown ${width(e)} wide: ${e.alt.slice(0, 60)}`);
+}"""
+
+
+def blurred(tab) -> list[str]:
+    "Pictures with less than 1.5 of their pixels for each of the page."
+    return tab.evaluate(BLURRED)
+
+
 def unreadable_elsewhere(tab, widths: tuple[int, ...]) -> list[str]:
     "The same at other widths of the window, which gets its own width back."
     size, found = tab.viewport_size, []
@@ -190,6 +208,7 @@ def look_at(
                 )
                 wrong = faults + [f"too wide: {part}" for part in wide_parts(tab)]
                 wrong += [f"{untypeset(tab)} formulas are not typeset"] if untypeset(tab) else []
+                wrong += blurred(tab)
                 # two desks, beside the one at which axe looks
                 wrong += unreadable_elsewhere(tab, (1440, 1024)) if width > 390 else unreadable(tab)
                 if not in_turn or number % 2 == look:
@@ -237,6 +256,12 @@ def test_faults_are_seen(browser, site_address):
             "wider than its column",
             "a cell over 220 pixels high",
         ]
+        tab.evaluate("""() => {
+            const picture = document.createElement("canvas");
+            document.querySelector("main").insertAdjacentHTML(
+                "afterbegin", `<img width="201" src="${picture.toDataURL()}" alt="">`);
+        }""")
+        assert blurred(tab) == ["300 pixels, shown 201 wide: "]
         assert {fault.split(":")[0] for fault in accessibility_faults(tab)} >= {
             "color-contrast",
             "button-name",

@@ -1,11 +1,15 @@
 "The notebook-form script passes a notebook in form and finds a planted fault of each kind."
 
 import base64
+import io
 import json
 from pathlib import Path
 
 import check_notebooks as checker
+import execute_notebooks
+import numpy as np
 import pytest
+from PIL import Image
 
 ABOVE = "    # How often: a comment too long to stand behind its argument stands above it\n"
 EXPORT = f"""#| exports
@@ -44,10 +48,12 @@ def write(path: Path, cells, outputs=None) -> Path:
     return path
 
 
-def image(size: int = 10) -> list[dict]:
-    "An output that holds an image of some bytes."
-    data = {"image/png": base64.b64encode(b"x" * size).decode()}
-    return [{"output_type": "display_data", "metadata": {}, "data": data}]
+def image(size: int = 24, pixels: int = 300, **shown: int) -> list[dict]:
+    "An output that holds an image of some bytes, which is shown 200 wide if nothing else is said."
+    png = b"\x89PNG".ljust(16) + pixels.to_bytes(4, "big")
+    data = {"image/png": base64.b64encode(png.ljust(size)).decode()}
+    metadata = {"image/png": shown or {"width": 200}}
+    return [{"output_type": "display_data", "metadata": metadata, "data": data}]
 
 
 def stream(text: str, name: str = "stdout") -> list[dict]:
@@ -123,11 +129,48 @@ ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback
         ("output", {FIGURE: []}),
         ("figure", {FIGURE: [], 2: stream("1")}),
         ("size", {FIGURE: image(301_000)}),
+        ("sharp", {FIGURE: image(width=201)}),
+        ("sharp", {FIGURE: image(height=200)}),
         ("size", {2: stream("x" * 1_001_000)}),
     ],
 )
 def test_planted_fault_in_an_output(tmp_path, rule, outputs):
     assert any(f" {rule}: " in fault for fault in faults(tmp_path, outputs=outputs))
+
+
+def test_the_width_of_a_picture():
+    for kind in ("png", "jpeg"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (321, 123)).save(buffer, kind)
+        assert checker.pixels_across(buffer.getvalue()) == 321
+
+
+def test_a_packed_picture_is_smaller_and_looks_the_same():
+    shades = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).repeat(9, 0).repeat(9, 1)
+    shades[:20] = (255, 255, 255)
+    shades[20, 20] = (213, 94, 0)  # of one pixel alone
+    buffer = io.BytesIO()
+    Image.fromarray(shades.astype("uint8")).convert("RGBA").save(buffer, "png")
+    data = execute_notebooks.packed(buffer.getvalue())
+    found = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert len(data) < len(buffer.getvalue())
+    assert abs(found - shades).max() < 40 and abs(found - shades).mean() < 10
+    assert (found[:20] == 255).all()
+
+
+def test_the_executor_says_how_wide_a_picture_is_shown():
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 30)).save(buffer, "png")
+    png = base64.b64encode(buffer.getvalue()).decode()
+    outputs = [
+        {"output_type": "display_data", "data": {"image/png": png}, "metadata": metadata}
+        for metadata in ({}, {"image/png": {"width": 150, "height": 15}})
+    ]
+    execute_notebooks.prepare_pictures({"outputs": outputs})
+    assert [each["metadata"]["image/png"] for each in outputs] == [
+        {"width": 200, "height": 20},
+        {"width": 150, "height": 15},
+    ]
 
 
 def test_solutions_must_exist_and_show_each_exercise_solved(tmp_path):
