@@ -28,7 +28,11 @@ PIECES = [
     "01/01/11", "001/111", "10/10/11", "111/100", "11/01/01",
 ]
 # fmt: on
-BEVEL = [[191, 255, 255, 255, 223], *3 * [[127, 159, 159, 159, 191]], [95, 63, 63, 63, 127]]
+BEVEL = [
+    [191, 255, 255, 255, 223],
+    *3 * [[127, 159, 159, 159, 191]],
+    [95, 63, 63, 63, 127],
+]
 # red, green, blue, yellow, magenta, cyan
 PIECE_COLORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]
 
@@ -51,21 +55,31 @@ def _pieces(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         ]
     )
     inside = torch.cartesian_prod(torch.arange(5), torch.arange(5))
-    pixels = (cells[:, :, None] + inside).flatten(1, 2)  # [19, 4, 25, 2] -> [19, 100, 2]
-    return cells.to(device), pixels.to(device), torch.tensor(BEVEL).flatten().repeat(4).to(device)
+    # [19, 4, 25, 2] -> [19, 100, 2]
+    pixels = (cells[:, :, None] + inside).flatten(1, 2)
+    return (
+        cells.to(device),
+        pixels.to(device),
+        torch.tensor(BEVEL).flatten().repeat(4).to(device),
+    )
 
 
-def _paint_pieces(shape: Tensor, x: Tensor, y: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
+def _paint_pieces(
+    shape: Tensor, x: Tensor, y: Tensor, color: Tensor
+) -> tuple[Tensor, Tensor]:
     "Image and label of pieces that lie on the canvas and do not overlap."
     B, n = shape.shape
     _, pixels, relief = _pieces(shape.device)
     at = pixels[shape] + torch.stack([y, x], -1)[:, :, None]  # [B, n, 100, 2]
     index = (35 * at[..., 0] + at[..., 1]).flatten(1)  # [B, n * 100]
-    entity = torch.arange(1, n + 1, dtype=torch.uint8, device=shape.device).repeat_interleave(100)
+    entity = torch.arange(
+        1, n + 1, dtype=torch.uint8, device=shape.device
+    ).repeat_interleave(100)
     label = torch.zeros(B, 35 * 35, dtype=torch.uint8, device=shape.device).scatter_(
         1, index, entity.expand(B, -1)
     )
-    paint = (color[:, :, None] * relief[:, None]).to(torch.uint8).flatten(1, 2)  # [B, n * 100, 3]
+    # [B, n * 100, 3]
+    paint = (color[:, :, None] * relief[:, None]).to(torch.uint8).flatten(1, 2)
     image = (
         torch.zeros_like(label)[..., None]
         .repeat(1, 1, 3)
@@ -84,7 +98,8 @@ def draw_tetrominoes(
 ) -> tuple[Tensor, Tensor]:
     "Draw given Tetrominoes scenes; the pieces must not overlap."
     check_shape("shape", shape, "B n")
-    at = _pieces(shape.device)[0][shape] + torch.stack([y, x], -1)[:, :, None]  # [B, n, 4, 2]
+    # [B, n, 4, 2]
+    at = _pieces(shape.device)[0][shape] + torch.stack([y, x], -1)[:, :, None]
     if at.min() < 0 or at.max() > 30:
         raise InputError("x, y: a piece leaves the canvas of 35 x 35 pixels")
     return _paint_pieces(shape, x, y, color)
@@ -101,16 +116,17 @@ def counting_is_free(
 
 
 def arrange_until_good(
-    # Arranges the scenes with these numbers [b]; gives them, and which of them failed [b]
+    # Arranges the scenes with these numbers [b];
+    # gives them, and which of them failed [b]
     arrange: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]],
     n: int,  # How many scenes
     device: str | torch.device,  # Where they are drawn
 ) -> dict[str, Tensor]:  # n scenes, none of which failed
     """Arrange scenes, and those that failed again.
 
-    On a CPU that goes on until all are good. On a GPU nothing is looked at: a fixed number of
-    scenes, the failed ones first, gets `AGAIN` more chances at once, and if there is still one
-    without luck, it becomes a copy of one that is good.
+    On a CPU that goes on until all are good. On a GPU nothing is looked at: a fixed
+    number of scenes, the failed ones first, gets `AGAIN` more chances at once, and if
+    there is still one without luck, it becomes a copy of one that is good.
     """
     rows = torch.arange(n, device=device)
     scenes, failed = arrange(rows)
@@ -138,39 +154,47 @@ def arrange_until_good(
 def _try_pieces(
     shape: Tensor, generator: torch.Generator | None, tries: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Pieces [B, n] with their corners as (row, column), [B, n, 2]; which images are stuck, [B].
+    """Pieces [B, n] with their corners as (row, column), [B, n, 2];
+    which images are stuck, [B].
 
-    Each piece takes the first of its tries that is free; if none is, its image is stuck.
+    Each piece takes the first of its tries that is free;
+    if none is, its image is stuck.
     """
     B, n = shape.shape
     cells = _pieces(shape.device)[0][shape]  # [B, n, 4, 2]
-    # 31 - (largest cell corner) positions keep the bounding box inside: [tries, B, n, 2]
+    # 31 - (largest cell corner) positions keep the bounding box inside:
+    # [tries, B, n, 2]
     corners = (
-        torch.rand(tries, B, n, 2, generator=generator, device=shape.device) * (31 - cells.amax(2))
+        torch.rand(tries, B, n, 2, generator=generator, device=shape.device)
+        * (31 - cells.amax(2))
     ).long()
     chosen = corners[0]
     stuck = torch.zeros(B, dtype=torch.bool, device=shape.device)
     for k in range(1, n):
-        earlier = (cells + chosen[:, :, None])[:, :k].flatten(1, 2).mT.contiguous()  # [B, 2, 4k]
+        # [B, 2, 4k]
+        earlier = (cells + chosen[:, :, None])[:, :k].flatten(1, 2).mT.contiguous()
         candidate = cells[:, k].mT + corners[:, :, k, :, None]  # [tries, B, 2, 4]
         # [tries, B, 2, 4, 4k]: cells that share rows, columns
         near = (candidate[..., None] - earlier[:, :, None]).abs() < 5
         overlap = (near[:, :, 0] & near[:, :, 1]).flatten(2).any(-1)  # [tries, B]
-        # the first free one
-        chosen[:, k] = corners[overlap.byte().argmin(0), torch.arange(B, device=shape.device), k]
+        first = overlap.byte().argmin(0)  # the first free one
+        chosen[:, k] = corners[first, torch.arange(B, device=shape.device), k]
         stuck |= overlap.all(0)
     return {"shape": shape, "corner": chosen}, stuck
 
 
 def place_pieces(
     shape: Tensor,  # Pieces, integers in 0…18, [B, n]
-    generator: torch.Generator | None = None,  # Source of random numbers, on the same device
+    # Source of random numbers, on the same device
+    generator: torch.Generator | None = None,
     tries: int = 20,  # How many positions a piece tries before its image starts again
     # The pieces, and their corners as (row, column), [B, n, 2]
 ) -> tuple[Tensor, Tensor]:
     "Random positions at which pieces do not overlap."
     scenes = arrange_until_good(
-        lambda rows: _try_pieces(shape[rows], generator, tries), len(shape), shape.device
+        lambda rows: _try_pieces(shape[rows], generator, tries),
+        len(shape),
+        shape.device,
     )
     return scenes["shape"], scenes["corner"]
 
@@ -183,9 +207,11 @@ def _piece_colors(device: torch.device) -> Tensor:
 
 def tetrominoes(
     n: int,  # How many scenes
-    generator: torch.Generator | None = None,  # Source of random numbers, on the same device
+    # Source of random numbers, on the same device
+    generator: torch.Generator | None = None,
     device: str | torch.device = "cpu",  # Where to draw
-) -> dict[str, Tensor]:  # image, label; per piece: shape, x, y (top-left corner), color, visibility
+    # image, label; per piece: shape, x, y (top-left corner), color, visibility
+) -> dict[str, Tensor]:
     """Draw Tetrominoes scenes, 35 x 35.
 
     Three bevelled pieces of 100 pixels each lie on black and never overlap.
@@ -210,8 +236,8 @@ def tetrominoes(
 # %% ../../nbs/course/04_sprites.ipynb #d13de771
 # canvas; a window that holds any sprite; fewest pixels a sprite must show
 SIDE, SPRITE_WINDOW, MIN_VISIBLE = 64, 28, 20
-# The heart's right half: two cubic Bezier curves of points (u, v), from the notch and from the tip
-# to the widest point
+# The heart's right half: two cubic Bezier curves of points (u, v),
+# from the notch and from the tip to the widest point
 UPPER = [(0, -6.304), (5.288, -12.624), (9.311, -7.617), (9.715, -3.706)]
 LOWER = [(0, 9.037), (0.826, 6.523), (9.755, 0.187), (9.715, -3.706)]
 
@@ -224,19 +250,24 @@ def _heart_edges(device: torch.device) -> Tensor:
     """
     t = torch.linspace(0, 1, 30)[:, None]
     # [30, 4]
-    weights = torch.cat([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3], 1)
+    weights = torch.cat(
+        [(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3], 1
+    )
     # [2, 30, 2] -> two of [2, 30]
     us, vs = (weights @ torch.tensor([UPPER, LOWER])).permute(2, 0, 1).contiguous()
     u = torch.arange(2561).expand(2, -1) / 256
     # the segment that u lies in; beyond the widest point the edges cross
     right = torch.searchsorted(us, u).clamp(1, 29)
-    (u0, u1), (v0, v1) = ((z.gather(1, right - 1), z.gather(1, right)) for z in (us, vs))
+    (u0, u1), (v0, v1) = (
+        (z.gather(1, right - 1), z.gather(1, right)) for z in (us, vs)
+    )
     return (v0 + (u - u0) / (u1 - u0) * (v1 - v0)).to(device)
 
 
 def inside_sprite(
     shape: Tensor,  # 0 square, 1 ellipse, 2 heart; broadcast against the points
-    u: Tensor,  # Points in the sprite's own upright frame, in pixels at scale 1, to the right
+    # Points in the sprite's own upright frame, in pixels at scale 1, to the right
+    u: Tensor,
     v: Tensor,  # The same, downwards
 ) -> Tensor:  # True where a point belongs to the sprite
     "The three dSprites shapes as formulas."
@@ -256,22 +287,28 @@ def label_multi_dsprites(
     scale: Tensor,  # Size, 0…1, [B, n]
     orientation: Tensor,  # Angle in radians, counter-clockwise on the screen, [B, n]
     visibility: Tensor,  # 1 for a sprite, 0 for an empty place, [B, n]
-) -> Tensor:  # Label uint8 [B, 64, 64]; 0 is the background, and later sprites lie in front
+    # Label uint8 [B, 64, 64]; 0 is the background, and later sprites lie in front
+) -> Tensor:
     "Say which sprite each pixel shows; a pixel belongs to a sprite if its centre does."
     B, n = check_shape("shape", shape, "B n").values()
     window = torch.arange(SPRITE_WINDOW, device=shape.device)
     # [B, n, 28]
     column, row = (
-        (c - 14.08).ceil().long().clamp(0, SIDE - SPRITE_WINDOW)[..., None] + window for c in (x, y)
+        (c - 14.08).ceil().long().clamp(0, SIDE - SPRITE_WINDOW)[..., None] + window
+        for c in (x, y)
     )
     # [B, n, 28]
-    X, Y = ((pixel + 0.5 - c[..., None]) / scale[..., None] for pixel, c in ((column, x), (row, y)))
+    X, Y = (
+        (pixel + 0.5 - c[..., None]) / scale[..., None]
+        for pixel, c in ((column, x), (row, y))
+    )
     X, Y = X[:, :, None], Y[..., None]  # [B, n, 1, 28], [B, n, 28, 1]
     cos, sin = orientation.cos()[..., None, None], orientation.sin()[..., None, None]
     # [B, n, 28, 28]
     inside = inside_sprite(shape[..., None, None], X * cos - Y * sin, X * sin + Y * cos)
     entity = torch.arange(1, n + 1, device=shape.device) * (visibility > 0)  # [B, n]
-    painted = (inside * entity[..., None, None].to(torch.uint8)).flatten(1)  # [B, n * 28 * 28]
+    # [B, n * 28 * 28]
+    painted = (inside * entity[..., None, None].to(torch.uint8)).flatten(1)
     index = (SIDE * row[..., None] + column[:, :, None]).flatten(1)
     label = torch.zeros(B, SIDE * SIDE, dtype=torch.uint8, device=shape.device)
     # [B, 4096] -> [B, 64, 64]
@@ -288,10 +325,13 @@ def paint_labels(
     palette = (255 * torch.cat([background[:, None], color], 1)).round().to(torch.uint8)
     rows = (
         label.long()
-        + palette.shape[1] * torch.arange(len(label), device=label.device)[:, None, None]
+        + palette.shape[1]
+        * torch.arange(len(label), device=label.device)[:, None, None]
     )
     # [B * H * W, 3] -> [B, H, W, 3]
-    return palette.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, label.shape)
+    return (
+        palette.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, label.shape)
+    )
 
 
 def draw_multi_dsprites(
@@ -311,8 +351,8 @@ def draw_multi_dsprites(
         or scale.max() > 1
     ):
         raise InputError(
-            "x, y, scale: expected centres in [16, 48] and scales in (0, 1], so that sprites stay "
-            "on the canvas"
+            "x, y, scale: expected centres in [16, 48] and scales in "
+            "(0, 1], so that sprites stay on the canvas"
         )
     label = label_multi_dsprites(shape, x, y, scale, orientation, torch.ones_like(x))
     return paint_labels(label, color, background), label
@@ -349,7 +389,8 @@ def in_stripes(
 ) -> Tensor:  # True in every second stripe of an object, bool [B, H, W]
     "Lay stripes over the objects, each in its own direction and width."
     entity = label.long().flatten(1)  # [B, H * W]
-    # pixels to the right and down per stripe, of each pixel's object; the background has none
+    # pixels to the right and down per stripe, of each pixel's object;
+    # the background has none
     right, down = (
         F.pad(step / width, (1, 0)).gather(1, entity).unflatten(1, label.shape[1:])
         for step in (angle.cos(), angle.sin())
@@ -361,28 +402,42 @@ def in_stripes(
 def _arrange_sprites(
     visibility: Tensor, generator: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    "Factors on the dSprites grid, visibility and label; and which scenes hide a sprite, [B]."
+    """Factors on the dSprites grid, visibility and label;
+    and which scenes hide a sprite, [B].
+    """
     draw = partial(
-        torch.randint, size=visibility.shape, generator=generator, device=visibility.device
+        torch.randint,
+        size=visibility.shape,
+        generator=generator,
+        device=visibility.device,
     )
-    scene = {"shape": draw(3), "x": 16 + 32 / 31 * draw(32), "y": 16 + 32 / 31 * draw(32)}
+    scene = {
+        "shape": draw(3),
+        "x": 16 + 32 / 31 * draw(32),
+        "y": 16 + 32 / 31 * draw(32),
+    }
     scene |= {"scale": 0.5 + 0.1 * draw(6), "orientation": 2 * torch.pi / 39 * draw(40)}
     scene["visibility"] = visibility
     scene["label"] = label_multi_dsprites(**scene)
-    entity = torch.arange(1, visibility.shape[1] + 1, device=visibility.device)[:, None, None]
-    visible = (scene["label"][:, None] == entity).sum((2, 3))  # [B, n] pixels
+    entity = torch.arange(1, visibility.shape[1] + 1, device=visibility.device)
+    # [B, n] pixels
+    visible = (scene["label"][:, None] == entity[:, None, None]).sum((2, 3))
     return scene, ((visible < MIN_VISIBLE) & (visibility > 0)).any(1)
 
 
 def multi_dsprites(
     n: int,  # How many scenes
-    variant: str = "colored_on_grayscale",  # Or "binarized", "colored_on_colored", "striped"
-    generator: torch.Generator | None = None,  # Source of random numbers, on the same device
+    # Or "binarized", "colored_on_colored", "striped"
+    variant: str = "colored_on_grayscale",
+    # Source of random numbers, on the same device
+    generator: torch.Generator | None = None,
     device: str | torch.device = "cpu",  # Where to draw
-    # image, label, background; per sprite: shape, x, y (centre), scale, orientation, color,
-    # visibility; striped: second_color, stripe_angle (radians, 0…π), stripe_width (pixels, 2…4)
+    # image, label, background; per sprite: shape, x, y (centre), scale, orientation,
+    # color, visibility; striped: second_color, stripe_angle (radians, 0…π),
+    # stripe_width (pixels, 2…4)
 ) -> dict[str, Tensor]:
-    """Draw Multi-dSprites scenes, 64 x 64: flat sprites that may hide each other in part.
+    """Draw Multi-dSprites scenes, 64 x 64:
+    flat sprites that may hide each other in part.
 
     Absent ones are all zero.
     """
@@ -403,10 +458,13 @@ def multi_dsprites(
         color, background = hsv_to_rgb(color), background[:, :1].expand(-1, 3)
     painted, palette = scene["label"], color
     if variant == "striped":
-        other, stripe = (torch.rand(n, high, m, generator=generator, device=device) for m in (3, 2))
+        other, stripe = (
+            torch.rand(n, high, m, generator=generator, device=device) for m in (3, 2)
+        )
         # the second sprite has the first one's colors
         color, other = (
-            torch.cat([c[:, :1], c[:, :1], c[:, 2:]], 1) for c in (color, hsv_to_rgb(other))
+            torch.cat([c[:, :1], c[:, :1], c[:, 2:]], 1)
+            for c in (color, hsv_to_rgb(other))
         )
         angle, width = torch.pi * stripe[..., 0], 2 + 2 * stripe[..., 1]
         stripes = in_stripes(painted, angle, width)
@@ -414,8 +472,11 @@ def multi_dsprites(
         scene |= {"second_color": other, "stripe_angle": angle, "stripe_width": width}
     label = scene.pop("label")
     scene["color"] = color
-    there = {2: visibility, 3: visibility[..., None]}  # by the number of a factor's axes
-    factors = {key: value * there[value.ndim].to(value.dtype) for key, value in scene.items()}
+    # by the number of a factor's axes
+    there = {2: visibility, 3: visibility[..., None]}
+    factors = {
+        key: value * there[value.ndim].to(value.dtype) for key, value in scene.items()
+    }
     return {
         "image": paint_labels(painted, palette, background),
         "label": label,
@@ -432,7 +493,8 @@ class SpriteSet(NamedTuple):
     "What there is to know about a set of generated scenes."
 
     resolution: tuple[int, int]  # Height and width
-    max_objects: int  # Most objects in a scene; a model needs one slot more, for the background
+    # Most objects in a scene; a model needs one slot more, for the background
+    max_objects: int
     draw: Callable[..., dict[str, Tensor]]  # draw(n, generator=None, device="cpu")
     block: int = 320  # How many scenes of a fixed split one seed gives
     train: int = SPLIT_SIZES["train"]  # How many scenes its split for training has
@@ -441,7 +503,9 @@ class SpriteSet(NamedTuple):
 
 SPRITE_SETS = {"tetrominoes": SpriteSet((35, 35), 3, tetrominoes)}
 SPRITE_SETS |= {
-    f"multi_dsprites_{kind}": SpriteSet((SIDE, SIDE), high, partial(multi_dsprites, variant=kind))
+    f"multi_dsprites_{kind}": SpriteSet(
+        (SIDE, SIDE), high, partial(multi_dsprites, variant=kind)
+    )
     for kind, (_, high) in COUNTS.items()
 }
 
@@ -462,4 +526,12 @@ def to_uint8(
 ) -> Tensor:  # uint8 [B, H, W, 3]
     "Turn a model's images into what is stored and shown."
     # [B, H, W, 3]
-    return image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (
+        image.float()
+        .add(1)
+        .mul(127.5)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+    )

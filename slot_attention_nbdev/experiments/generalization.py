@@ -20,7 +20,10 @@ from slot_attention_nbdev.data.sprites import (
     place_pieces,
     to_model,
 )
-from ..metrics.segmentation import foreground_ari, segmentation_metrics
+from slot_attention_nbdev.metrics.segmentation import (
+    foreground_ari,
+    segmentation_metrics,
+)
 from slot_attention_nbdev.models.autoencoder import (
     SlotAttentionAutoEncoder,
     reconstruct_best,
@@ -62,8 +65,12 @@ def draw_pieces(
 
 
 def held_out_pairs() -> Tensor:  # bool [19, 6]
-    "A third of all pairs of shape and color; every shape and every color remains in other pairs."
-    return (torch.arange(len(PIECES))[:, None] + torch.arange(len(PIECE_COLORS))) % 3 == 0
+    """A third of all pairs of shape and color;
+    every shape and every color remains in other pairs.
+    """
+    return (
+        torch.arange(len(PIECES))[:, None] + torch.arange(len(PIECE_COLORS))
+    ) % 3 == 0
 
 # %% ../../nbs/course/14_generalization.ipynb #7a4b2a21
 @torch.no_grad()
@@ -76,9 +83,10 @@ def mask_scores(
     n_init: int = 1,  # Draws of initial slots; an image's best reconstruction counts
     seed: int = 0,  # Draws the initial slots
     batch_size: int = 64,  # Images at a time
-    # fg_ari, ari, miou, mbo of the reconstruction masks; attention: FG-ARI of the attention masks;
-    # mse; if several K are tried, num_slots, the mean K that was chosen, and slots_right, the share
-    # of images in which it is that of the objects and the background; n
+    # fg_ari, ari, miou, mbo of the reconstruction masks; attention: FG-ARI of the
+    # attention masks; mse; if several K are tried, num_slots, the mean K that was
+    # chosen, and slots_right, the share of images in which it is that of the objects
+    # and the background; n
 ) -> dict[str, float | int]:
     "The scores of the reconstruction masks, and FG-ARI of the attention masks."
     check_int("batch_size", batch_size)
@@ -96,11 +104,22 @@ def mask_scores(
         )
         maps = F.interpolate(maps, image.shape[-2:], mode="bilinear")
         scores = segmentation_metrics(label, output.masks)
-        scores |= {"attention": foreground_ari(label, maps), "mse": output.squared_error(image)}
+        scores |= {
+            "attention": foreground_ari(label, maps),
+            "mse": output.squared_error(image),
+        }
         if several:
             chosen = output.count_slots()
-            needed = torch.tensor([len(each.unique()) for each in label], device=chosen.device)
-            scores |= {"num_slots": chosen.float(), "slots_right": (chosen == needed).float()}
+            needed = torch.tensor(
+                [len(each.unique()) for each in label], device=chosen.device
+            )
+            scores |= {
+                "num_slots": chosen.float(),
+                "slots_right": (chosen == needed).float(),
+            }
         found.append(scores)
-    means = {key: torch.cat([each[key] for each in found]).nanmean().item() for key in found[0]}
+    means = {
+        key: torch.cat([each[key] for each in found]).nanmean().item()
+        for key in found[0]
+    }
     return {**means, "n": len(scenes["image"])}

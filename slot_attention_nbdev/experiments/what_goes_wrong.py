@@ -17,8 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import InputError, check_int, derive_seed, generator, suggest
-from ..data.sources import Batches, GeneratedScenes, evaluation_scenes
+from slot_attention_nbdev.core import (
+    InputError,
+    check_int,
+    derive_seed,
+    generator,
+    suggest,
+)
+from slot_attention_nbdev.data.sources import (
+    Batches,
+    GeneratedScenes,
+    evaluation_scenes,
+)
 from ..data.sprites import to_model
 from ..nn.decoder import CoarseDecoder
 from ..nn.encoder import PatchEncoder
@@ -51,8 +61,11 @@ def plain_autoencoder(
 
 def halve(
     scenes: dict[str, Tensor],  # Scenes of an even or odd size
-) -> tuple[Tensor, Tensor]:  # Images [B, 3, H // 2, W // 2] in [-1, 1], labels [B, H // 2, W // 2]
-    "Make scenes half as large: the mean of four pixels, the label of the upper left one."
+    # Images [B, 3, H // 2, W // 2] in [-1, 1], labels [B, H // 2, W // 2]
+) -> tuple[Tensor, Tensor]:
+    """Make scenes half as large:
+    the mean of four pixels, the label of the upper left one.
+    """
     image = F.avg_pool2d(to_model(scenes["image"]), 2)
     label = scenes["label"][:, ::2, ::2]
     return image, label[:, : image.shape[2], : image.shape[3]]
@@ -69,8 +82,8 @@ def fix_initial_slots(
 
 
 class JointNorm(nn.Module):
-    """What `nn.LayerNorm(x.shape[1:])(x)`, written in a forward pass, does: one mean for all tokens
-    and channels, nothing learned.
+    """What `nn.LayerNorm(x.shape[1:])(x)`, written in a forward pass, does:
+    one mean for all tokens and channels, nothing learned.
     """
 
     def forward(
@@ -122,7 +135,9 @@ def normalize_state(
 def pad_symmetrically(
     model: SlotAttentionAutoEncoder,  # Changed in place
 ) -> None:
-    "Use `padding=2, output_padding=1` for a 5x5 transposed convolution of stride 2, as most do."
+    """Use `padding=2, output_padding=1` for a 5x5 transposed convolution of stride 2,
+    as most do.
+    """
     for layer in model.decoder.convs:
         layer.padding = tuple((k - 1) // 2 for k in layer.kernel_size)
         layer.output_padding = tuple(s - 1 for s in layer.stride)
@@ -166,8 +181,12 @@ SETTINGS = {
     "implicit": Setting(
         "the same, with μ and σ learning", partial(with_attention, variant=Implicit)
     ),
-    "token_softmax": Setting("softmax over tokens", partial(with_attention, variant=TokenSoftmax)),
-    "weighted_sum": Setting("weighted sum, not mean", partial(with_attention, variant=WeightedSum)),
+    "token_softmax": Setting(
+        "softmax over tokens", partial(with_attention, variant=TokenSoftmax)
+    ),
+    "weighted_sum": Setting(
+        "weighted sum, not mean", partial(with_attention, variant=WeightedSum)
+    ),
     "unscaled": Setting("no 1/√D", partial(with_attention, variant=Unscaled)),
     "one_iteration": Setting("T = 1", num_iterations=1),
     "seven_slots": Setting("K = 7", num_slots=7),
@@ -199,7 +218,8 @@ def build(
 def evaluate_slots(
     model: SlotAttentionAutoEncoder,  # The model as it is now
     scenes: dict[str, Tensor],  # Held-out scenes
-    # Means over the images: fg_ari, mse, slot_similarity, entropy, dead, background_split
+    # Means over the images: fg_ari, mse, slot_similarity, entropy, dead,
+    # background_split
 ) -> dict[str, float]:
     "Evaluate segmentation, reconstruction and the slots on held-out images."
     random, found = generator(0, "look"), []
@@ -219,7 +239,8 @@ def evaluate_slots(
             }
         )
     return {
-        key: torch.cat([each[key].double() for each in found]).mean().item() for key in found[0]
+        key: torch.cat([each[key].double() for each in found]).mean().item()
+        for key in found[0]
     }
 
 
@@ -240,7 +261,9 @@ def measure(
     facts = run_facts(torch.device("cpu"))
     stream = Batches(GeneratedScenes("tetrominoes"), BATCH, seed)
     scenes = evaluation_scenes("tetrominoes", held_out)
-    optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], eps=1e-8)
+    optimizer = torch.optim.Adam(
+        [w for w in model.parameters() if w.requires_grad], eps=1e-8
+    )
     curve, window, failed = [{"step": 0, **evaluate_slots(model, scenes)}], [], None
     for step in range(check_int("steps", steps)):
         image, _ = halve(stream.batch(step))
@@ -267,16 +290,20 @@ def measure(
                 ("loss", "grad_norm", "grad_mu", "grad_log_sigma"),
                 torch.tensor(window).mean(0).tolist(),
             )
-            curve.append({"step": step + 1} | dict(means) | evaluate_slots(model, scenes))
+            curve.append(
+                {"step": step + 1} | dict(means) | evaluate_slots(model, scenes)
+            )
             window = []
     curve = [
-        {key: value if key == "step" else float(f"{value:.5g}") for key, value in point.items()}
+        {
+            key: value if key == "step" else float(f"{value:.5g}")
+            for key, value in point.items()
+        }
         for point in curve
     ]
-    recipe = {key: value for key, value in asdict(setting).items() if key != "change"} | {
-        "name": name,
-        "steps": steps,
-    }
+    recipe = {
+        key: value for key, value in asdict(setting).items() if key != "change"
+    } | {"name": name, "steps": steps}
     # the winning slot of each pixel of the first image
     picture = "".join(
         map(

@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import InputError, check_finite, check_int, check_shape, suggest
+from slot_attention_nbdev.core import (
+    InputError,
+    check_finite,
+    check_int,
+    check_shape,
+    suggest,
+)
 from ..data.objects import CostPart
 
 # %% ../../nbs/course/11_matching.ipynb #317eb5c3
@@ -28,7 +34,8 @@ def _pairs(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
                 f"{name}: expected at least one set of at least one element, "
                 f"got shape {[B, size, D]}"
             )
-    return predictions[:, None].expand(-1, M, -1, -1), targets[:, :, None].expand(-1, -1, N, -1)
+    predictions = predictions[:, None].expand(-1, M, -1, -1)
+    return predictions, targets[:, :, None].expand(-1, -1, N, -1)
 
 
 def huber_cost(
@@ -42,7 +49,9 @@ def huber_cost(
     """
     if not delta > 0:
         raise InputError(f"delta: expected a number > 0, got {delta!r}")
-    return F.huber_loss(*_pairs(predictions, targets), reduction="none", delta=delta).mean(-1)
+    return F.huber_loss(
+        *_pairs(predictions, targets), reduction="none", delta=delta
+    ).mean(-1)
 
 
 def l2_cost(
@@ -55,16 +64,21 @@ def l2_cost(
 
 # %% ../../nbs/course/11_matching.ipynb #e7dce495
 def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
-    "Cross-entropy [...] of predictions and targets [..., width]; the predictions are normalized."
+    """Cross-entropy [...] of predictions and targets [..., width];
+    the predictions are normalized.
+    """
     tiny = 1e-7  # keeps the logarithm of zero finite
     return -(y * ((x + tiny).log() - (x.sum(-1, keepdim=True) + tiny).log())).sum(-1)
 
 
-KINDS = {  # the cost of a part of the vector; each maps two tensors [..., width] to [...]
+# the cost of a part of the vector; each maps two tensors [..., width] to [...]
+KINDS = {
     "huber": lambda x, y: F.huber_loss(x, y, reduction="none").mean(-1),
     "l1": lambda x, y: (x - y).abs().mean(-1),
     "cross_entropy": _cross_entropy,
-    "binary_cross_entropy": lambda x, y: F.binary_cross_entropy(x, y, reduction="none").sum(-1),
+    "binary_cross_entropy": lambda x, y: F.binary_cross_entropy(
+        x, y, reduction="none"
+    ).sum(-1),
 }
 
 
@@ -77,12 +91,16 @@ def mixed_cost(
     x, y = _pairs(predictions, targets)
     if sum(part.width for part in parts) != x.shape[-1]:
         widths = ", ".join(f"{part.name} {part.width}" for part in parts)
-        raise InputError(f"parts: expected widths that sum to {x.shape[-1]}, got {widths}")
+        raise InputError(
+            f"parts: expected widths that sum to {x.shape[-1]}, got {widths}"
+        )
     total = x.new_zeros(x.shape[:-1])
     start = 0
     for name, width, kind, weight in parts:
         if kind not in KINDS:
-            raise InputError(f"parts: {name}: unknown kind {kind!r}; {suggest(kind, KINDS)}")
+            raise InputError(
+                f"parts: {name}: unknown kind {kind!r}; {suggest(kind, KINDS)}"
+            )
         a = x[..., start : start + width]
         b = y[..., start : start + width]
         for argument, v in (("predictions", a), ("targets", b)):
@@ -103,12 +121,14 @@ def check_cost(
 ) -> tuple[int, int, int]:  # B, M, N
     """The sizes of a cost table, after checks.
 
-    Finiteness is checked on the CPU alone, since on a GPU the check would wait for the device.
+    Finiteness is checked on the CPU alone,
+    since on a GPU the check would wait for the device.
     """
     B, M, N = check_shape("cost", cost, "B M N").values()
     if B * M * N == 0:
         raise InputError(
-            f"cost: expected at least one set with a target and a prediction, got shape {[B, M, N]}"
+            "cost: expected at least one set with a target and a prediction, "
+            f"got shape {[B, M, N]}"
         )
     if strict and M > N:
         raise InputError(
@@ -123,7 +143,8 @@ def check_cost(
 def hungarian(
     cost: Tensor,  # [B, M, N]: rows are targets, columns predictions
     strict: bool = False,  # Refuse more targets than predictions
-) -> Tensor:  # Pairs, [B, 2, min(M, N)]: targets in ascending order, and their predictions
+    # Pairs, [B, 2, min(M, N)]: targets in ascending order, and their predictions
+) -> Tensor:
     """The cheapest matching of each table, by SciPy on the CPU.
 
     Kuhn 1955, doi:10.1002/nav.3800020109; Crouse 2016, doi:10.1109/TAES.2016.140952.
@@ -141,12 +162,14 @@ def hungarian(
 
 def matched_cost(
     cost: Tensor,  # [B, M, N]
-    matching: Tensor,  # Integer pairs [B, 2, L], or a plan with the weight of each pair, [B, M, N]
+    # Integer pairs [B, 2, L], or a plan with the weight of each pair, [B, M, N]
+    matching: Tensor,
 ) -> Tensor:  # Sum over the pairs of each set, [B]
     "The cost of a matching."
     if matching.is_floating_point():
         return (matching * cost).sum((1, 2))
-    rows = cost.gather(1, matching[:, 0, :, None].expand(-1, -1, cost.shape[2]))  # [B, L, N]
+    # [B, L, N]
+    rows = cost.gather(1, matching[:, 0, :, None].expand(-1, -1, cost.shape[2]))
     return rows.gather(2, matching[:, 1, :, None])[..., 0].sum(1)
 
 # %% ../../nbs/course/11_matching.ipynb #6f6e2b9a
@@ -191,7 +214,8 @@ def greedy(
 # %% ../../nbs/course/11_matching.ipynb #557e35eb
 def auction(
     cost: Tensor,  # [B, M, N]
-    # Last ε, as a fraction of each table's range: the sum is within max(M, N) ε of the cheapest
+    # Last ε, as a fraction of each table's range:
+    # the sum is within max(M, N) ε of the cheapest
     tolerance: float = 1e-3,
     phases: int = 5,  # ε starts at 5^(phases - 1) times the last one
     rounds: int = 100,  # Rounds of bidding in each phase
@@ -201,14 +225,20 @@ def auction(
     Bertsekas 1988, doi:10.1007/BF02186476.
     """
     B, M, N = check_cost(cost)
-    if not tolerance > 0 or min(check_int("phases", phases), check_int("rounds", rounds)) < 1:
+    if (
+        not tolerance > 0
+        or min(check_int("phases", phases), check_int("rounds", rounds)) < 1
+    ):
         raise InputError(f"tolerance: expected a number > 0, got {tolerance!r}")
     n = max(M, N)
     cost = cost.detach()
-    span = (cost.amax((1, 2)) - cost.amin((1, 2))).clamp(min=torch.finfo(cost.dtype).tiny)
+    span = (cost.amax((1, 2)) - cost.amin((1, 2))).clamp(
+        min=torch.finfo(cost.dtype).tiny
+    )
     # [B, n, n], in [-1, 0]
     value = F.pad(
-        (cost.amin((1, 2), keepdim=True) - cost) / span[:, None, None], (0, n - N, 0, n - M)
+        (cost.amin((1, 2), keepdim=True) - cost) / span[:, None, None],
+        (0, n - N, 0, n - M),
     )
     bidder = torch.arange(n, device=cost.device).expand(B, n)
     # the number n stands for "none"; the last column collects what is discarded
@@ -221,21 +251,27 @@ def auction(
         owner = has = none[:, :n]  # the owner of each good; the good of each bidder
         for _ in range(rounds):
             offers, goods = (value - price[:, None]).topk(second, dim=2)
-            wanted = torch.where(has == n, goods[..., 0], n)  # only those without a good bid
+            # only those without a good bid
+            wanted = torch.where(has == n, goods[..., 0], n)
             raised = offers[..., 0] - offers[..., second - 1] + epsilon
             highest = no_bid.scatter_reduce(1, wanted, raised, "amax")  # [B, n + 1]
             wins = (has == n) & (raised == highest.gather(1, wanted))
             # of equal bids the first wins
-            winner = none.scatter_reduce(1, torch.where(wins, wanted, n), bidder, "amin")[:, :n]
+            winner = none.scatter_reduce(
+                1, torch.where(wins, wanted, n), bidder, "amin"
+            )[:, :n]
             owner = torch.where(winner < n, winner, owner)
             price = price + highest[:, :n].clamp(min=0)
             has = none.scatter(1, owner, bidder)[:, :n]
     # those left over come first in both
     rows, columns = ((x < n).int().argsort(dim=1, stable=True) for x in (has, owner))
-    has = has.scatter(1, rows, torch.where(has.gather(1, rows) == n, columns, has.gather(1, rows)))
+    has = has.scatter(
+        1, rows, torch.where(has.gather(1, rows) == n, columns, has.gather(1, rows))
+    )
     if M <= N:
         return torch.stack([bidder[:, :M], has[:, :M]], 1)
-    targets, predictions = has.argsort(1)[:, :N].sort(1)  # the owner of each real prediction
+    # the owner of each real prediction
+    targets, predictions = has.argsort(1)[:, :N].sort(1)
     return torch.stack([targets, predictions], 1)
 
 # %% ../../nbs/course/11_matching.ipynb #f74d54d0
@@ -244,7 +280,9 @@ def sinkhorn(
     temperature: float = 0.01,  # τ, in the units of the cost: small is sharp
     iterations: int = 100,  # How often rows, then columns are normalized
 ) -> Tensor:  # Plan [B, M, N], differentiable; sums to min(M, N)
-    "A soft matching: entropic optimal transport in the log domain (Cuturi 2013, arXiv:1306.0895)."
+    """A soft matching: entropic optimal transport in the log domain
+    (Cuturi 2013, arXiv:1306.0895).
+    """
     B, M, N = check_cost(cost)
     if not temperature > 0:
         raise InputError(f"temperature: expected a number > 0, got {temperature!r}")
@@ -264,15 +302,22 @@ def sinkhorn(
 # %% ../../nbs/course/11_matching.ipynb #def1d070
 def chamfer(
     cost: Tensor,  # [B, M, N]
-    # Plan [B, M, N]: ½ for each target's nearest prediction, ½ for each prediction's nearest target
+    # Plan [B, M, N]: ½ for each target's nearest prediction,
+    # ½ for each prediction's nearest target
 ) -> Tensor:
-    "Nearest neighbors both ways instead of a matching (Fan et al. 2017, arXiv:1612.00603)."
+    """Nearest neighbors both ways instead of a matching
+    (Fan et al. 2017, arXiv:1612.00603).
+    """
     check_cost(cost)
-    to_prediction = torch.zeros_like(cost).scatter_(2, cost.detach().argmin(2, keepdim=True), 0.5)
+    to_prediction = torch.zeros_like(cost).scatter_(
+        2, cost.detach().argmin(2, keepdim=True), 0.5
+    )
     return to_prediction.scatter_add(
         1, cost.detach().argmin(1, keepdim=True), torch.full_like(cost[:, :1], 0.5)
     )
 
 # %% ../../nbs/course/11_matching.ipynb #5e700002
 # what pairs or weighs a cost table in training, by name
-MATCHINGS = {each.__name__: each for each in (hungarian, auction, greedy, sinkhorn, chamfer)}
+MATCHINGS = {
+    each.__name__: each for each in (hungarian, auction, greedy, sinkhorn, chamfer)
+}

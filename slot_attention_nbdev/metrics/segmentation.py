@@ -29,9 +29,10 @@ def _check_masks(masks: Tensor, best: Tensor) -> None:
         fine = (held.sum(1) == 1).all() and (best == best.max()).all()
     if not fine:
         raise InputError(
-            f"masks: expected [B, K, H, W] with each pixel in one mask, got {masks.dtype} "
-            f"{list(masks.shape)} that could be labels; give labels as integers [B, H, W], frames "
-            "of a film as images of their own"
+            "masks: expected [B, K, H, W] with each pixel in one mask, "
+            f"got {masks.dtype} {list(masks.shape)} that could be labels; "
+            "give labels as integers [B, H, W], "
+            "frames of a film as images of their own"
         )
 
 
@@ -47,11 +48,18 @@ def _winners(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_labels(
-    # Integer labels [B, H, W], [B, 1, H, W] or [B, N]; or masks [B, K, H, W], hard or soft
+    # Integer labels [B, H, W], [B, 1, H, W] or [B, N];
+    # or masks [B, K, H, W], hard or soft
     x: Tensor,
 ) -> Tensor:  # Integer labels [B, N]
-    "Integer labels from labels or masks; a soft mask gives each pixel to its largest entry."
-    if x.dim() == 4 and x.shape[1] == 1 and not (x.is_floating_point() or x.is_complex()):
+    """Integer labels from labels or masks;
+    a soft mask gives each pixel to its largest entry.
+    """
+    if (
+        x.dim() == 4
+        and x.shape[1] == 1
+        and not (x.is_floating_point() or x.is_complex())
+    ):
         x = x[:, 0]  # labels with a channel
     if x.dim() == 4 and 0 < x.shape[1] < 256 and x.numel() and not x.is_complex():
         label, best = _winners(x)
@@ -70,25 +78,28 @@ def contingency(
     pred: Tensor,  # Predicted labels or masks of the same images
     ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Counts [B, T, P]: pixels with true label t and predicted label p
-    "Contingency tables of a batch: in how many pixels each true label meets each predicted one."
+    """Contingency tables of a batch:
+    in how many pixels each true label meets each predicted one.
+    """
     if true.dim() == 4 and true.is_floating_point() and not pred.is_floating_point():
         raise InputError(
-            "true, pred: got soft masks as the truth and labels as the prediction; the truth comes "
-            "first"
+            "true, pred: got soft masks as the truth and labels as the prediction; "
+            "the truth comes first"
         )
     true = to_labels(true)
     pred = to_labels(pred)
     if true.shape != pred.shape:
         raise InputError(
-            f"true, pred: expected the same images, got {list(true.shape)} and {list(pred.shape)} "
-            "as [images, pixels]"
+            "true, pred: expected the same images, "
+            f"got {list(true.shape)} and {list(pred.shape)} as [images, pixels]"
         )
     void = None if ignore is None else true == ignore
     true = true if void is None else true.masked_fill(void, 0)
     for name, labels in (("true", true), ("pred", pred)):
         if labels.numel() and (labels.min() < 0 or labels.max() > 255):
             raise InputError(
-                f"{name}: expected labels in 0…255, got {int(labels.min())}…{int(labels.max())}"
+                f"{name}: expected labels in 0…255, "
+                f"got {int(labels.min())}…{int(labels.max())}"
             )
     B = len(true)
     T, P = (int(labels.max()) + 1 if labels.numel() else 1 for labels in (true, pred))
@@ -100,7 +111,8 @@ def contingency(
         pair = pair.masked_fill(void, B * T * P)  # one place behind the table
     counts = torch.bincount(pair.flatten(), minlength=B * T * P)[: B * T * P]
     table = counts.unflatten(0, (B, T, P))  # [B * T * P] -> [B, T, P]
-    return table.cpu() if table.device.type == "mps" else table  # Apple's GPUs have no float64
+    # Apple's GPUs have no float64
+    return table.cpu() if table.device.type == "mps" else table
 
 # %% ../../nbs/course/08_metrics.ipynb #1b27a0a6
 def _rand_index(table: Tensor) -> Tensor:
@@ -118,7 +130,9 @@ def _rand_index(table: Tensor) -> Tensor:
     merged = in_pred - both
     apart = total.square() - in_true - in_pred + both
     top = 2 * (together * apart - split * merged)
-    bottom = (together + split) * (split + apart) + (together + merged) * (merged + apart)
+    bottom = (together + split) * (split + apart) + (together + merged) * (
+        merged + apart
+    )
     return torch.where((split == 0) & (merged == 0), 1.0, top / bottom)
 
 
@@ -128,7 +142,8 @@ def adjusted_rand_index(
     foreground_only: bool = False,  # Leave out the pixels whose true label is 0
     ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Score of each image, float64 [B]; 1 is perfect, 0 is chance
-    """Adjusted Rand index: agreement of two groupings over pairs of pixels, corrected for chance.
+    """Adjusted Rand index: agreement of two groupings over pairs of pixels,
+    corrected for chance.
 
     Hubert and Arabie 1985, doi:10.1007/BF01908075.
     """
@@ -146,7 +161,9 @@ def foreground_ari(
 
 # %% ../../nbs/course/08_metrics.ipynb #6b5111ad
 def _overlaps(table: Tensor) -> tuple[Tensor, Tensor]:
-    "IoU of objects and segments [B, T-1, P], and which objects are in the image [B, T-1]."
+    """IoU of objects and segments [B, T-1, P],
+    and which objects are in the image [B, T-1].
+    """
     table = table.double()
     rows = table.sum(2)[:, 1:, None]
     columns = table.sum(1)[:, None]
@@ -156,15 +173,19 @@ def _overlaps(table: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_over_objects(score: Tensor, present: Tensor) -> Tensor:
     "Mean [B] over the objects of each image; NaN for an image without objects."
-    return score.sum(1) / present.sum(1)  # an absent object scores 0; no object: 0 / 0 = NaN
+    # an absent object scores 0; no object: 0 / 0 = NaN
+    return score.sum(1) / present.sum(1)
 
 
 def _matched(iou: Tensor) -> Tensor:
-    "Each object's IoU [B, T-1] in the best one-to-one matching; 0 for an object without a segment."
+    """Each object's IoU [B, T-1] in the best one-to-one matching;
+    0 for an object without a segment.
+    """
     score = torch.zeros(iou.shape[:2], dtype=iou.dtype)
     for image, matrix in enumerate(iou.cpu()):
         rows, columns = (
-            torch.from_numpy(i) for i in linear_sum_assignment(matrix.numpy(), maximize=True)
+            torch.from_numpy(i)
+            for i in linear_sum_assignment(matrix.numpy(), maximize=True)
         )
         score[image, rows] = matrix[rows, columns]
     return score.to(iou.device)
@@ -175,7 +196,8 @@ def mean_iou(
     pred: Tensor,  # Predicted labels or masks
     ignore: int | None = None,  # True label of pixels that do not count, such as 255
 ) -> Tensor:  # Score of each image, float64 [B]; NaN for an image without objects
-    """Mean intersection over union of true objects with the segments matched to them one to one.
+    """Mean intersection over union of true objects with the segments matched to them
+    one to one.
 
     Kuhn 1955.
     """
@@ -218,7 +240,8 @@ def table_scores(
     }
 
 # %% ../../nbs/course/08_metrics.ipynb #42b81a85
-LABELS = 256  # true labels that `count_masks` has room for, if it is not told how many there are
+# true labels that `count_masks` has room for, if it is not told how many there are
+LABELS = 256
 
 
 def count_masks(
@@ -235,7 +258,9 @@ def count_masks(
     if true.is_floating_point() or true.is_complex():
         raise InputError(f"true: expected integer labels [B, H, W], got {true.dtype}")
     if not 0 < K < 256:  # `_winners` numbers them by bytes
-        raise InputError(f"masks: expected 1 to 255 of them [B, K, H, W], got {list(masks.shape)}")
+        raise InputError(
+            f"masks: expected 1 to 255 of them [B, K, H, W], got {list(masks.shape)}"
+        )
     T = check_int("num_labels", num_labels, maximum=LABELS)
     pred, best = _winners(masks)
     true = true.long()
@@ -256,8 +281,9 @@ def check_counted(
     lacking = (table.sum((1, 2)) != pixels).nonzero()
     if len(lacking):
         raise InputError(
-            f"true, masks: expected labels in 0…{LABELS - 1} and finite masks, got others in "
-            f"{len(lacking)} of {len(table)} images, the first is image {int(lacking[0])}"
+            f"true, masks: expected labels in 0…{LABELS - 1} and finite masks, "
+            f"got others in {len(lacking)} of {len(table)} images, "
+            f"the first is image {int(lacking[0])}"
         )
     seen = table.sum((0, 2)).nonzero()
     return table[:, : int(seen.max()) + 1]

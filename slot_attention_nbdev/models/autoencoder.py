@@ -40,7 +40,8 @@ class AutoEncoderOutput(NamedTuple):
     masks: Tensor  # Each slot's weight in each pixel, [B, K, H, W]; sums to one over K
     slots: Tensor  # [B, K, D]
     attention: Tensor | None = None  # [B, T, N, K], if asked for
-    loss: Tensor | None = None  # [B], of a model that has its own; None: the squared error
+    # [B], of a model that has its own; None: the squared error
+    loss: Tensor | None = None
 
     def squared_error(
         self,
@@ -50,7 +51,9 @@ class AutoEncoderOutput(NamedTuple):
         return (self.reconstruction - image).square().mean((1, 2, 3))
 
     def count_slots(self) -> Tensor:  # Integers, [B]
-        "How many slots each image has: those that are not empty, which is zero everywhere."
+        """How many slots each image has:
+        those that are not empty, which is zero everywhere.
+        """
         return self.slots.any(-1).sum(1)
 
     def resize_slots(
@@ -70,7 +73,9 @@ class AutoEncoderOutput(NamedTuple):
 
 
 class SceneModel(Pretrained, nn.Module):
-    "What a model of scenes is asked for, whatever it is made of: here by its `slot_attention`."
+    """What a model of scenes is asked for, whatever it is made of:
+    here by its `slot_attention`.
+    """
 
     resolution: tuple[int, int]  # Height and width of the images
     has_warned = False  # that images may lie in [0, 1]
@@ -107,7 +112,9 @@ class SceneModel(Pretrained, nn.Module):
         height, width = self.resolution
         check_shape("image", image, "B C H W", C=3, H=height, W=width)
         if not image.is_floating_point():
-            raise InputError(f"image: expected {IMAGE_RANGE.format(f'got {image.dtype}')}")
+            raise InputError(
+                f"image: expected {IMAGE_RANGE.format(f'got {image.dtype}')}"
+            )
         # on a GPU the check makes the program wait for the device, so not in training
         cheap = image.is_cpu or (image.is_cuda and not self.training)
         if not cheap or not image.numel() or is_transformed():
@@ -120,8 +127,8 @@ class SceneModel(Pretrained, nn.Module):
         if 0 <= low < high and not self.has_warned:
             self.has_warned = True
             warnings.warn(
-                f"image: {low:.4g} to {high:.4g} looks like [0, 1]; this model expects [-1, 1]: "
-                "use 2 * image - 1",
+                f"image: {low:.4g} to {high:.4g} looks like [0, 1]; "
+                "this model expects [-1, 1]: use 2 * image - 1",
                 stacklevel=3,
             )
 
@@ -138,7 +145,8 @@ class SlotAttentionAutoEncoder(SceneModel):
         self,
         encoder: nn.Module,  # Images [B, 3, H, W] to tokens [B, N, C]
         slot_attention: nn.Module,  # Tokens to slots [B, K, D]
-        decoder: nn.Module,  # Slots to color and mask logit [B, K, 4, H, W]; has `resolution`
+        # Slots to color and mask logit [B, K, 4, H, W]; has `resolution`
+        decoder: nn.Module,
     ):
         super().__init__()
         self.encoder = encoder
@@ -174,14 +182,17 @@ class SlotAttentionAutoEncoder(SceneModel):
 
 # %% ../../nbs/course/07_object_discovery.ipynb #a71f2c11
 def slot_counts(
-    num_slots: int | Sequence[int] | None,  # K, or several to try; None for the model's own
+    # K, or several to try; None for the model's own
+    num_slots: int | Sequence[int] | None,
 ) -> list[int | None]:  # Each once, in the order given
     "The numbers of slots to try."
     if num_slots is None:
         return [None]
     several = isinstance(num_slots, Sequence) and not isinstance(num_slots, str)
     if several and not num_slots:
-        raise InputError(f"num_slots: expected at least one integer ≥ 1, got {num_slots!r}")
+        raise InputError(
+            f"num_slots: expected at least one integer ≥ 1, got {num_slots!r}"
+        )
     counts = num_slots if several else [num_slots]
     return list(dict.fromkeys(check_int("num_slots", K) for K in counts))
 
@@ -194,8 +205,13 @@ def slot_draws(
     device: str | torch.device = "cpu",  # Where the numbers will be drawn
     # K and a source of numbers, R for each K; the first of a K is that of a single draw
 ) -> list[tuple[int | None, torch.Generator]]:
-    "Draws of initial slots to choose from; those of a K do not depend on what else is tried."
-    words_of_draw = [words, *((*words, r) for r in range(1, check_int("n_init", n_init)))]
+    """Draws of initial slots to choose from;
+    those of a K do not depend on what else is tried.
+    """
+    words_of_draw = [
+        words,
+        *((*words, r) for r in range(1, check_int("n_init", n_init))),
+    ]
     return [
         (K, generator(seed, *each, device=device))
         for K in slot_counts(num_slots)
@@ -215,9 +231,11 @@ def reconstruct_best(
     image: Tensor,  # [B, 3, H, W] in [-1, 1]
     draws: Sequence[tuple[int | None, torch.Generator]],  # What `slot_draws` gave
     **options: object,  # Of the model: num_iterations, return_attention
-    # K is the largest of all; an image that chose fewer slots has empty ones behind its own
+    # K is the largest of all; an image that chose fewer slots has empty ones behind its
+    # own
 ) -> AutoEncoderOutput:
-    """Decompose images several times; of each keep the best reconstruction, of equals the first.
+    """Decompose images several times;
+    of each keep the best reconstruction, of equals the first.
 
     The next images that get the same draws go on with their random numbers.
     """
@@ -238,7 +256,8 @@ def reconstruct_best(
 # %% ../../nbs/course/07_object_discovery.ipynb #1f23c795
 @register_model("paper", about="The paper's autoencoder")
 def paper_autoencoder(
-    resolution: tuple[int, int] = (128, 128),  # Height and width; from 96 up in steps of 16
+    # Height and width; from 96 up in steps of 16
+    resolution: tuple[int, int] = (128, 128),
     num_slots: int = 7,  # K
     num_iterations: int = 3,  # T
 ) -> SlotAttentionAutoEncoder:  # The paper's model for images of this size
@@ -278,6 +297,8 @@ def small_autoencoder(
     "A small model for experiments on a CPU; ours, not the paper's."
     return SlotAttentionAutoEncoder(
         PatchEncoder(output_dim=slot_dim, hidden_dim=slot_dim),
-        SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim=2 * slot_dim),
+        SlotAttention(
+            slot_dim, slot_dim, num_slots, num_iterations, mlp_hidden_dim=2 * slot_dim
+        ),
         CoarseDecoder(slot_dim, resolution, hidden_dim),
     )

@@ -22,13 +22,16 @@ from ..nn.slot_attention import SlotAttention
 class SetPredictorOutput(NamedTuple):
     "The outputs of the set predictor for a batch of images."
 
-    # Each slot's object, [B, K, width], in [0, 1] or, of another head, near it; the last number is
-    # the presence
+    # Each slot's object, [B, K, width], in [0, 1] or, of another head, near it;
+    # the last number is the presence
     predictions: Tensor
     slots: Tensor  # [B, K, D]
-    attention: Tensor | None = None  # [B, T, N, K], if asked for, of a model that has one
-    steps: Tensor | None = None  # The sets on the way, [B, T, K, width], of a model that has some
-    vector: Tensor | None = None  # The image's feature vector, [B, C], of a model that has one
+    # [B, T, N, K], if asked for, of a model that has one
+    attention: Tensor | None = None
+    # The sets on the way, [B, T, K, width], of a model that has some
+    steps: Tensor | None = None
+    # The image's feature vector, [B, C], of a model that has one
+    vector: Tensor | None = None
 
 
 class SetPredictor(SceneModel):
@@ -83,7 +86,9 @@ class SetPredictor(SceneModel):
         found = self.slot_attention(self.encoder(image), slots=slots, **options)
         slots, attention = found if options["return_attention"] else (found, None)
         predictions = self.predict(slots, attention)
-        return SetPredictorOutput(predictions, slots, attention if return_attention else None)
+        return SetPredictorOutput(
+            predictions, slots, attention if return_attention else None
+        )
 
     def predict(
         self,
@@ -130,6 +135,8 @@ def small_set_predictor(
 
     16 x 16 tokens from 64 or 128 pixels, since it halves once more from 96 up.
     """
-    encoder = ConvEncoder(slot_dim, hidden_dim, strides=(2, 2, 2 if min(resolution) >= 96 else 1))
+    encoder = ConvEncoder(
+        slot_dim, hidden_dim, strides=(2, 2, 2 if min(resolution) >= 96 else 1)
+    )
     module = SlotAttention(slot_dim, slot_dim, num_slots, num_iterations, 2 * slot_dim)
     return SetPredictor(encoder, module, schema, resolution)

@@ -25,7 +25,9 @@ def attention_scores(
 def slot_softmax(
     logits: Tensor,  # Scores M, [..., N, K]
 ) -> Tensor:  # Attention, [..., N, K]; sums to one over the slots for each token
-    "Softmax over the slots, which compete for each token (Locatello et al. 2020, Eq. 1)."
+    """Softmax over the slots, which compete for each token
+    (Locatello et al. 2020, Eq. 1).
+    """
     return logits.softmax(dim=-1)  # Eq. (1): over slots, not over tokens
 
 # %% ../../nbs/course/01_attention.ipynb #44e4d816
@@ -35,8 +37,11 @@ def weighted_mean(
     # Added to the attention, so that a slot without attention does not divide by zero
     eps: float = 1e-8,
 ) -> Tensor:  # Updates, one per slot, [..., K, D]
-    "Mean of the values for each slot, weighted by its attention (Locatello et al. 2020, Eq. 2)."
-    # never in half precision, where eps is zero and a slot without attention divides by zero
+    """Mean of the values for each slot, weighted by its attention
+    (Locatello et al. 2020, Eq. 2).
+    """
+    # never in half precision, where eps is zero and a slot without attention divides by
+    # zero
     attn = attn.to(torch.promote_types(attn.dtype, torch.float32)) + eps
     # Eq. (2), W: sums to one over the tokens for each slot
     weights = attn / attn.sum(dim=-2, keepdim=True)

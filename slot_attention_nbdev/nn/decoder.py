@@ -19,7 +19,8 @@ def mix_slots(
     rgba: Tensor,  # Color and mask logit predicted by each slot, [B, K, 4, H, W]
     # Image [B, 3, H, W], the slots' reconstructions [B, K, 3, H, W], masks [B, K, H, W]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The alpha mixture of the slots: a softmax over slots in each pixel, then a weighted sum.
+    """The alpha mixture of the slots:
+    a softmax over slots in each pixel, then a weighted sum.
 
     Locatello et al. 2020, Section 2.2.
     """
@@ -30,7 +31,9 @@ def mix_slots(
 
 # %% ../../nbs/course/06_decoder.ipynb #e4dcbf3c
 class SameConvTranspose2d(nn.ConvTranspose2d):
-    "A transposed convolution from n to stride * n rows, cropped as TensorFlow's SAME does it."
+    """A transposed convolution from n to stride * n rows,
+    cropped as TensorFlow's SAME does it.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,11 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
     ):
         check_int("kernel_size", kernel_size, minimum=stride)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding=(kernel_size - stride) // 2
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=(kernel_size - stride) // 2,
         )
 
     def forward(
@@ -73,7 +80,8 @@ def convolve_constant(
 
 # %% ../../nbs/course/06_decoder.ipynb #9886e4f0
 class BroadcastDecoder(nn.Module):
-    """The paper's decoder: each slot is copied to every cell of a grid and decoded on its own.
+    """The paper's decoder: each slot is copied to every cell of a grid and decoded on
+    its own.
 
     Locatello et al. 2020, Section 2.2; Watters et al. 2019, arXiv:1901.07017.
     """
@@ -84,7 +92,8 @@ class BroadcastDecoder(nn.Module):
         resolution: tuple[int, int],  # Height and width of the image
         broadcast: tuple[int, int] = (8, 8),  # The grid a slot is copied to
         hidden_dim: int = 64,  # Channels of every layer
-        strides: tuple[int, ...] = (2, 2, 2, 2, 1),  # One transposed convolution for each
+        # One transposed convolution for each
+        strides: tuple[int, ...] = (2, 2, 2, 2, 1),
         kernel_size: int = 5,  # Side of their kernels
     ):
         super().__init__()
@@ -93,8 +102,8 @@ class BroadcastDecoder(nn.Module):
         decoded = tuple(n * math.prod(strides) for n in self.broadcast)
         if not self.fits(decoded):
             raise InputError(
-                f"resolution: broadcast {self.broadcast} and these strides give {decoded}, "
-                f"not {self.resolution}"
+                f"resolution: broadcast {self.broadcast} and these strides give "
+                f"{decoded}, not {self.resolution}"
             )
         self.slot_dim = check_int("slot_dim", slot_dim)
         widths = [slot_dim] + [check_int("hidden_dim", hidden_dim)] * len(strides)
@@ -118,7 +127,8 @@ class BroadcastDecoder(nn.Module):
     ) -> Tensor:  # Color and mask logit of every slot, [B, K, 4, H, W]
         "Decode each slot on its own."
         size = check_shape("slots", slots, "B K D", D=self.slot_dim)
-        x = self.first_layer(slots.flatten(0, 1)).relu()  # [B, K, D] -> [B * K, hidden, h, w]
+        # [B, K, D] -> [B * K, hidden, h, w]
+        x = self.first_layer(slots.flatten(0, 1)).relu()
         for conv in self.convs[1:]:
             x = conv(x).relu()
         # [B * K, 4, H, W] -> [B, K, 4, H, W]
@@ -128,15 +138,22 @@ class BroadcastDecoder(nn.Module):
         self,
         vectors: Tensor,  # Slots of all images, [B * K, slot_dim]
     ) -> Tensor:  # [B * K, hidden_dim, stride * h, stride * w]
-        "Broadcast, add the position embedding and convolve: conv(s + p) = conv(s) + conv(p)."
+        """Broadcast, add the position embedding and convolve:
+        conv(s + p) = conv(s) + conv(p).
+        """
         conv = self.convs[0]
-        empty = vectors.new_zeros(1, self.slot_dim, 1, 1).expand(-1, -1, *self.broadcast)
-        positions = conv(self.position(empty)) - conv.bias[:, None, None]  # once for all slots
+        empty = vectors.new_zeros(1, self.slot_dim, 1, 1).expand(
+            -1, -1, *self.broadcast
+        )
+        # once for all slots
+        positions = conv(self.position(empty)) - conv.bias[:, None, None]
         return convolve_constant(conv, vectors, self.broadcast) + positions
 
 # %% ../../nbs/course/06_decoder.ipynb #7898ddff
 class CoarseDecoder(BroadcastDecoder):
-    """A coarse decoder of our own, not the paper's: a coarse grid, enlarging layers, and a crop."""
+    """A coarse decoder of our own, not the paper's:
+    a coarse grid, enlarging layers, and a crop.
+    """
 
     def __init__(
         self,

@@ -17,11 +17,14 @@ def same_pad(
     x: Tensor,  # Feature map, [..., H, W]
     kernel_size: int,  # Side of the convolution's kernel
     stride: int,  # The convolution's stride
-) -> Tensor:  # [..., H', W'], so that an unpadded convolution gives ceil(H / stride) rows
-    """Pad with zeros as TensorFlow's SAME does: where their number is odd, the extra one goes to
-    the end.
+    # [..., H', W'], so that an unpadded convolution gives ceil(H / stride) rows
+) -> Tensor:
+    """Pad with zeros as TensorFlow's SAME does:
+    where their number is odd, the extra one goes to the end.
     """
-    height, width = (max((-(-n // stride) - 1) * stride + kernel_size - n, 0) for n in x.shape[-2:])
+    height, width = (
+        max((-(-n // stride) - 1) * stride + kernel_size - n, 0) for n in x.shape[-2:]
+    )
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 # %% ../../nbs/course/05_encoder.ipynb #5a64856a
@@ -42,7 +45,8 @@ def position_grid(
 
 # %% ../../nbs/course/05_encoder.ipynb #db8abddd
 class SoftPositionEmbed(nn.Module):
-    """The soft position embedding: adds a learned linear map of its position to every cell.
+    """The soft position embedding:
+    adds a learned linear map of its position to every cell.
 
     Locatello et al. 2020, Section 2.2, and their code.
     """
@@ -60,7 +64,9 @@ class SoftPositionEmbed(nn.Module):
     ) -> Tensor:  # The same shape, positions added
         "Add the embedding of each cell's position to its features."
         size = check_shape("features", features, "B C H W", C=self.project.out_features)
-        grid = position_grid(size["H"], size["W"], features.device, self.project.weight.dtype)
+        grid = position_grid(
+            size["H"], size["W"], features.device, self.project.weight.dtype
+        )
         return features + self.project(grid).permute(2, 0, 1)  # [H, W, C] -> [C, H, W]
 
 # %% ../../nbs/course/05_encoder.ipynb #d294287f
@@ -74,7 +80,8 @@ def to_channels_last(
 
 
 class ImageEncoder(nn.Module):
-    """Base class of the encoders: a feature map and its positions become a set of vectors.
+    """Base class of the encoders:
+    a feature map and its positions become a set of vectors.
 
     Locatello et al. 2020, Section 2.2.
     """
@@ -131,7 +138,8 @@ class ConvEncoder(ImageEncoder):
         super().__init__(in_channels, hidden_dim, output_dim)
         widths = [in_channels] + [hidden_dim] * len(strides)
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel_size, s) for a, b, s in zip(widths, widths[1:], strides)
+            nn.Conv2d(a, b, kernel_size, s)
+            for a, b, s in zip(widths, widths[1:], strides)
         )
 
     def features(
@@ -145,7 +153,9 @@ class ConvEncoder(ImageEncoder):
 
 # %% ../../nbs/course/05_encoder.ipynb #7d993243
 class PatchEncoder(ImageEncoder):
-    """A small encoder of our own, not the paper's: one linear map of overlapping patches."""
+    """A small encoder of our own, not the paper's:
+    one linear map of overlapping patches.
+    """
 
     def __init__(
         self,
@@ -163,4 +173,6 @@ class PatchEncoder(ImageEncoder):
         image: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # Feature map, [B, hidden_dim, H', W']
         "Map each patch linearly."
-        return self.patch(same_pad(image, self.patch.kernel_size[0], self.patch.stride[0]))
+        return self.patch(
+            same_pad(image, self.patch.kernel_size[0], self.patch.stride[0])
+        )

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape, suggest
-from .attention import attention_scores, slot_softmax, weighted_mean
+from slot_attention_nbdev.nn.attention import (
+    attention_scores,
+    slot_softmax,
+    weighted_mean,
+)
 from ..ops.one_pass import AbsorbedAttention, is_absorbable, one_pass
 
 # %% ../../nbs/course/02_slot_attention.ipynb #a71f2c01
@@ -30,7 +34,9 @@ class InitialSlots(nn.Module):
         self,
         init: str,  # "gaussian": one mean for all slots; "learned": one for each of K
     ) -> None:
-        "Add the parameters slots_mu, [1, 1, D] or [1, K, D], and slots_log_sigma, [1, 1, D]."
+        """Add the parameters slots_mu, [1, 1, D] or [1, K, D], and slots_log_sigma,
+        [1, 1, D].
+        """
         if init not in INITS:
             raise InputError(f"init: unknown {init!r}; {suggest(str(init), INITS)}")
         self.init = init
@@ -54,7 +60,9 @@ class InitialSlots(nn.Module):
         "The noise of one draw of initial slots."
         K = self.num_slots if num_slots is None else check_int("num_slots", num_slots)
         device = self.slots_mu.device if generator is None else generator.device
-        return torch.empty(batch_size, K, self.slot_dim, device=device).normal_(generator=generator)
+        return torch.empty(batch_size, K, self.slot_dim, device=device).normal_(
+            generator=generator
+        )
 
     def slots_from_noise(
         self,
@@ -62,11 +70,12 @@ class InitialSlots(nn.Module):
     ) -> Tensor:  # Slots, [B, K, D]
         """Mean plus deviation times noise.
 
-        Of K learned means, fewer slots take the first; more slots draw the others from a Gaussian
-        that has the mean and the deviation of all the learned ones.
+        Of K learned means, fewer slots take the first; more slots draw the others from
+        a Gaussian that has the mean and the deviation of all the learned ones.
         """
         mu = self.slots_mu
-        noise = noise.to(mu, non_blocking=mu.is_cuda)  # a GPU with work to do is not waited for
+        # a GPU with work to do is not waited for
+        noise = noise.to(mu, non_blocking=mu.is_cuda)
         sigma = self.slots_log_sigma.exp()  # serves as standard deviation
         if self.init == "gaussian":
             return mu + sigma * noise
@@ -83,11 +92,13 @@ class InitialSlots(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:  # Slots, [B, K, D]
         "Draw initial slots (Algorithm 1, line 1)."
-        return self.slots_from_noise(self.initial_noise(batch_size, num_slots, generator))
+        return self.slots_from_noise(
+            self.initial_noise(batch_size, num_slots, generator)
+        )
 
 # %% ../../nbs/course/02_slot_attention.ipynb #dacd3ab6
 class SlotAttention(InitialSlots):
-    "Slot Attention: N tokens are grouped into K slots (Locatello et al. 2020, Algorithm 1)."
+    "Slot Attention groups N tokens into K slots (Locatello et al. 2020, Algorithm 1)."
 
     def __init__(
         self,
@@ -97,8 +108,8 @@ class SlotAttention(InitialSlots):
         num_iterations: int = 3,  # T, unless the call says otherwise
         mlp_hidden_dim: int = 128,  # Hidden width of the residual MLP
         eps: float = 1e-8,  # Added to the attention before the weighted mean
-        implementation: str = "plain",  # Of lines 7 and 8: "plain", "one_pass" or "triton"
-        init: str = "gaussian",  # Means of the initial slots: "gaussian", one; "learned", K
+        implementation: str = "plain",  # Of lines 7, 8: "plain", "one_pass", "triton"
+        init: str = "gaussian",  # Means of initial slots: "gaussian", one; "learned", K
         device: str | torch.device | None = None,  # Of the weights
         dtype: torch.dtype | None = None,  # Of the weights
     ):
@@ -125,7 +136,7 @@ class SlotAttention(InitialSlots):
         self,
         inputs: Tensor,  # Tokens, [B, N, input_dim]
     ) -> tuple[Tensor, Tensor]:  # Keys and values, both [B, N, D]
-        "Normalize and project the tokens, which no iteration changes (Algorithm 1, line 3)."
+        "Normalize and project the tokens, once for all (Algorithm 1, line 3)."
         inputs = self.norm_inputs(inputs)  # line 3
         return self.project_k(inputs), self.project_v(inputs)
 
@@ -134,7 +145,7 @@ class SlotAttention(InitialSlots):
         tokens: tuple[Tensor, Tensor],  # Keys and values, from `prepare`
         slots: Tensor,  # Normalized slots, [B, K, D]
     ) -> tuple[Tensor, Tensor]:  # Updates, [B, K, D], and attention, [B, N, K]
-        "Let slots compete for tokens (Algorithm 1, lines 7, 8): the one method variants override."
+        "Let slots compete for tokens (lines 7, 8): the one method variants override."
         k, v = tokens
         attn = slot_softmax(attention_scores(k, self.project_q(slots)))  # line 7
         return weighted_mean(attn, v, self.eps), attn  # line 8
@@ -155,7 +166,7 @@ class SlotAttention(InitialSlots):
         tokens: tuple[Tensor, Tensor],  # What it reads, from the `prepare` of that form
         slots: Tensor,  # Initial slots, [B, K, D]
         num_iterations: int,  # T
-    ) -> tuple[Tensor, list[Tensor]]:  # Slots, [B, K, D], and attention, T times [B, N, K]
+    ) -> tuple[Tensor, list[Tensor]]:  # Slots [B, K, D], attention T times [B, N, K]
         "Attend and update, T times over (Algorithm 1, lines 4 to 10)."
         attention = []
         for _ in range(num_iterations):  # line 4
@@ -173,28 +184,32 @@ class SlotAttention(InitialSlots):
         slots: Tensor | None = None,  # Initial slots, [B, K, D]; None draws them
         generator: torch.Generator | None = None,  # Source of the noise of drawn slots
         return_attention: bool = False,  # Also return every iteration's attention
-        mask: Tensor | None = None,  # True for a token, False for padding, [B, N]; None: all tokens
-    ) -> Tensor | tuple[Tensor, Tensor]:  # Slots, [B, K, D]; on request attention, [B, T, N, K]
+        mask: Tensor | None = None,  # True: token, False: padding, [B, N]; None: tokens
+    ) -> Tensor | tuple[Tensor, Tensor]:  # Slots [B, K, D]; attention [B, T, N, K]
         "Let K slots compete for N tokens, T times over (Algorithm 1)."
         B, T = _check_call(self, inputs, slots, num_slots, num_iterations, mask)
         if slots is None:
             slots = self.initial_slots(B, num_slots, generator)  # line 1
-        form = _choose_form(self, return_attention, mask)  # self, or lines 3, 7 and 8 in one pass
+        form = _choose_form(self, return_attention, mask)  # self, or a form in one pass
         tokens = form.prepare(inputs)  # line 3
-        # autocast may round what is as many as the tokens, never the slots
-        tokens, slots, full_precision = _leave_autocast(form, tokens, slots, self.slots_mu.dtype)
-        with full_precision:
-            slots, attention = self.iterate(form.attend, tokens, slots, T)  # lines 4 to 10
-        return (slots, torch.stack(attention, dim=1)) if return_attention else slots  # line 11
+        tokens, slots, exact = _leave_autocast(form, tokens, slots, self.slots_mu.dtype)
+        with exact:  # autocast may round what is as many as the tokens, never the slots
+            slots, attention = self.iterate(form.attend, tokens, slots, T)  # lines 4-10
+        # line 11
+        return (slots, torch.stack(attention, dim=1)) if return_attention else slots
 
 # %% ../../nbs/course/02_slot_attention.ipynb #0d19d073
 IMPLEMENTATIONS = ("plain", "one_pass", "triton")
 
 
 def _check_implementation(name: str) -> str:
-    "Check an implementation's name; Triton's kernels are imported when they are asked for."
+    """Check an implementation's name;
+    Triton's kernels are imported when they are asked for.
+    """
     if name not in IMPLEMENTATIONS:
-        raise InputError(f"implementation: unknown {name!r}; {suggest(str(name), IMPLEMENTATIONS)}")
+        raise InputError(
+            f"implementation: unknown {name!r}; {suggest(str(name), IMPLEMENTATIONS)}"
+        )
     if name == "triton":
         from slot_attention_nbdev.ops.triton_pass import check_available
 
@@ -213,7 +228,9 @@ def _operator(name: str) -> Callable:
 
 def _check_dtype(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
     "Check that numbers of a type can be computed with: floating-point ones."
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (
+        isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    ):
         raise InputError(f"{name}: expected floating-point numbers, got {dtype}")
     return dtype
 
@@ -226,13 +243,17 @@ def _check_call(
     num_iterations: int | None,  # T of this call
     mask: Tensor | None = None,  # Which tokens there are, [B, N]; None: all
 ) -> tuple[int, int]:  # B and T
-    "Check the arguments of a call; `InputError` says which is wrong and what was expected."
+    """Check the arguments of a call;
+    `InputError` says which is wrong and what was expected.
+    """
     B, N, _ = check_shape("inputs", inputs, "B N D", D=module.input_dim).values()
     _check_dtype("inputs", inputs.dtype)
     if mask is not None:
         check_shape("mask", mask, "B N", B=B, N=N)
         if mask.dtype != torch.bool:
-            raise InputError(f"mask: expected booleans, True for a token, got {mask.dtype}")
+            raise InputError(
+                f"mask: expected booleans, True for a token, got {mask.dtype}"
+            )
     if slots is not None:
         _check_dtype("slots", getattr(slots, "dtype", torch.float32))
         expected = {"B": B, "D": module.slot_dim}
@@ -260,7 +281,9 @@ class MaskedAttention:
         self,
         inputs: Tensor,  # Tokens, [B, N, input_dim]; padding may hold anything
     ) -> tuple[Tensor, Tensor]:  # Keys and values, both [B, N, D]
-        "Normalize and project the tokens (Algorithm 1, line 3); padding becomes zero before."
+        """Normalize and project the tokens (Algorithm 1, line 3);
+        padding becomes zero before.
+        """
         return self.module.prepare(inputs.masked_fill(~self.mask, 0))
 
     def attend(
@@ -270,11 +293,17 @@ class MaskedAttention:
     ) -> tuple[Tensor, Tensor]:  # Updates, [B, K, D], and attention, [B, N, K]
         "Lines 7 and 8 of Algorithm 1, in which padding has no weight."
         k, v = tokens
-        attn = slot_softmax(attention_scores(k, self.module.project_q(slots))) * self.mask
-        weights = attn.to(torch.promote_types(attn.dtype, torch.float32)) + self.module.eps
+        attn = (
+            slot_softmax(attention_scores(k, self.module.project_q(slots))) * self.mask
+        )
+        weights = (
+            attn.to(torch.promote_types(attn.dtype, torch.float32)) + self.module.eps
+        )
         weights = weights * self.mask
         # the mean of an empty set is zero
-        total = weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        total = weights.sum(dim=1, keepdim=True).clamp_min(
+            torch.finfo(weights.dtype).tiny
+        )
         return (weights / total).to(v.dtype).mT @ v, attn
 
 
@@ -283,7 +312,9 @@ def _choose_form(
     return_attention: bool,  # Whether the attention is asked for
     mask: Tensor | None = None,  # Which tokens there are, [B, N]; None for all
 ) -> nn.Module | AbsorbedAttention | MaskedAttention:  # What has `prepare` and `attend`
-    "The module itself, its form for a mask or, if nobody could tell, its one-pass form."
+    """The module itself, its form for a mask or, if nobody could tell,
+    its one-pass form.
+    """
 
     def owns(name):  # a variant's own lines are kept
         changed = getattr(type(module), name) is not getattr(SlotAttention, name)
@@ -291,7 +322,9 @@ def _choose_form(
 
     if mask is not None:
         if owns("attend"):
-            raise InputError(f"mask: {type(module).__name__} attends in its own way; leave it out")
+            raise InputError(
+                f"mask: {type(module).__name__} attends in its own way; leave it out"
+            )
         return MaskedAttention(module, mask)
     if module.implementation == "plain" or owns("prepare") or owns("attend"):
         return module
@@ -302,16 +335,20 @@ def _choose_form(
 
 def _leave_autocast(
     form: nn.Module | AbsorbedAttention | MaskedAttention,  # What `_choose_form` gave
-    tokens: Tensor | tuple[Tensor, ...],  # What its `prepare` gave, in autocast's half precision
+    # What its `prepare` gave, in autocast's half precision
+    tokens: Tensor | tuple[Tensor, ...],
     slots: Tensor,  # Initial slots, [B, K, D]
     dtype: torch.dtype,  # Of the module's weights
 ) -> tuple[Tensor | tuple[Tensor, ...], Tensor, AbstractContextManager]:
-    """Tokens and slots in full precision, and a context in which autocast rounds nothing.
+    """Tokens and slots in full precision,
+    and a context in which autocast rounds nothing.
 
-    A token's rounding is averaged away; that of a slot, a query or a state is there for all tokens.
+    A token's rounding is averaged away;
+    that of a slot, a query or a state is there for all tokens.
     """
     device = slots.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    available = torch.amp.is_autocast_available(device)
+    if not available or not torch.is_autocast_enabled(device):
         return tokens, slots, nullcontext()
     # the one-pass form keeps its tokens small: its operator adds up in full precision
     if not isinstance(form, AbsorbedAttention):

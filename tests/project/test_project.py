@@ -115,6 +115,22 @@ def test_what_is_banned_everywhere(what):
     assert [str(p.relative_to(ROOT)) for p in found] == []
 
 
+@pytest.mark.parametrize(
+    ("folder", "columns"),
+    {"course": 88, "relatives": 88, "solutions/speed": 88, "library": 100}.items(),
+)
+def test_code_is_no_wider_than_its_page(folder, columns):
+    for width in (columns, columns + 1):
+        ruff = [Path(sys.executable).with_name("ruff"), "check", "--select", "E501", "-"]
+        said = subprocess.run(
+            [*ruff, "--stdin-filename", ROOT / "nbs" / folder / "planted.py"],
+            input=f"x = '{'a ' * 20}".ljust(width - 1, "b") + "'\n",
+            capture_output=True,
+            text=True,
+        )
+        assert ("E501" in said.stdout) == (width > columns), said.stdout
+
+
 def at_import(tree: ast.Module):
     "The parts of a module that run when it is imported: all but the bodies of functions."
     waiting = list(tree.body)
