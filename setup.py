@@ -42,7 +42,7 @@ setup(
     # the records that notebooks quote, so that they run away from the repository
     package_dir={"slot_attention_nbdev.results": "results"},
     package_data={
-        "slot_attention_nbdev": ["weights/*"],
+        "slot_attention_nbdev": ["weights/*", "apps/live_js/*"],
         "slot_attention_nbdev.results": ["*.json", "*/*.json"],
     },
     python_requires=f">={cfg['min_python']}",

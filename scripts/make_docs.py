@@ -827,7 +827,7 @@ def build(out: Path) -> list[str]:
         shutil.copy(LOOK / "search.js", result / "search")
         for name in ("site.css", "site.js", "icon.svg"):
             shutil.copy(LOOK / name, result)
-        shutil.copytree(LOOK / "live", result / "live")
+        shutil.copytree(ROOT / "slot_attention_nbdev" / "apps" / "live_js", result / "live")
         (result / "live" / "weights.js").write_text(live_weights.script(), encoding="utf-8")
         shutil.copytree(npm_package.katex(), result / "katex")
         (result / ".nojekyll").touch()

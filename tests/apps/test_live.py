@@ -14,6 +14,7 @@ import pytest
 import torch
 
 ipywidgets = pytest.importorskip("ipywidgets")
+pytest.importorskip("anywidget")
 
 from slot_attention_nbdev.apps import live
 from slot_attention_nbdev.apps import live_scenes
@@ -24,13 +25,7 @@ from slot_attention_nbdev.data.sprites import PIECES, to_model
 from slot_attention_nbdev.models.autoencoder import reconstruct_best, slot_draws
 from slot_attention_nbdev.train.recipes import load_model  # noqa: E402
 
-EXPLORERS = {
-    "softmax": live.explore_softmax,
-    "competition": live.explore_competition,
-    "attention": live_scenes.explore_attention,
-    "surgery": live_scenes.explore_surgery,
-    "light": live_scenes.explore_light,
-}
+EXPLORERS = {"surgery": live_scenes.explore_surgery, "light": live_scenes.explore_light}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +49,6 @@ def shown(figure) -> tuple[np.ndarray, str]:
 
 def another_value(name: str, control):
     "A value that a control does not have."
-    if isinstance(control, live_scenes.PieceBoard):
-        return control.value[1:]
     if hasattr(control, "options"):
         return next(option for option in control.options[1:] if option != control.value)
     if isinstance(control, ipywidgets.FloatLogSlider):
@@ -68,16 +61,12 @@ def another_value(name: str, control):
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_every_control_moves_the_picture_and_the_words(figures, name):
     figure = figures[name]
-    if name == "competition":
-        figure.controls["num_iterations"].value = 1  # later, other starts have led to the same end
     for key, control in figure.controls.items():
         old, (pixels, alt) = control.value, shown(figure)
         control.value = another_value(key, control)
         now, now_alt = shown(figure)
         assert pixels.shape != now.shape or (pixels != now).any(), f"{key} changes no pixel"
-        # there the words only name owners, which may stay
-        if name != "attention" or key == "pieces":
-            assert alt != now_alt, f"{key} changes no word"
+        assert alt != now_alt, f"{key} changes no word"
         control.value = old
         assert shown(figure)[1] == alt and (shown(figure)[0] == pixels).all(), (
             f"{key} does not come back"
@@ -120,9 +109,7 @@ def test_a_page_without_a_kernel_finds_small_multiples(figures, name, monkeypatc
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_controls_have_names(figures, name):
     for key, control in figures[name].controls.items():
-        assert getattr(control, "description", "board") or isinstance(
-            control, live_scenes.PieceBoard
-        ), key
+        assert control.description, key
     assert plt.get_fignums() == []
 
 
@@ -137,33 +124,6 @@ def test_what_fails_is_shown():
     assert "InputError: x: too large" in figure.picture.value and "<img" not in figure.picture.value
     figure.controls["x"].value = 1
     assert "<img" in figure.picture.value
-
-
-def test_softmax_picture_against_numpy():
-    scores = torch.randn(5, 4, generator=generator(0, "test"))
-    picture = live.SoftmaxPicture(5, 4)
-    picture(scores, 0.7)
-    e = np.exp(scores.double().numpy() / 0.7)
-    for side, axis in ((0, 1), (1, 0)):
-        corners = np.stack([path.vertices[:4] for path in picture.bars[side].get_paths()])
-        np.testing.assert_allclose(
-            (corners[:, 1, 0] - corners[:, 0, 0]).reshape(5, 4),
-            e / e.sum(axis, keepdims=True),
-            atol=1e-6,
-        )
-
-
-def test_competition_is_soft_k_means():
-    from sklearn.cluster import KMeans
-
-    points = live.clusters(3)
-    starts = torch.tensor([[-1.0, 0.0], [0.5, 0.3], [2.0, 1.0]])
-    path, attention = live.compete(
-        points, starts, 30, temperature=0.01
-    )  # cold: weights are nearly 0 or 1
-    hard = KMeans(3, init=starts.numpy(), n_init=1).fit(points.numpy())
-    np.testing.assert_allclose(path[-1].numpy(), hard.cluster_centers_, atol=0.02)
-    assert (attention[-1].argmax(1).numpy() == hard.labels_).mean() > 0.98
 
 
 def test_a_stage_draws_what_matplotlib_draws(model):
@@ -190,25 +150,6 @@ def test_a_board_draws_its_cells(shape):
     assert lit == live_scenes.cells(piece) and int(label.sum()) == 100
     # magenta has no green
     assert image[0][label[0] == 1][:, 1].max() == 0 and image[0][label[0] == 1][:, 0].max() == 255
-
-
-def test_clicks_set_and_take_away(figures):
-    board = live_scenes.PieceBoard()
-    board.shape.value, board.color.value = PIECES.index("11/11"), 3
-    # the second would lie over the first, the third leave the board
-    for row, column in ((2, 2), (1, 1), (6, 6), (5, 5)):
-        board.buttons[row, column].click()
-    assert board.value == ((2, 2, 0, 3), (5, 5, 0, 3))
-    assert (
-        "yellow" in board.buttons[6, 6].tooltip
-        and board.buttons[2, 2].description == "1"
-        and board.buttons[4, 4].description == "\u00a0"
-    )
-    board.buttons[3, 3].click()
-    assert board.value == ((5, 5, 0, 3),) and "empty" in board.buttons[2, 2].tooltip
-    figure = live_scenes.explore_attention()
-    figure.controls["pieces"].value = ()
-    assert "expected one or more" in figure.picture.value
 
 
 def test_surgery_changes_one_slot_alone(model):

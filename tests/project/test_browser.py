@@ -518,7 +518,8 @@ CLOSE = """async () => {  // nobody waits for the kernel to end
     panel.sessionContext.shutdown(); await panel.context.revert(); panel.dispose();
 }"""
 LIVE_CELLS = """() => {
-    const live = o => o.data && "application/vnd.jupyter.widget-view+json" in o.data;
+    const live = o => o.data && "application/vnd.jupyter.widget-view+json" in o.data
+        && !/LivePage/.test(o.data["text/plain"]);  // test_live_figures moves those
     return jupyterapp.shell.currentWidget.content.widgets.flatMap((cell, i) =>
         cell.model.type == "code" && cell.model.sharedModel.outputs.some(live) ? [i] : []);
 }"""

@@ -1,14 +1,16 @@
 """The figures that answer in the page: their numbers against PyTorch's, and moved in a browser."""
 
 import gzip
+import os
 import re
+from pathlib import Path
 
 import live_weights
 import psutil
 import pytest
 import torch
 from conftest import ROOT
-from test_browser import axe, opened, wide_parts
+from test_browser import CLOSE, SHOW_CELL, axe, lab, lab_tab, opened, wide_parts  # noqa: F401 (fixtures)
 
 from slot_attention_nbdev.data.sources import evaluation_scenes
 from slot_attention_nbdev.data.sprites import to_model
@@ -16,7 +18,7 @@ from slot_attention_nbdev.metrics.segmentation import foreground_ari
 from slot_attention_nbdev.models.autoencoder import SlotAttentionAutoEncoder
 from slot_attention_nbdev.nn.attention import slot_softmax, weighted_mean
 
-LIVE = ROOT / "scripts" / "site" / "live"
+LIVE = ROOT / "slot_attention_nbdev" / "apps" / "live_js"
 PAGES = {"softmax": "course/attention", "kmeans": "course/attention", "board": "ten_minutes"}
 # what is moved in each figure: a handle, and a button
 HANDLES = {
@@ -59,17 +61,22 @@ RUN = """([image, noise, K, T]) => {
 }"""
 
 
+@pytest.mark.parametrize("rounded", [True, False], ids=["site", "widget"])
 @pytest.mark.parametrize("K, T", [(4, 5), (6, 7), (2, 1)])
 @torch.no_grad()
-def test_the_model_in_the_page_is_that_of_pytorch(browser, models, K, T):
+def test_the_model_in_the_page_is_that_of_pytorch(browser, models, K, T, rounded):
     image = to_model(evaluation_scenes("tetrominoes", K + 1)["image"])[K:]
-    noise = models[1].initial_noise(1, K, generator=torch.Generator().manual_seed(T))
-    want = models[1].from_noise(image, noise, num_iterations=T, return_attention=True)
+    noise = models[rounded].initial_noise(1, K, generator=torch.Generator().manual_seed(T))
+    want = models[rounded].from_noise(image, noise, num_iterations=T, return_attention=True)
     tab = browser.new_page()
     try:
         for part in ("live", "model"):
             tab.add_script_tag(path=LIVE / f"{part}.js")
-        tab.add_script_tag(content=live_weights.script())
+        if rounded:
+            tab.add_script_tag(content=live_weights.script())
+        else:
+            exact = {name: w.flatten().tolist() for name, w in models[0].state_dict().items()}
+            tab.evaluate("exact => live.loadWeights(exact, '')", exact)
         given = [image[0].permute(1, 2, 0).flatten().tolist(), noise.flatten().tolist(), K, T]
         masks, reconstruction, *attention = map(torch.tensor, tab.evaluate(RUN, given))
     finally:
@@ -280,6 +287,62 @@ def test_it_plays_until_the_slots_are_at_rest(browser, site_address):
         assert figure.locator("button:text('Play')").count() == 1
         held = re.findall(r"\d+\.\d", figure.locator(".live-words").inner_text())
         assert [round(float(each)) for each in held] == [15, 15, 15]
+
+
+# ---------------------------------------------------------------- as a widget
+
+
+RUN_FIGURES = """async path => {
+    const panel = await jupyterapp.commands.execute("docmanager:open", {path});
+    await panel.context.ready; await panel.sessionContext.ready;
+    jupyterapp.shell.activateById(panel.id);
+    const notebook = panel.content, shown = notebook.widgets.flatMap((cell, at) =>
+        cell.model.type == "code" && /^LivePage\\(/m.test(cell.model.sharedModel.source) ? at : []);
+    for (let at = 0; at <= shown.at(-1); at++) {
+        notebook.activeCellIndex = at;
+        await jupyterapp.commands.execute("notebook:run-cell");
+    }
+    const outputs = notebook.widgets.flatMap(c => c.model.sharedModel.outputs ?? []);
+    const wrong = outputs.filter(o => o.output_type == "error").map(o => o.evalue);
+    if (wrong.length) throw new Error(wrong.join());
+    return shown;
+}"""
+
+
+@pytest.mark.parametrize(
+    "notebook, names",
+    [("library/17_live", ["softmax", "kmeans"]), ("library/18_live_scenes", ["board"])],
+)
+def test_figures_move_in_jupyterlab(lab_tab, notebook, names):  # noqa: F811
+    faults = []
+    log = lambda message: faults.append(message.text) if message.type == "error" else None
+    lab_tab.on("console", log)
+    lab_tab.on("pageerror", lambda error: faults.append(str(error)))
+    try:
+        for name, at in zip(
+            names, lab_tab.evaluate(RUN_FIGURES, f"nbs/{notebook}.ipynb"), strict=True
+        ):
+            lab_tab.evaluate_handle(SHOW_CELL, at)
+            figure = lab_tab.locator(f"[data-windowed-list-index='{at}'] .jp-OutputArea .live")
+            handle = figure.locator(HANDLES[name]).first
+            handle.wait_for()
+            looks = [figure.evaluate(LOOK)]
+            drag(lab_tab, figure, handle, "mouse")
+            looks.append(figure.evaluate(LOOK))
+            handle.focus()
+            lab_tab.keyboard.press("Enter" if name == "board" else "ArrowDown")
+            looks.append(figure.evaluate(LOOK))
+            figure.locator(BUTTONS[name]).click()
+            looks.append(figure.evaluate(LOOK))
+            assert len(set(looks)) == 4, "something changed nothing"
+            # the keys went to the figure, not to the notebook
+            assert figure.evaluate("figure => figure.contains(document.activeElement)")
+            if os.environ.get("SLOT_ATTENTION_SCREENSHOTS"):
+                folder = Path(os.environ["SLOT_ATTENTION_SCREENSHOTS"])
+                figure.screenshot(path=folder / f"widget_{name}.png")
+        assert faults == []
+    finally:
+        lab_tab.evaluate(CLOSE)
 
 
 # ---------------------------------------------------------------- as a page

@@ -37,6 +37,7 @@ OTHERS = [
     "nbdev",
     "IPython",
     "ipywidgets",
+    "anywidget",
     "sklearn",
     "pyoidn",
 ]

@@ -1,5 +1,5 @@
 // The small model of the course in plain JavaScript: encoder, Slot Attention with frames, decoder of patches.
-// It reads the weights that scripts/live_weights.py writes; names, shapes and order of the steps are those of
+// It reads the weights that scripts/live_weights.py writes, or exact ones; names, shapes and order of the steps are those of
 // slot_attention_nbdev/models/framed.py and nn/frames.py. A table [n, d] is a Float64Array of n * d numbers, row by row.
 {
   const SIDE = 35, STRIDE = 3, CELLS = 12, TOKENS = CELLS * CELLS, D = 64, PATCH = 25, MAX_SHIFT = 2;
@@ -162,7 +162,8 @@
   function decode(slots, frames, K) {
     const shift = mlp(slots, "decoder.shift", K), color = mlp(slots, "decoder.color", K).map(sigmoid), least = weights["decoder.min_shading"][0];
     const hidden = relu(mlp(slots, "decoder.patch", K));
-    const patches = linear(linear(hidden, "decoder.patch.5", K, ".thin"), "decoder.patch.5", K, ".wide");
+    const thin = weights["decoder.patch.5.thin"] && linear(hidden, "decoder.patch.5", K, ".thin"); // not in exact weights
+    const patches = linear(thin ?? hidden, "decoder.patch.5", K, thin ? ".wide" : ".weight");
     patches.forEach((v, at) => { // the first of a slot's two planes is shading, the second the mask's logit
       if (Math.floor(at / PATCH ** 2) % 2 === 0) patches[at] = least + (1 - least) * sigmoid(v + 1);
     });

@@ -33,7 +33,7 @@ live.range = ({ label, min, max, step, value, show = String, onchange }) => {
 };
 // one of several: options are [value, text] or [value, text, style]
 live.choice = ({ legend, options, value, onchange }) => {
-  const name = `live-${live.choice.count = (live.choice.count ?? 0) + 1}`;
+  const name = `live-${Math.random()}`;
   const inputs = options.map(([v]) => live.html("input", { type: "radio", name, value: v, checked: v === value, onchange: () => onchange(v) }));
   const labels = options.map(([, text, style], at) => live.html("label", {}, inputs[at], live.html("span", { style }, text)));
   return { element: live.html("fieldset", { class: "live-choice" }, live.html("legend", {}, legend), ...labels), set(v) { inputs[options.findIndex(([o]) => o === v)].checked = true; } };

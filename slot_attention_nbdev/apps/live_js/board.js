@@ -160,8 +160,8 @@ live.figures.board = (place) => {
   show();
   say("The model's weights are on their way.");
 
-  // the weights are a script, so that they load from a folder too, and only when the figure comes near
-  new IntersectionObserver((entries, observer) => {
+  // on the site the weights are a script, so that they load from a folder too, and only when the figure comes near
+  if (live.base) new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
     document.head.append(live.html("script", { src: `${live.base}weights.js` }));
