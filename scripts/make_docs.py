@@ -523,8 +523,8 @@ def contents(page: site.Page) -> str:
         for level, anchor, text in rows
     )
     return (
-        '<nav class="contents" aria-labelledby="contents-title">'
-        f'<h2 id="contents-title">On this page</h2><ul>{items}</ul></nav>'
+        '<nav class="contents" aria-label="On this page"><details open>'
+        f"<summary>On this page</summary><ul>{items}</ul></details></nav>"
     )
 
 

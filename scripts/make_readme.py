@@ -6,18 +6,35 @@ import re
 import sys
 from pathlib import Path
 
+import project
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "<!-- Made from nbs/index.ipynb by scripts/make_readme.py; change it there. -->\n\n"
 
 
+def absolute(link: re.Match) -> str:
+    "A link of the project as an address, since PyPI shows README.md away from the files."
+    text, target = link.groups()
+    if re.match(r"\w+:|#", target):
+        return link[0]
+    address = project.source_url(target)
+    return f"{text}({address.replace('/blob/', '/raw/') if text[0] == '!' else address})"
+
+
 def readme() -> str:
-    "The text of README.md; links point from the top of the project instead of from nbs/."
+    """The text of README.md; links point from the top of the project instead of from nbs/.
+
+    Once the project is published they are addresses.
+    """
     parts = []
     for cell in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             source = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", source)
-            parts.append(source.replace("](../", "]("))
+            source = source.replace("](../", "](")
+            if project.published():
+                source = re.sub(r"(!?\[[^\]]*\])\(([^)]+)\)", absolute, source)
+            parts.append(source)
             continue
         code = "\n".join(line for line in source.split("\n") if not line.startswith("#|"))
         printed = "".join(

@@ -54,6 +54,12 @@ addEventListener("resize", markScrolling);
 (document.fonts?.ready ?? Promise.resolve()).then(markScrolling);
 markScrolling();
 
+// the contents of the page are folded where they stand above the text
+const narrow = matchMedia("(max-width: 78rem)"), headingsOfPage = document.querySelector(".contents details");
+const fold = () => { if (headingsOfPage) headingsOfPage.open = !narrow.matches; };
+narrow.addEventListener("change", fold);
+fold();
+
 // where in the page the reader is
 const places = [...document.querySelectorAll(".contents a")];
 if (places.length) {

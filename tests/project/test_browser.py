@@ -403,6 +403,25 @@ def test_dark_colours_follow_the_system_and_the_reader(browser, site_address):
         assert brightness(tab) > 200, "the reader's choice was forgotten"
 
 
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_the_contents_of_a_page_are_in_reach(browser, site_address, width):
+    with opened(browser, site_address, "course/attention.html", width=width) as (tab, faults):
+        link = tab.locator(".contents a").nth(3)
+        if width < 1248:  # folded, above the text
+            assert not link.is_visible()
+            tab.locator(".contents summary").click()
+        box, text = link.bounding_box(), tab.locator("main").bounding_box()
+        beside = box["x"] >= text["x"] + text["width"]
+        assert beside if width > 1248 else box["y"] + box["height"] <= text["y"]
+        link.click()
+        heading = link.get_attribute("href")
+        tab.wait_for_function(
+            "id => Math.abs(document.getElementById(id).getBoundingClientRect().top) < 200",
+            arg=heading.removeprefix("#"),
+        )
+        assert faults == []
+
+
 def test_the_course_opens_as_a_drawer_on_a_telephone(browser, site_address):
     with opened(browser, site_address, "course/attention.html", width=390) as (tab, _):
         assert not tab.locator("#course").is_visible()

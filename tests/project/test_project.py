@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import grimp
+import make_readme
+import project
 import pytest
 from project import ROOT, all_notebooks, lessons, reading_order, settings
 
@@ -46,6 +48,18 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     old, new = python_files(before), python_files(tmp_path / PACKAGE)
     assert old.keys() == new.keys()
     assert [name for name in old if not filecmp.cmp(old[name], new[name], shallow=False)] == []
+
+
+def test_links_of_the_readme_are_addresses_once_it_is_published(monkeypatch):
+    links = lambda: re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", make_readme.readme())
+    here = [(kind, target) for kind, target in links() if not re.match(r"\w+:|#", target)]
+    assert all((ROOT / target.split("#")[0]).exists() for _, target in here)
+    monkeypatch.setattr(project, "published", lambda: True)
+    git = project.settings()["git_url"]
+    for kind, target in here:
+        assert (kind, f"{git}/{'raw' if kind else 'blob'}/main/{target}") in links()
+    assert {kind for kind, _ in here} == {"", "!"}
+    assert all(re.match("https://|#", target) for _, target in links())
 
 
 def test_readme_is_what_the_index_makes():
