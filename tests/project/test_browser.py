@@ -558,6 +558,8 @@ def opened_lab(browser, lab):
     tab.goto(f"{lab[1]}&reset")
     tab.wait_for_function("() => window.jupyterapp", timeout=60_000)
     tab.evaluate("() => jupyterapp.restored.then(() => true)")
+    # the notebook comes after that, and then stands in front
+    tab.wait_for_function("() => jupyterapp.shell.currentWidget?.context?.isReady", timeout=60_000)
     yield tab
     context.close()
 
@@ -586,7 +588,6 @@ OPEN_AND_SAVE = """async path => {
 
 def test_make_lab_opens_index_and_changes_nothing(browser, lab):
     with opened_lab(browser, lab) as tab:
-        tab.wait_for_function("() => jupyterapp.shell.currentWidget?.context?.isReady")
         front = "() => jupyterapp.shell.currentWidget.context.path"
         assert tab.evaluate(front) == "nbs/index.ipynb"
         state = tab.evaluate(STATE)
