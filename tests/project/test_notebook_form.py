@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import check_notebooks as checker
@@ -10,6 +11,7 @@ import execute_notebooks
 import numpy as np
 import pytest
 from PIL import Image
+from project import NBS
 
 ABOVE = "    # How often: a comment too long to stand behind its argument stands above it\n"
 EXPORT = f"""#| exports
@@ -186,3 +188,12 @@ def test_a_notebook_outside_the_course_needs_no_exercises(tmp_path):
 def test_slow_notebooks_are_found():
     timings = "Success.\n01_a.ipynb: 21 secs\n02_b.ipynb: 20 secs\n"
     assert checker.too_slow(timings) == ["01_a.ipynb"]
+
+
+@pytest.mark.parametrize("name", ["17_live", "18_live_scenes"])
+def test_live_figures_come_before_their_machinery(name):
+    cells = json.loads((NBS / "library" / f"{name}.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    figures = [i for i, s in enumerate(sources) if re.search(r"^(LivePage|explore_\w+)\(", s, re.M)]
+    machinery = [i for i, s in enumerate(sources) if s.startswith("#| exports")]
+    assert len(figures) >= 2 and max(figures) < min(machinery)
