@@ -184,7 +184,7 @@ class SlotAttention(InitialSlots):
         slots: Tensor | None = None,  # Initial slots, [B, K, D]; None draws them
         generator: torch.Generator | None = None,  # Source of the noise of drawn slots
         return_attention: bool = False,  # Also return every iteration's attention
-        mask: Tensor | None = None,  # True: token, False: padding, [B, N]; None: tokens
+        mask: Tensor | None = None,  # True: token, False: padding, [B, N]; None: all
     ) -> Tensor | tuple[Tensor, Tensor]:  # Slots [B, K, D]; attention [B, T, N, K]
         "Let K slots compete for N tokens, T times over (Algorithm 1)."
         B, T = _check_call(self, inputs, slots, num_slots, num_iterations, mask)
