@@ -127,24 +127,6 @@ def fold_imports(cells: list) -> list:
     return kept
 
 
-@cache
-def title_of(notebook: Path) -> str:
-    "A notebook's title."
-    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
-    return "".join(first).split("\n")[0].removeprefix("# ")
-
-
-def with_titles(text: str, notebook: Path) -> str:
-    "Links whose text is a notebook's file name, with its title instead."
-
-    def renamed(found: re.Match) -> str:
-        there = (notebook.parent / found[2]).resolve()
-        same = re.sub(r"^\d\d_", "", there.stem) == found[1] and there.exists()
-        return f"[{title_of(there)}]({found[2]}" if same else found[0]
-
-    return re.sub(r"\[(\w+)\]\(([\w./]+\.ipynb)", renamed, text)
-
-
 def prepare_notebook(path: Path, target: Path) -> None:
     """Write a notebook as smalldocs is to read it: front matter, no directives, every exported cell
     with its source.
@@ -161,7 +143,7 @@ def prepare_notebook(path: Path, target: Path) -> None:
     processor = NBProcessor(path, procs=procs)
     for cell in processor.nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_titles(cell.source, path)
+            cell.source = project.with_titles(cell.source, path)
     processor.process()
     module = module_of(path)
     cells = []
@@ -254,7 +236,7 @@ def api_index(inventory: list[api.Symbol], notebooks: dict[str, Path]) -> str:
 
 def link_to(notebook: Path) -> str:
     "A link to a notebook from anywhere, in the words of its title."
-    return f"[{title_of(notebook)}](/{notebook.relative_to(project.NBS)})"
+    return f"[{project.title_of(notebook)}](/{notebook.relative_to(project.NBS)})"
 
 
 def unfold(line: str) -> str:

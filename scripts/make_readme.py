@@ -27,9 +27,11 @@ def readme() -> str:
     Once the project is published they are addresses.
     """
     parts = []
-    for cell in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]:
+    index = project.NBS / "index.ipynb"
+    for cell in json.loads(index.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
+            source = project.with_titles(source, index)
             source = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", source)
             source = source.replace("](../", "](")
             if project.published():

@@ -3,6 +3,7 @@
 The address stands in settings.ini alone. Needs the standard library alone.
 """
 
+import json
 import re
 from configparser import ConfigParser
 from functools import cache
@@ -44,6 +45,24 @@ def reading_order(quarto: str | None = None) -> list[str]:
     "The numbered notebooks in the sidebar's order, such as `course/01_attention.ipynb`."
     quarto = quarto or (ROOT / "_quarto.yml").read_text(encoding="utf-8")
     return re.findall(r"^ *- (\w+/\d\d_\w+\.ipynb)", quarto[quarto.index("sidebar:") :], re.M)
+
+
+@cache
+def title_of(notebook: Path) -> str:
+    "A notebook's title."
+    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    return "".join(first).split("\n")[0].removeprefix("# ")
+
+
+def with_titles(text: str, notebook: Path) -> str:
+    "Links whose text is a notebook's file name, with its title instead."
+
+    def renamed(found: re.Match) -> str:
+        there = (notebook.parent / found[2]).resolve()
+        same = re.sub(r"^\d\d_", "", there.stem) == found[1] and there.exists()
+        return f"[{title_of(there)}]({found[2]}" if same else found[0]
+
+    return re.sub(r"\[(\w+)\]\(([\w./]+\.ipynb)", renamed, text)
 
 
 @cache
