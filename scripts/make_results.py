@@ -12,6 +12,7 @@ results/experiments.json.
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -527,26 +528,16 @@ def plot_source() -> str:
     ]
     alt = "Dots for each seed of each recipe, with bars for the paper and marks for the controls: "
     alt += f"{'; '.join(ends)}."
-    sources = {"reached": reached, "paper": paper, "controls": beside}
-    return PLOT.format(
-        alt=alt, caption=CAPTION, **{name: dict_source(each) for name, each in sources.items()}
-    )
+    source = PLOT.format(alt=alt, caption=CAPTION, reached=reached, paper=paper, controls=beside)
+    return laid_out(source)
 
 
-def dict_source(values: dict) -> str:
-    "A dictionary as the source of a cell, laid out as the formatter of the notebooks does."
-    pairs = (f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in values.items())
-    line = "{" + ", ".join(pairs) + "}"
-    if len(f"controls = {line}") <= 100:
-        return line
-    lines = ["{"]
-    for key, value in values.items():
-        line = f"    {json.dumps(key, ensure_ascii=False)}: {value},"
-        if len(line) > 100:
-            items = [f"        {item}," for item in value]
-            line = "\n".join([line[: line.index("[") + 1], *items, "    ],"])
-        lines.append(line)
-    return "\n".join([*lines, "}"])
+def laid_out(source: str) -> str:
+    "The source of a cell, laid out as the formatter of the notebooks does."
+    ruff = Path(sys.executable).with_name("ruff")
+    command = [ruff, "format", "--stdin-filename", PAGE.with_suffix(".py"), "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=True)
+    return done.stdout.rstrip()
 
 
 TITLE = (

@@ -33,7 +33,8 @@ def test_every_notebook_has_a_page(site):
 def sidebar_of(page: Path) -> str:
     "The sidebar of a page."
     text = page.read_text()
-    return text[text.index('<nav class="course"') : text.index("<main")]
+    start = text.index('<nav class="course"')
+    return text[start : text.index("</nav>", start)]
 
 
 def test_the_sidebar_has_the_course_first_and_open_and_everything_else_folded(site):
