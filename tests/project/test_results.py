@@ -259,6 +259,9 @@ def test_every_record_has_its_controls():
         if not isinstance(recipe, dict) or "data" not in recipe or not record.get("final"):
             continue  # no record of a run, or one that did not finish
         controls = record["final"]["controls"]
+        if recipe.get("model") in ("properties_mlp", "properties_dspn"):  # they have no masks
+            assert 0 <= controls["untrained"]["ap_inf"] <= 1, path
+            continue
         # the encoder of this one is not on record
         wanted = {"untrained", "color_rule", "position_rule"}
         wanted -= {"untrained"} if path.stem == "coarse_tokens-seed0" else set()
