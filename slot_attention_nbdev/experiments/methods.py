@@ -18,12 +18,7 @@ from ..models.base import create_model
 
 # %% ../../nbs/relatives/07_comparison.ipynb #418231f7
 # a method's name, and the model that has its published sizes
-METHODS = {
-    "Slot Attention": "paper",
-    "Slot MLP": "slot_mlp",
-    "MONet": "monet",
-    "IODINE": "iodine",
-}
+METHODS = {"Slot Attention": "paper", "Slot MLP": "slot_mlp", "MONet": "monet", "IODINE": "iodine"}
 ITERATIONS = {"Slot Attention": 3, "IODINE": 5}  # T, where there are iterations
 
 
@@ -33,9 +28,7 @@ def method_step(
 ) -> Callable[[], None]:  # One update of the weights, on this batch
     "A whole training step of a model, on the loss that it has."
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    noise = model.initial_noise(
-        len(image), generator=generator(0, "bench", device=image.device)
-    )
+    noise = model.initial_noise(len(image), generator=generator(0, "bench", device=image.device))
 
     def step():
         output = model.from_noise(image, noise)
@@ -54,12 +47,9 @@ def bench_methods(
     device: str | torch.device = "cpu",  # Where
     rounds: int = 5,  # Steps of each that count
     models: dict[str, str] = METHODS,  # A method's name, and a key of `MODELS`
-    # Of each method: numbers in its weights, seconds a step, images/s, MB;
-    # ratios to the first
+    # Of each method: numbers in its weights, seconds a step, images/s, MB; ratios to the first
 ) -> list[dict]:
-    """Time training steps of several methods in turn,
-    and count their parameters and bytes.
-    """
+    "Time training steps of several methods in turn, and count their parameters and bytes."
     if size not in STEPS:
         raise InputError(f"size: expected one of {', '.join(STEPS)}, got {size!r}")
     resolution, K = STEPS[size]
@@ -78,11 +68,7 @@ def bench_methods(
         memory = memory_bytes(lambda: model(image).reconstruction, steps[name], *known)
         row = {"size": size, "batch": B, "method": name}
         row["parameters"] = sum(weight.numel() for weight in model.parameters())
-        row |= {
-            "s/step": seconds[name],
-            "images/s": B / seconds[name],
-            "MB": memory / 1e6,
-        }
+        row |= {"s/step": seconds[name], "images/s": B / seconds[name], "MB": memory / 1e6}
         first = rows[0] if rows else row
         row["time, times"] = row["s/step"] / first["s/step"]
         row["memory, times"] = row["MB"] / first["MB"]
@@ -103,9 +89,7 @@ def run_methods(
         cases = {"tetrominoes": 1}
     result = {"methods": []}
     for size, batch_size in cases.items():
-        result["methods"].append(
-            bench_methods(size, batch_size, device, 1 if quick else 5)
-        )
+        result["methods"].append(bench_methods(size, batch_size, device, 1 if quick else 5))
         note(result)
     return result
 

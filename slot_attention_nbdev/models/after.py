@@ -14,16 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError
-from slot_attention_nbdev.models.autoencoder import (
-    AutoEncoderOutput,
-    SlotAttentionAutoEncoder,
-)
+from .autoencoder import AutoEncoderOutput, SlotAttentionAutoEncoder
 from .base import register_model
-from slot_attention_nbdev.nn.attention import (
-    attention_scores,
-    slot_softmax,
-    weighted_mean,
-)
+from ..nn.attention import attention_scores, slot_softmax, weighted_mean
 from ..nn.decoder import CoarseDecoder, mix_slots
 from ..nn.encoder import PatchEncoder
 from ..nn.frames import FramedSlotAttention
@@ -40,13 +33,10 @@ class MultiHead(SlotAttention):
         self,
         tokens: tuple[Tensor, Tensor],  # Keys and values, both [B, N, D]
         slots: Tensor,  # Normalized slots, [B, K, D]
-        # Updates, [B, K, D], and attention, [B, N, K], mean of the heads
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # Updates, [B, K, D], and attention, [B, N, K], mean of the heads
         "Lines 7 and 8 for each part of the width."
         if self.slot_dim % self.heads:
-            raise InputError(
-                f"heads: expected a divisor of {self.slot_dim}, got {self.heads}"
-            )
+            raise InputError(f"heads: expected a divisor of {self.slot_dim}, got {self.heads}")
         # [B, n, D] -> [B, heads, n, D / heads]
         k, v, q = (
             each.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -61,8 +51,7 @@ def transport_plan(
     cost: Tensor,  # Of moving a unit from token i to slot j, [B, N, K]
     capacity: Tensor,  # What each slot takes, > 0, [B, K]; sums to N
     iterations: int = 5,  # Of Sinkhorn's algorithm; 0: a softmax over the slots
-    # Plan, [B, N, K]; over the slots it sums to one, over the tokens nearly to capacity
-) -> Tensor:
+) -> Tensor:  # Plan, [B, N, K]; over the slots it sums to one, over the tokens nearly to capacity
     "Entropic optimal transport from tokens to slots (Cuturi 2013, arXiv:1306.0895)."
     target = capacity.log()[:, None]  # [B, 1, K]
     column = torch.zeros_like(target)
@@ -73,8 +62,7 @@ def transport_plan(
 
 # %% ../../nbs/relatives/06_after_the_paper.ipynb #e0600015
 class Transport(SlotAttention):
-    """Slot Attention whose slots have a capacity:
-    attention is a plan of optimal transport.
+    """Slot Attention whose slots have a capacity: attention is a plan of optimal transport.
 
     After Zhang et al. 2023, arXiv:2301.13197; there tokens have a learned weight, too.
     """
@@ -112,9 +100,7 @@ class Transport(SlotAttention):
 
 
 class Mesh(Transport):
-    """Slot Attention by optimal transport with less entropy
-    (Zhang et al. 2023, arXiv:2301.13197).
-    """
+    "Slot Attention by optimal transport with less entropy (Zhang et al. 2023, arXiv:2301.13197)."
 
     steps = 4  # Downhill on the entropy
     rate = 8.0  # Length of a step, over all N x K costs of an image
@@ -134,16 +120,14 @@ class Mesh(Transport):
                 entropy = torch.special.entr(plan).sum()
                 (slope,) = torch.autograd.grad(entropy, sharp)
                 length = slope.flatten(1).norm(dim=1).clamp_min(1e-12)
-                # Eq. (3)
-                sharp = (sharp - self.rate * slope / length[:, None, None]).detach()
+                sharp = (sharp - self.rate * slope / length[:, None, None]).detach()  # Eq. (3)
         return cost + (sharp - cost).detach()
 
 # %% ../../nbs/relatives/06_after_the_paper.ipynb #e0600020
 class AdaptiveAutoEncoder(SlotAttentionAutoEncoder):
     """An autoencoder that keeps only the slots that it needs.
 
-    After Fan et al. 2024 (AdaSlot), arXiv:2406.09196.
-    A slot that is dropped is zero everywhere.
+    After Fan et al. 2024 (AdaSlot), arXiv:2406.09196. A slot that is dropped is zero everywhere.
     """
 
     price = 0.005  # Of a slot that is kept, in the units of the squared error
@@ -153,14 +137,11 @@ class AdaptiveAutoEncoder(SlotAttentionAutoEncoder):
         self,
         encoder: nn.Module,  # Images [B, 3, H, W] to tokens [B, N, C]
         slot_attention: SlotAttention,  # Tokens to slots [B, K, D]
-        # Slots to color and mask logit [B, K, 4, H, W]; has `resolution`
-        decoder: nn.Module,
+        decoder: nn.Module,  # Slots to color and mask logit [B, K, 4, H, W]; has `resolution`
     ):
         super().__init__(encoder, slot_attention, decoder)
         width = slot_attention.slot_dim
-        self.gate = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-        )
+        self.gate = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         nn.init.constant_(self.gate[-1].bias, 2.0)  # at first nearly all are kept
 
     def initial_noise(
@@ -188,16 +169,13 @@ class AdaptiveAutoEncoder(SlotAttentionAutoEncoder):
         self,
         slots: Tensor,  # Final slots, [B, K, D]
         noise: Tensor | None = None,  # Standard normal, [B, K]; None: no noise
-        # 0 or 1, with the gradient of a sigmoid, [B, K]; at least one 1 in each row
-    ) -> Tensor:
+    ) -> Tensor:  # 0 or 1, with the gradient of a sigmoid, [B, K]; at least one 1 in each row
         "Decide which slots are kept."
         logit = self.gate(slots).squeeze(-1)
         if noise is not None:
             noise = noise.to(logit)
             # from normal to logistic noise, as between two Gumbel variables
-            logit = (
-                logit + torch.special.log_ndtr(noise) - torch.special.log_ndtr(-noise)
-            )
+            logit = logit + torch.special.log_ndtr(noise) - torch.special.log_ndtr(-noise)
         hard = (logit > 0) | (logit == logit.amax(dim=1, keepdim=True))  # Eq. (4)
         soft = logit.sigmoid()
         return hard.to(soft) + (soft - soft.detach())
@@ -213,9 +191,7 @@ class AdaptiveAutoEncoder(SlotAttentionAutoEncoder):
         generator: torch.Generator | None = None,  # Source of the noise
         return_attention: bool = False,  # Also return every iteration's attention
     ) -> AutoEncoderOutput:  # With a loss of its own
-        """Decompose images into slots, drop some,
-        reconstruct the images from the others.
-        """
+        "Decompose images into slots, drop some, reconstruct the images from the others."
         self.check_image(image)
         options = dict(num_iterations=num_iterations, return_attention=return_attention)
         if slots is None:
@@ -239,8 +215,7 @@ class After:
     about: str  # What is different
     attention: Callable[..., SlotAttention] = SlotAttention  # Its class
     init: str = "gaussian"  # Means of the initial slots: "gaussian", one; "learned", K
-    # Its class
-    model: Callable[..., SlotAttentionAutoEncoder] = SlotAttentionAutoEncoder
+    model: Callable[..., SlotAttentionAutoEncoder] = SlotAttentionAutoEncoder  # Its class
 
 
 AFTER = {
@@ -251,9 +226,7 @@ AFTER = {
     "after_multi_head": After("four heads", MultiHead),
     "after_transport": After("optimal transport", Transport),
     "after_mesh": After("optimal transport (MESH)", Mesh),
-    "after_adaptive": After(
-        "as many slots as needed (AdaSlot)", model=AdaptiveAutoEncoder
-    ),
+    "after_adaptive": After("as many slots as needed (AdaSlot)", model=AdaptiveAutoEncoder),
 }
 
 
@@ -268,15 +241,11 @@ def build_after(
     framed = variant.attention is FramedSlotAttention
     # tokens lie two pixels apart
     grid = [tuple(-(-n // 2) for n in resolution)] if framed else []
-    attention = variant.attention(
-        64, *grid, 64, num_slots, num_iterations, 128, init=variant.init
-    )
+    attention = variant.attention(64, *grid, 64, num_slots, num_iterations, 128, init=variant.init)
     # a slot with a frame has four more numbers
     decoder = CoarseDecoder(64 + 4 * framed, resolution)
     return variant.model(PatchEncoder(64, 64), attention, decoder)
 
 
 for name, variant in AFTER.items():
-    register_model(name, f"The small model with {variant.about}")(
-        partial(build_after, name)
-    )
+    register_model(name, f"The small model with {variant.about}")(partial(build_after, name))

@@ -27,25 +27,20 @@ def pixel_log_likelihood(
 ) -> tuple[Tensor, Tensor]:  # By each slot alone [B, K, H, W], by the mixture [B, H, W]
     "Log-densities of the pixels. Greff et al. 2019, Eq. 2."
     error = (image[:, None] - decoded[:, :, :3]) / sigma
-    # Eq. (2)
-    each = -0.5 * (error.square() + math.log(2 * math.pi * sigma**2)).sum(dim=2)
-    # Eq. (1)
-    return each, (decoded[:, :, 3].log_softmax(dim=1) + each).logsumexp(dim=1)
+    each = -0.5 * (error.square() + math.log(2 * math.pi * sigma**2)).sum(dim=2)  # Eq. (2)
+    return each, (decoded[:, :, 3].log_softmax(dim=1) + each).logsumexp(dim=1)  # Eq. (1)
 
 # %% ../../nbs/relatives/03_iodine.ipynb #bcd5524b
 def leave_one_out(
     each: Tensor,  # Log-density of each pixel by each slot alone, [B, K, H, W]
     logits: Tensor,  # Mask logits, [B, K, H, W]
-    # Log-density without each of the slots, [B, K, H, W]; that of the slot, if K = 1
-) -> Tensor:
+) -> Tensor:  # Log-density without each of the slots, [B, K, H, W]; that of the slot, if K = 1
     "Log-densities of the pixels by all slots but one. Greff et al. 2019, Section 3.2."
     K = logits.shape[1]
     if K == 1:
         return each
     own = torch.eye(K, dtype=torch.bool, device=logits.device)[..., None, None]
-    others = torch.stack([logits, logits + each])[:, :, None].masked_fill(
-        own, -math.inf
-    )
+    others = torch.stack([logits, logits + each])[:, :, None].masked_fill(own, -math.inf)
     masks, joint = others.logsumexp(dim=3)  # [2, B, K, K, H, W] -> 2 x [B, K, H, W]
     return joint - masks  # Eq. (7)
 
@@ -75,8 +70,7 @@ class IODINEDecoder(nn.Module):
         self.resolution = tuple(check_int("resolution", n) for n in resolution)
         widths = [check_int("latent_dim", latent_dim) + 4, *4 * [hidden_dim], 4]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel_size, padding="same")
-            for a, b in zip(widths, widths[1:])
+            nn.Conv2d(a, b, kernel_size, padding="same") for a, b in zip(widths, widths[1:])
         )
         draw_weights(self)
 
@@ -85,24 +79,16 @@ class IODINEDecoder(nn.Module):
         latents: Tensor,  # [B, K, D]
     ) -> Tensor:  # Mean color and mask logit, [B, K, 4, H, W]
         "Decode each slot on its own."
-        where = position_grid(*self.resolution, latents.device, latents.dtype).permute(
-            2, 0, 1
-        )
-        vectors = latents.flatten(0, 1)[..., None, None].expand(
-            -1, -1, *self.resolution
-        )
-        x = self.convs[0](
-            torch.cat([vectors, where.expand(len(vectors), -1, -1, -1)], dim=1)
-        )
+        where = position_grid(*self.resolution, latents.device, latents.dtype).permute(2, 0, 1)
+        vectors = latents.flatten(0, 1)[..., None, None].expand(-1, -1, *self.resolution)
+        x = self.convs[0](torch.cat([vectors, where.expand(len(vectors), -1, -1, -1)], dim=1))
         for conv in self.convs[1:]:
             x = conv(F.elu(x))
         return x.unflatten(0, latents.shape[:2])
 
 
 class RefinementNetwork(nn.Module):
-    """Convolutions and an LSTM that say how a posterior shall change.
-    Greff et al. 2019, supplement.
-    """
+    "Convolutions and an LSTM that say how a posterior shall change. Greff et al. 2019, supplement."
 
     def __init__(
         self,
@@ -110,20 +96,16 @@ class RefinementNetwork(nn.Module):
         resolution: tuple[int, int],  # Height and width of the image
         channels: int = 32,  # Of every convolution
         strides: tuple[int, ...] = (2, 2, 2),  # One convolution for each
-        # Whether the next layer reads the mean over positions, or all of them
-        pool: bool = True,
+        pool: bool = True,  # Whether the next layer reads the mean over positions, or all of them
         sharpen: float = 0.0,  # By how much an untrained step lowers the log-variances
     ):
         super().__init__()
         self.pool = pool
         widths = [19, *len(strides) * [channels]]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 5, stride)
-            for a, b, stride in zip(widths, widths[1:], strides)
+            nn.Conv2d(a, b, 5, stride) for a, b, stride in zip(widths, widths[1:], strides)
         )
-        cells = (
-            1 if pool else math.prod(-(-n // math.prod(strides)) for n in resolution)
-        )
+        cells = 1 if pool else math.prod(-(-n // math.prod(strides)) for n in resolution)
         self.mlp = nn.Linear(channels * cells, 128)
         self.lstm = nn.LSTMCell(128 + 4 * latent_dim, 128)
         self.head = nn.Linear(128, 2 * latent_dim)
@@ -134,10 +116,8 @@ class RefinementNetwork(nn.Module):
         self,
         maps: Tensor,  # What each slot sees of the image, [B, K, 19, H, W]
         vectors: Tensor,  # Its posterior and the gradient, [B, K, 4 * D]
-        # Of the LSTM, each [B * K, 128]; None: zeros
-        state: tuple[Tensor, Tensor] | None,
-        # Change of the posterior [B, K, 2 * D]; state
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        state: tuple[Tensor, Tensor] | None,  # Of the LSTM, each [B * K, 128]; None: zeros
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # Change of the posterior [B, K, 2 * D]; state
         "Read what each slot sees; all slots share the weights."
         x = to_channels_last(maps.flatten(0, 1))
         for conv in self.convs:
@@ -148,17 +128,14 @@ class RefinementNetwork(nn.Module):
 
 # %% ../../nbs/relatives/03_iodine.ipynb #00ad1dac
 class IODINE(SceneModel):
-    """Iterative amortized inference of a Gaussian per slot.
-    Greff et al. 2019, arXiv:1903.00450.
-    """
+    "Iterative amortized inference of a Gaussian per slot. Greff et al. 2019, arXiv:1903.00450."
 
     task = "object_discovery"
     num_slots = 4  # K, if a call says nothing else
 
     def __init__(
         self,
-        # Latents to color and mask logit [B, K, 4, H, W]; has `resolution`
-        decoder: nn.Module,
+        decoder: nn.Module,  # Latents to color and mask logit [B, K, 4, H, W]; has `resolution`
         refine: nn.Module,  # A `RefinementNetwork`
         latent_dim: int,  # D
         num_slots: int = 4,  # K
@@ -170,8 +147,7 @@ class IODINE(SceneModel):
         self.resolution, self.latent_dim = decoder.resolution, latent_dim
         self.num_slots = check_int("num_slots", num_slots)
         self.num_iterations = check_int("num_iterations", num_iterations)
-        # mean and log-variance
-        self.initial = nn.Parameter(torch.zeros(2 * latent_dim))
+        self.initial = nn.Parameter(torch.zeros(2 * latent_dim))  # mean and log-variance
 
     def initial_noise(
         self,
@@ -179,9 +155,7 @@ class IODINE(SceneModel):
         num_slots: int | None = None,  # K; None takes the model's own
         generator: torch.Generator | None = None,  # None takes PyTorch's global one
     ) -> Tensor:  # [B, T + 1, K, D], T the model's own
-        """The noise of one draw: a sample of every slot for each time that it is
-        decoded.
-        """
+        "The noise of one draw: a sample of every slot for each time that it is decoded."
         K = check_int("num_slots", self.num_slots if num_slots is None else num_slots)
         device = self.initial.device if generator is None else generator.device
         shape = (batch_size, self.num_iterations + 1, K, self.latent_dim)
@@ -193,8 +167,7 @@ class IODINE(SceneModel):
         posterior: Tensor,  # Mean and log-variance of each slot, [B, K, 2 * D]
         noise: Tensor,  # [B, K, D]
         last: bool = False,  # Whether no refinement follows
-        # Decoded; loss [B]; for `refine`
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:  # Decoded; loss [B]; for `refine`
         "Draw the slots from their posteriors, decode them, compare with the image."
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -204,37 +177,20 @@ class IODINE(SceneModel):
             latents = mean + (0.5 * log_variance).exp() * noise  # Eq. (3)
             decoded = self.decoder(latents).to(image.dtype)
             each, whole = pixel_log_likelihood(image, decoded, self.sigma)
-            # Eq. (4)
-            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # Eq. (4)
             loss = kl.sum(dim=(1, 2)) - whole.sum(dim=(1, 2))  # Eq. (5)
             if last:
                 return decoded, loss, None
-            # and no parameter: their gradients are the training's
-            wanted = (posterior, decoded)
+            wanted = (posterior, decoded)  # and no parameter: their gradients are the training's
             by, by_decoded = torch.autograd.grad(loss.sum(), wanted, retain_graph=keep)
         means, logits = decoded.split([3, 1], dim=2)
         without = leave_one_out(each, logits[:, :, 0])
-        raw = (
-            by,
-            *by_decoded.split([3, 1], dim=2),
-            whole[:, None, None],
-            without[:, :, None],
-        )
+        raw = (by, *by_decoded.split([3, 1], dim=2), whole[:, None, None], without[:, :, None])
         # Eq. (8): numbers of a kind with mean 0 and variance 1, and no gradient
         by, *fixed = (F.layer_norm(x.detach(), x.shape[2:]) for x in raw)
         mask_posterior = each.softmax(dim=1)[:, :, None]  # Eq. (6)
-        where = position_grid(*self.resolution, image.device, image.dtype).permute(
-            2, 0, 1
-        )
-        maps = (
-            image[:, None],
-            means,
-            logits,
-            logits.softmax(dim=1),
-            mask_posterior,
-            *fixed,
-            where,
-        )
+        where = position_grid(*self.resolution, image.device, image.dtype).permute(2, 0, 1)
+        maps = (image[:, None], means, logits, logits.softmax(dim=1), mask_posterior, *fixed, where)
         size = (*each.shape[:2], -1, *self.resolution)
         maps = torch.cat([x.expand(size) for x in maps], dim=2)
         return decoded, loss, (maps, torch.cat([posterior, by], dim=-1))
@@ -243,15 +199,10 @@ class IODINE(SceneModel):
         self,
         image: Tensor,  # [B, 3, H, W] in [-1, 1]
         noise: Tensor,  # What `initial_noise` gave
-        # T; beyond the model's own the noise is used again
-        num_iterations: int | None = None,
-        # Also return every iteration's masks, [B, T, H * W, K]
-        return_attention: bool = False,
-        # Slots: the posteriors' means [B, K, D]; loss: nats per pixel, [B]
-    ) -> AutoEncoderOutput:
-        """Start from the learned posterior; decode and refine it T times;
-        decode once more.
-        """
+        num_iterations: int | None = None,  # T; beyond the model's own the noise is used again
+        return_attention: bool = False,  # Also return every iteration's masks, [B, T, H * W, K]
+    ) -> AutoEncoderOutput:  # Slots: the posteriors' means [B, K, D]; loss: nats per pixel, [B]
+        "Start from the learned posterior; decode and refine it T times; decode once more."
         self.check_image(image)
         B, D = len(image), self.latent_dim
         K = check_shape("noise", noise, "B draws K D", B=B, D=D)["K"]
@@ -264,19 +215,13 @@ class IODINE(SceneModel):
             posterior = self.initial.expand(B, K, -1)
             for t in range(T + 1):
                 draw = noise[:, t % noise.shape[1]]
-                decoded, bound, inputs = self.explain(
-                    image, posterior, draw, last=t == T
-                )
+                decoded, bound, inputs = self.explain(image, posterior, draw, last=t == T)
                 masks.append(decoded[:, :, 3].softmax(dim=1))
                 loss = loss + 2 * t / (T * (T + 1)) * bound  # Eq. (10)
                 if t < T:
                     change, state = self.refine(*inputs, state)
                     posterior = posterior + change  # Eq. (9)
-        seen = (
-            torch.stack(masks[1:], dim=1).detach().flatten(3).mT
-            if return_attention
-            else None
-        )
+        seen = torch.stack(masks[1:], dim=1).detach().flatten(3).mT if return_attention else None
         loss = loss / math.prod(self.resolution)  # per pixel
         return AutoEncoderOutput(*mix_slots(decoded), posterior[..., :D], seen, loss)
 
@@ -286,8 +231,7 @@ class IODINE(SceneModel):
         *,
         num_slots: int | None = None,  # K of this call; None takes the model's own
         generator: torch.Generator | None = None,  # Source of the noise
-        # Of `from_noise`: num_iterations, return_attention
-        **options: int | bool | None,
+        **options: int | bool | None,  # Of `from_noise`: num_iterations, return_attention
     ) -> AutoEncoderOutput:  # As for `from_noise`
         "Decompose images with a new draw."
         noise = self.initial_noise(len(image), num_slots, generator)
@@ -300,9 +244,7 @@ def published_iodine(
     num_slots: int = 4,  # K
     num_iterations: int = 5,  # T
 ) -> IODINE:  # D = 32 up to 35 pixels, else 16
-    """IODINE for Tetrominoes or Multi-dSprites,
-    by the settings that its authors released.
-    """
+    "IODINE for Tetrominoes or Multi-dSprites, by the settings that its authors released."
     D = 32 if max(resolution) <= 35 else 16
     parts = IODINEDecoder(D, resolution), RefinementNetwork(D, resolution)
     return IODINE(*parts, D, num_slots, num_iterations)

@@ -17,9 +17,7 @@ from ..nn.encoder import position_grid
 
 # %% ../../nbs/relatives/08_small_iodine.ipynb #50eb3e1c
 class PlacedDecoder(nn.Module):
-    """A spatial broadcast decoder that measures from the place of the slot;
-    ours, for CPUs.
-    """
+    "A spatial broadcast decoder that measures from the place of the slot; ours, for CPUs."
 
     def __init__(
         self,
@@ -31,12 +29,9 @@ class PlacedDecoder(nn.Module):
         super().__init__()
         check_int("latent_dim", latent_dim, minimum=3)
         self.resolution, self.cell = tuple(resolution), check_int("cell", cell)
-        # rounded up
-        self.grid = tuple(-(-check_int("resolution", n) // cell) for n in resolution)
+        self.grid = tuple(-(-check_int("resolution", n) // cell) for n in resolution)  # rounded up
         widths = [latent_dim + 1, *4 * [hidden_dim], 4 * cell**2]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 1) for a, b in zip(widths, widths[1:])
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths, widths[1:]))
         draw_weights(self)
         with torch.no_grad():  # the pixels of a cell begin alike
             last = self.convs[-1].weight
@@ -47,9 +42,7 @@ class PlacedDecoder(nn.Module):
         latents: Tensor,  # [B, K, D]
     ) -> Tensor:  # Mean color and mask logit, [B, K, 4, H, W]
         "Decode each slot on its own."
-        where = position_grid(*self.grid, latents.device, latents.dtype)[
-            ..., :2
-        ].permute(2, 0, 1)
+        where = position_grid(*self.grid, latents.device, latents.dtype)[..., :2].permute(2, 0, 1)
         place, vectors = latents.flatten(0, 1)[..., None, None].tensor_split([2], dim=1)
         away = 2 * where - 1 - place / 2  # Eq. (2): [B * K, 2, h, w]
         near = (-away.square().sum(dim=1, keepdim=True) / (2 * 0.3**2)).exp()  # Eq. (3)
@@ -57,23 +50,17 @@ class PlacedDecoder(nn.Module):
         x = self.convs[0](torch.cat([vectors, away, near], dim=1))
         for conv in self.convs[1:]:
             x = conv(F.elu(x))
-        x = F.pixel_shuffle(x, self.cell)[
-            ..., : self.resolution[0], : self.resolution[1]
-        ]
+        x = F.pixel_shuffle(x, self.cell)[..., : self.resolution[0], : self.resolution[1]]
         return x.unflatten(0, latents.shape[:2])
 
 # %% ../../nbs/relatives/08_small_iodine.ipynb #d868f1b3
-@register_model(
-    "iodine_small", about="IODINE (Greff et al. 2019), made small by us for a CPU"
-)
+@register_model("iodine_small", about="IODINE (Greff et al. 2019), made small by us for a CPU")
 def small_iodine(
     resolution: tuple[int, int] = (35, 35),  # Height and width
     num_slots: int = 4,  # K
     num_iterations: int = 3,  # T
 ) -> IODINE:  # Our small variant
-    """A small IODINE: the decoder's cells are 5 x 5 pixels, a slot has 16 numbers,
-    2 are its place.
-    """
+    "A small IODINE: the decoder's cells are 5 x 5 pixels, a slot has 16 numbers, 2 are its place."
     decoder = PlacedDecoder(16, resolution)
     refine = RefinementNetwork(16, resolution, 24, (5, 2), pool=False, sharpen=1.0)
     return IODINE(decoder, refine, 16, num_slots, num_iterations, sigma=0.3)

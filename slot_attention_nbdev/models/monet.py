@@ -26,9 +26,7 @@ def dense(
 ) -> nn.Sequential:  # [B, first] to [B, last]
     "Linear layers with a ReLU after each."
     layers = zip(widths, widths[1:])
-    return nn.Sequential(
-        *(part for a, b in layers for part in (nn.Linear(a, b), nn.ReLU()))
-    )
+    return nn.Sequential(*(part for a, b in layers for part in (nn.Linear(a, b), nn.ReLU())))
 
 
 class AttentionUNet(nn.Module):
@@ -37,17 +35,14 @@ class AttentionUNet(nn.Module):
     def __init__(
         self,
         resolution: tuple[int, int],  # Height and width
-        # Channels of each block on the way down
-        widths: tuple[int, ...] = (32, 32, 64, 64, 64),
+        widths: tuple[int, ...] = (32, 32, 64, 64, 64),  # Channels of each block on the way down
         mlp_dim: int = 128,  # Width of the hidden layers of the MLP in the middle
         patch_size: int = 1,  # Side of the squares of pixels that are read as channels
     ):
         super().__init__()
         self.patch_size = check_int("patch_size", patch_size)
-        # pixels in a cell of the coarsest grid
-        scale = patch_size * 2 ** (len(widths) - 1)
-        # cells to normalize over
-        check_int("resolution", min(resolution), minimum=scale + 1)
+        scale = patch_size * 2 ** (len(widths) - 1)  # pixels in a cell of the coarsest grid
+        check_int("resolution", min(resolution), minimum=scale + 1)  # cells to normalize over
         size = math.prod(-(-n // scale) for n in resolution) * widths[-1]
 
         def block(a, b):  # channels in and out
@@ -81,11 +76,9 @@ class AttentionUNet(nn.Module):
 def component_encoder(
     resolution: tuple[int, int],  # Height and width
     latent_dim: int = 16,  # L
-    # Channels of convolutions with stride 2
-    widths: tuple[int, ...] = (32, 32, 64, 64),
+    widths: tuple[int, ...] = (32, 32, 64, 64),  # Channels of convolutions with stride 2
     hidden_dim: int = 256,  # Width of the layer behind them
-    # Image and log mask [B, 4, H, W] to mean and log of the std, [B, 2 L]
-) -> nn.Sequential:
+) -> nn.Sequential:  # Image and log mask [B, 4, H, W] to mean and log of the std, [B, 2 L]
     "The encoder of a region. Burgess et al. 2019, Supplement B.1."
     convs = (nn.Conv2d(a, b, 3, 2, padding=1) for a, b in zip((4, *widths), widths))
     size = math.prod(-(-n // 2 ** len(widths)) for n in resolution) * widths[-1]
@@ -106,9 +99,7 @@ class ComponentDecoder(nn.Module):
         super().__init__()
         self.resolution = tuple(resolution)
         widths = (latent_dim + 2, *[hidden_dim] * 4)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3) for a, b in zip(widths, widths[1:])
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in zip(widths, widths[1:]))
         self.to_rgba = nn.Conv2d(hidden_dim, 4, 1)
 
     def forward(
@@ -118,9 +109,7 @@ class ComponentDecoder(nn.Module):
         "Draw each component on its own."
         axes = [torch.linspace(-1, 1, n + 8).to(latents) for n in self.resolution]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # [2, H + 8, W + 8]
-        vectors = latents.flatten(0, 1)[..., None, None].expand(
-            -1, -1, *places.shape[1:]
-        )
+        vectors = latents.flatten(0, 1)[..., None, None].expand(-1, -1, *places.shape[1:])
         x = torch.cat([vectors, places.expand(len(vectors), -1, -1, -1)], dim=1)
         for conv in self.convs:
             x = conv(x).relu()
@@ -130,8 +119,7 @@ class ComponentDecoder(nn.Module):
 def mixture_log_likelihood(
     image: Tensor,  # [B, 3, H, W]
     colors: Tensor,  # Each component's image, [B, K, 3, H, W]
-    # log of each component's probability in each pixel, [B, K, H, W]
-    log_masks: Tensor,
+    log_masks: Tensor,  # log of each component's probability in each pixel, [B, K, H, W]
     sigma: Tensor,  # Standard deviation of each component's Gaussian, [K]
 ) -> Tensor:  # [B]: summed over the pixels
     "log of a mixture of Gaussians in each pixel. Burgess et al. 2019, Equation 3."
@@ -148,18 +136,14 @@ def divergences(
     log_masks: Tensor,  # Of the attention, [B, K, H, W]
     logits: Tensor,  # Of the decoder's masks, [B, K, H, W]
 ) -> tuple[Tensor, Tensor]:  # [B] each
-    """Kullback-Leibler divergences:
-    latents to a standard Gaussian, masks to the decoder's.
-    """
+    "Kullback-Leibler divergences: latents to a standard Gaussian, masks to the decoder's."
     latents = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std)  # Eq. (5)
     masks = log_masks.exp() * (log_masks - logits.log_softmax(1))  # Eq. (6)
     return latents.sum((1, 2)), masks.sum((1, 2, 3))
 
 # %% ../../nbs/relatives/02_monet.ipynb #e3f3cdd3
 class MONet(SceneModel):
-    """MONet: recurrent attention, and a VAE for each part.
-    Burgess et al. 2019, arXiv:1901.11390.
-    """
+    "MONet: recurrent attention, and a VAE for each part. Burgess et al. 2019, arXiv:1901.11390."
 
     task = "object_discovery"
     num_slots = 0  # K, which every object sets for itself
@@ -167,15 +151,12 @@ class MONet(SceneModel):
 
     def __init__(
         self,
-        # Image and log scope, [B, 4, H, W], to logits [B, 1, H, W]
-        attention: nn.Module,
-        # Image and log mask, [B, 4, H, W], to mean and log std, [B, 2 L]
-        encoder: nn.Module,
+        attention: nn.Module,  # Image and log scope, [B, 4, H, W], to logits [B, 1, H, W]
+        encoder: nn.Module,  # Image and log mask, [B, 4, H, W], to mean and log std, [B, 2 L]
         decoder: nn.Module,  # Latents [B, K, L] to color and mask logit [B, K, 4, H, W]
         num_slots: int = 4,  # K, unless a call says otherwise; `InputError` below 2
         latent_dim: int = 16,  # L
-        # Of the first component, of the others
-        sigma: tuple[float, float] = (0.18, 0.22),
+        sigma: tuple[float, float] = (0.18, 0.22),  # Of the first component, of the others
         beta: float = 0.5,  # Weight of the latents' divergence
         gamma: float = 0.5,  # Weight of the masks' divergence
     ):
@@ -192,9 +173,7 @@ class MONet(SceneModel):
         generator: torch.Generator | None = None,  # None takes PyTorch's global one
     ) -> Tensor:  # [B, K, L]
         "The noise of the latents."
-        K = check_int(
-            "num_slots", self.num_slots if num_slots is None else num_slots, minimum=2
-        )
+        K = check_int("num_slots", self.num_slots if num_slots is None else num_slots, minimum=2)
         like = next(self.parameters()).new_empty(batch_size, K, self.latent_dim)
         return like.normal_(generator=generator)
 
@@ -216,8 +195,7 @@ class MONet(SceneModel):
         num_iterations: int | None = None,  # None or 1: the steps are the slots
         generator: torch.Generator | None = None,  # Source of the noise
         return_attention: bool = False,  # Not used: the masks are the attention
-        # Mixed image, components, masks, means of the latents, loss
-    ) -> AutoEncoderOutput:
+    ) -> AutoEncoderOutput:  # Mixed image, components, masks, means of the latents, loss
         "Decompose images and reconstruct them."
         self.check_image(image)
         check_single_pass(num_iterations, "MONet has a step for each slot")
@@ -233,12 +211,10 @@ class MONet(SceneModel):
             log_scope = log_scope + F.logsigmoid(-logit)  # Eq. (1): log(s (1 - α))
         log_masks = torch.cat([*log_masks, log_scope], dim=1)  # [B, K, H, W]
         read = log_masks.clamp(min=self.lowest)[:, :, None]  # [B, K, 1, H, W]
-        x = torch.cat([image[:, None].expand(-1, K, -1, -1, -1), read], dim=2)
-        x = x.flatten(0, 1)
+        x = torch.cat([image[:, None].expand(-1, K, -1, -1, -1), read], dim=2).flatten(0, 1)
         mean, log_std = in_full(self.encoder(x)).unflatten(0, (-1, K)).chunk(2, dim=-1)
         latents = mean + log_std.exp() * noise  # Eq. (3)
-        # x̂ and m̂
-        colors, logits = in_full(self.decoder(latents)).split([3, 1], dim=2)
+        colors, logits = in_full(self.decoder(latents)).split([3, 1], dim=2)  # x̂ and m̂
         sigma = torch.tensor(self.sigma).to(colors)[[0, *[1] * (K - 1)]]
         likelihood = mixture_log_likelihood(image, colors, log_masks, sigma)
         of_latents, of_masks = divergences(mean, log_std, log_masks, logits.squeeze(2))
@@ -257,9 +233,7 @@ def monet(
     "MONet with the published sizes. Burgess et al. 2019, Supplement B."
     check_single_pass(num_iterations, "MONet has a step for each slot")
     decoder = ComponentDecoder(16, resolution)
-    return MONet(
-        AttentionUNet(resolution), component_encoder(resolution), decoder, num_slots
-    )
+    return MONet(AttentionUNet(resolution), component_encoder(resolution), decoder, num_slots)
 
 
 @register_model("monet_small", about="MONet, made small for CPUs")

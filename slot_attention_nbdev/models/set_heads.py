@@ -22,9 +22,7 @@ from .set_predictor import SetPredictorOutput
 
 # %% ../../nbs/relatives/05_sets.ipynb #0563be21
 class VectorEncoder(nn.Module):
-    """An image as one vector: a local encoder's tokens, two more convolutions,
-    and a linear layer.
-    """
+    "An image as one vector: a local encoder's tokens, two more convolutions, and a linear layer."
 
     def __init__(
         self,
@@ -49,19 +47,15 @@ class VectorEncoder(nn.Module):
         image: Tensor,  # [B, 3, H, W]
     ) -> Tensor:  # [B, C]
         "Encode images; a token's position is its place in the flattened grid."
-        # [B, N, D] -> [B, D, h, w]
-        tokens = self.tokens(image).mT.unflatten(2, self.grid)
+        tokens = self.tokens(image).mT.unflatten(2, self.grid)  # [B, N, D] -> [B, D, h, w]
         return self.linear(self.convs(tokens).flatten(1))
 
 
 def squash(
     raw: Tensor,  # Any numbers, [..., width]
     schema: ObjectSchema,  # What each of them means
-    # [..., width]: numbers and presence in (0, 1); the names of a property sum to one
-) -> Tensor:
-    """An object's vector from raw numbers:
-    sigmoids, and a softmax over the names of a property.
-    """
+) -> Tensor:  # [..., width]: numbers and presence in (0, 1); the names of a property sum to one
+    "An object's vector from raw numbers: sigmoids, and a softmax over the names of a property."
     if raw.shape[-1] != schema.width:
         raise InputError(
             f"raw: expected vectors of {schema.width} numbers, as {schema.name} has, "
@@ -70,9 +64,7 @@ def squash(
     parts = []
     for each in schema.properties:
         part = raw[..., schema.slices[each.name]]
-        parts.append(
-            part.softmax(-1) if isinstance(each, Categorical) else part.sigmoid()
-        )
+        parts.append(part.softmax(-1) if isinstance(each, Categorical) else part.sigmoid())
     return torch.cat([*parts, raw[..., -1:].sigmoid()], dim=-1)
 
 # %% ../../nbs/relatives/05_sets.ipynb #dc5a8d77
@@ -94,16 +86,13 @@ class VectorSetPredictor(SpriteLoss, SceneModel):
         self.resolution = tuple(resolution)
         self.num_slots = check_int("num_slots", num_slots)
         self.num_iterations = check_int("num_iterations", num_iterations)
-        self.encoder = VectorEncoder(
-            self.resolution, check_int("vector_dim", vector_dim)
-        )
+        self.encoder = VectorEncoder(self.resolution, check_int("vector_dim", vector_dim))
 
     def head(
         self,
         vector: Tensor,  # [B, C]
         num_iterations: int,  # T
-        # Raw numbers, [B, K, width], and those of every step, [B, T, K, width],
-        # if there are steps
+        # Raw numbers, [B, K, width], and those of every step, [B, T, K, width], if there are steps
     ) -> tuple[Tensor, Tensor | None]:
         "The objects that a vector means, as `squash` reads them."
         raise NotImplementedError
@@ -143,21 +132,17 @@ class VectorSetPredictor(SpriteLoss, SceneModel):
         vector = self.encoder(image)
         raw, steps = self.head(vector, check_int("num_iterations", steps))
         steps = None if steps is None else squash(steps, self.schema)
-        return SetPredictorOutput(
-            squash(raw, self.schema), raw, steps=steps, vector=vector
-        )
+        return SetPredictorOutput(squash(raw, self.schema), raw, steps=steps, vector=vector)
 
     def _check_num_slots(self, num_slots: int | None) -> None:
         if num_slots not in (None, self.num_slots):
             raise InputError(
-                f"num_slots: expected {self.num_slots}, got {num_slots!r}; "
-                "this head was built for one number of objects"
+                f"num_slots: expected {self.num_slots}, got {num_slots!r}; this head was built for "
+                "one number of objects"
             )
 
 
-@register_model(
-    "properties_mlp", about="A plain MLP from one vector to K sprites, in order"
-)
+@register_model("properties_mlp", about="A plain MLP from one vector to K sprites, in order")
 class MLPSetPredictor(VectorSetPredictor):
     "Image, one vector, and an MLP whose outputs are cut into K objects."
 
@@ -187,11 +172,9 @@ class MLPSetPredictor(VectorSetPredictor):
 
 # %% ../../nbs/relatives/05_sets.ipynb #f3a634e0
 class SetEncoder(nn.Module):
-    """A set as one vector: an MLP for each element,
-    then featurewise sort pooling (FSPool).
+    """A set as one vector: an MLP for each element, then featurewise sort pooling (FSPool).
 
-    Zhang et al. 2020, arXiv:1906.02795;
-    for one size of sets, so that each rank has its own weight.
+    Zhang et al. 2020, arXiv:1906.02795; for one size of sets, so that each rank has its own weight.
     """
 
     def __init__(
@@ -220,9 +203,7 @@ class SetEncoder(nn.Module):
         elements: Tensor,  # [B, K, width]
     ) -> Tensor:  # [B, C], the same in whatever order the elements come
         "Encode sets; an element that is not there counts as a row of zeros."
-        check_shape(
-            "elements", elements, "B K width", K=self.num_elements, width=self.width
-        )
+        check_shape("elements", elements, "B K width", K=self.num_elements, width=self.width)
         presence = elements[..., -1:]
         there = torch.cat([elements[..., :-1] * presence, presence], dim=-1)
         features = self.mlp(there) / self.num_elements  # [B, K, C]
@@ -254,29 +235,24 @@ def descend(
     """Gradient descent on a set, until its encoding is the vector.
 
     Each step can be differentiated once more, with gradients recorded or not: under
-    `torch.no_grad` it descends all the same. Zhang et al. 2019, arXiv:1906.06565,
-    Algorithm 1.
+    `torch.no_grad` it descends all the same. Zhang et al. 2019, arXiv:1906.06565, Algorithm 1.
     """
     check_int("num_steps", num_steps)
     if not learning_rate > 0:
         raise InputError(f"learning_rate: expected a number > 0, got {learning_rate!r}")
     read = read or (lambda raw: raw)
-    # one image's error does not depend on another's set:
-    # the sum's gradient is that of each
+    # one image's error does not depend on another's set: the sum's gradient is that of each
     error = lambda raw: representation_error(encoder, read(raw), vector).sum()
     steps = [start]
     for _ in range(num_steps):
-        # Eq. (4)
-        steps.append(steps[-1] - learning_rate * torch.func.grad(error)(steps[-1]))
+        steps.append(steps[-1] - learning_rate * torch.func.grad(error)(steps[-1]))  # Eq. (4)
     return torch.stack(steps[1:], dim=1)
 
 # %% ../../nbs/relatives/05_sets.ipynb #ebe01783
 REPRESENTATION_WEIGHT = 0.1  # λ of the loss
 
 
-@register_model(
-    "properties_dspn", about="Sprites by gradient descent on a set (DSPN, 2019)"
-)
+@register_model("properties_dspn", about="Sprites by gradient descent on a set (DSPN, 2019)")
 class DSPNSetPredictor(VectorSetPredictor):
     """Image, one vector, and the set whose encoding is that vector.
 
@@ -301,17 +277,14 @@ class DSPNSetPredictor(VectorSetPredictor):
         self,
         vector: Tensor,  # [B, C]
         num_iterations: int,  # T
-        # Raw numbers after the last step, [B, K, width], and after each,
-        # [B, T, K, width]
+        # Raw numbers after the last step, [B, K, width], and after each, [B, T, K, width]
     ) -> tuple[Tensor, Tensor]:
         "Descend from the learned set; never in half precision, since steps add up."
         start = self.start.expand(len(vector), -1, -1)
         with torch.autocast(vector.device.type, enabled=False):
             read = lambda raw: squash(raw, self.schema)
             eta = self.inner_learning_rate
-            steps = descend(
-                self.set_encoder, vector.float(), start, num_iterations, eta, read
-            )
+            steps = descend(self.set_encoder, vector.float(), start, num_iterations, eta, read)
         return steps[:, -1], steps
 
     def output_loss(
@@ -319,13 +292,9 @@ class DSPNSetPredictor(VectorSetPredictor):
         output: SetPredictorOutput,  # With steps and vector
         targets: Tensor,  # [B, K, width]
     ) -> Tensor:  # A scalar
-        """The matched loss, mean over the steps,
-        and the representation error of the true set.
-        """
+        "The matched loss, mean over the steps, and the representation error of the true set."
         T = output.steps.shape[1]
         # [B, T, K, width] -> [B * T, K, width]
-        matched = self.loss(
-            output.steps.flatten(0, 1), targets.repeat_interleave(T, dim=0)
-        )
+        matched = self.loss(output.steps.flatten(0, 1), targets.repeat_interleave(T, dim=0))
         known = representation_error(self.set_encoder, targets, output.vector).mean()
         return matched + REPRESENTATION_WEIGHT * known  # Eq. (5)

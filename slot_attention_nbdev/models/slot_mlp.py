@@ -27,17 +27,14 @@ def check_single_pass(
 ) -> None:
     "Refuse T other than 1, with an `InputError`: for models that iterate nothing."
     if num_iterations not in (None, 1):
-        raise InputError(
-            f"num_iterations: expected 1, since {reason}, got {num_iterations!r}"
-        )
+        raise InputError(f"num_iterations: expected 1, since {reason}, got {num_iterations!r}")
 
 
 class SlotMLP(SceneModel):
-    """One MLP from the whole feature map to all slots:
-    the paper's baseline without attention.
+    """One MLP from the whole feature map to all slots: the paper's baseline without attention.
 
-    Another K than the model's own, or T other than 1, is an `InputError`.
-    Locatello et al. 2020, Section 4.1, arXiv:2006.15055.
+    Another K than the model's own, or T other than 1, is an `InputError`. Locatello et al. 2020,
+    Section 4.1, arXiv:2006.15055.
     """
 
     task = "object_discovery"
@@ -46,8 +43,7 @@ class SlotMLP(SceneModel):
     def __init__(
         self,
         encoder: nn.Module,  # Images [B, 3, H, W] to tokens [B, N, C]; has `features`
-        # Slots to color and mask logit [B, K, 4, H, W]; has `resolution`
-        decoder: nn.Module,
+        decoder: nn.Module,  # Slots to color and mask logit [B, K, 4, H, W]; has `resolution`
         num_slots: int,  # K, for good
         hidden_dim: int = 512,  # Width of both hidden layers
         pooled: int = 8,  # P: rows and columns of the map that the MLP reads
@@ -77,9 +73,8 @@ class SlotMLP(SceneModel):
         "Refuse another K than the model's own, with an `InputError`."
         if num_slots not in (None, self.num_slots):
             raise InputError(
-                f"num_slots: expected {self.num_slots}, "
-                "since the last layer of a Slot MLP has weights for so many slots, "
-                f"got {num_slots!r}"
+                f"num_slots: expected {self.num_slots}, since the last layer of a Slot MLP has "
+                f"weights for so many slots, got {num_slots!r}"
             )
 
     def initial_noise(
@@ -127,19 +122,14 @@ class SlotMLP(SceneModel):
         return AutoEncoderOutput(*mix_slots(self.decoder(slots)), slots)
 
 # %% ../../nbs/relatives/01_slot_mlp.ipynb #2fe0908c
-@register_model(
-    "slot_mlp", about="The paper's baseline: an MLP in the place of Slot Attention"
-)
+@register_model("slot_mlp", about="The paper's baseline: an MLP in the place of Slot Attention")
 def slot_mlp(
-    # Height and width; from 96 up in steps of 16
-    resolution: tuple[int, int] = (35, 35),
+    resolution: tuple[int, int] = (35, 35),  # Height and width; from 96 up in steps of 16
     num_slots: int = 4,  # K
     num_iterations: int = 1,  # T: 1, since nothing is iterated
 ) -> SlotMLP:  # With the encoder and the decoder of `paper_autoencoder`
     "The paper's encoder and decoder with an MLP between them."
-    return _replace_attention(
-        paper_autoencoder(resolution, num_slots), num_iterations, 512
-    )
+    return _replace_attention(paper_autoencoder(resolution, num_slots), num_iterations, 512)
 
 
 @register_model("slot_mlp_small", about="The baseline with an MLP, made small")
@@ -149,9 +139,7 @@ def small_slot_mlp(
     num_iterations: int = 1,  # T: 1, since nothing is iterated
 ) -> SlotMLP:  # With the encoder and the decoder of `small_autoencoder`
     "A small Slot MLP for experiments on a CPU; ours, not the paper's."
-    return _replace_attention(
-        small_autoencoder(resolution, num_slots), num_iterations, 256
-    )
+    return _replace_attention(small_autoencoder(resolution, num_slots), num_iterations, 256)
 
 
 def _replace_attention(model, num_iterations, hidden_dim):

@@ -15,9 +15,7 @@ from ..core import InputError, check_int, check_shape
 def squash(
     vectors: Tensor,  # [..., D]
 ) -> Tensor:  # [..., D], of length 0 to 1
-    """Vectors of the same direction, shortened to less than one
-    (Sabour et al. 2017, Eq. 1).
-    """
+    "Vectors of the same direction, shortened to less than one (Sabour et al. 2017, Eq. 1)."
     length = vectors.norm(dim=-1, keepdim=True)
     return vectors * (length / (1 + length.square()))  # Eq. (3)
 
@@ -58,11 +56,9 @@ class Capsules(nn.Module):
         self,
         inputs: Tensor,  # Tokens, [B, N, input_dim]
         *,
-        # First routing logits, [B, N, K] or [B, 1, K]; None: zeros
-        priors: Tensor | None = None,
+        priors: Tensor | None = None,  # First routing logits, [B, N, K] or [B, 1, K]; None: zeros
         return_attention: bool = False,  # Also return the coupling of every iteration
-        # Capsules, [B, K, D]; on request coupling, [B, T, N, K]
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:  # Capsules, [B, K, D]; on request coupling, [B, T, N, K]
         "Let K capsules compete for N tokens, T times over."
         predictions = self.predict(inputs)  # [B, N, K, D]
         K = predictions.shape[2]
@@ -75,6 +71,4 @@ class Capsules(nn.Module):
             capsules = squash((coupling[..., None] * predictions).sum(dim=1))  # Eq. (3)
             logits = logits + (predictions * capsules[:, None]).sum(dim=-1)  # Eq. (4)
             attention.append(coupling)
-        return (
-            (capsules, torch.stack(attention, dim=1)) if return_attention else capsules
-        )
+        return (capsules, torch.stack(attention, dim=1)) if return_attention else capsules

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 ipywidgets = pytest.importorskip("ipywidgets")
-pytest.importorskip("anywidget")
 
 from slot_attention_nbdev.apps import live
 from slot_attention_nbdev.apps import live_scenes
