@@ -465,7 +465,8 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--no-browser --port={port} --LabApp.expose_app_in_browser=True"
-    make = ["make", "--dry-run", "lab", f"BIN={program.parent}", f"LABFLAGS={flags}"]
+    make = f"make --no-print-directory --dry-run lab BIN={program.parent}".split()
+    make.append(f"LABFLAGS={flags}")
     said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = ["env", *shlex.split(said.splitlines()[-1])]
     environment = {
