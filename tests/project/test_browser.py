@@ -554,7 +554,7 @@ SOURCE = "e => e.querySelector('.widget-html img, .widget-image')?.src"
 @contextlib.contextmanager
 def opened_lab(browser, lab):
     "JupyterLab in a tab of its own, as `make lab` opens it."
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, has_touch=True)
     tab = context.new_page()
     tab.goto(f"{lab[1]}&reset")
     tab.wait_for_function("() => window.jupyterapp", timeout=60_000)
