@@ -35,7 +35,12 @@ from slot_attention_nbdev.apps.report import (
     is_far_below_best,
 )
 from slot_attention_nbdev.core import atomic_write
-from slot_attention_nbdev.metrics.controls import average_controls, control_name, control_rows
+from slot_attention_nbdev.metrics.controls import (
+    CONTROL_METRICS,
+    average_controls,
+    control_name,
+    format_scores,
+)
 from slot_attention_nbdev.models.base import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,29 +105,47 @@ def finals_of(group: list[RunSummary]) -> list[dict]:
 
 def control_summary(keys: list[str], groups: list[list[RunSummary]]) -> list[tuple[str, ...]]:
     "The untrained model of each experiment, and the rules on each set of scenes."
-    rows = {}
+    rows, untrained = {}, {}
     for group in groups:
         for control, scores in average_controls(finals_of(group)).items():
-            name = f"*control:* {control_name(control, scores)}"
-            seeds = "–"
-            if control == "untrained":
-                name += f", {name_of(group, groups)}"
-                seeds = str(len(finals_of(group)))
             cells = tuple(format_number(scores.get(key)) for key in keys)
-            # the rules are the same for every experiment on the same scenes
-            rows.setdefault((name, cells), (name, seeds, "–", *cells))
+            if control == "untrained":
+                recipe = group[0].record["recipe"]["name"]
+                untrained.setdefault(recipe, []).append((group, cells))
+            else:  # the same for every experiment on the same scenes
+                name = f"*control:* {control_name(control, scores)}"
+                rows.setdefault((name, cells), (name, "–", "–", *cells))
+    for recipe, found in untrained.items():
+        alike = len({cells for _, cells in found}) == 1  # one row for all settings
+        for group, cells in found[:1] if alike else found:
+            name = f"`{recipe}`" if alike else name_of(group, groups)
+            seeds = str(len(finals_of(group)))
+            rows[name, cells] = (f"*control:* untrained model, {name}", seeds, "–", *cells)
     measured = lambda row: any(cell != "–" for cell in row[3:])
     return sorted(filter(measured, rows.values()), key=lambda row: "untrained" not in row[0])
 
 
-def attention_rows(groups: list[list[RunSummary]]) -> list[tuple[str, ...]]:
+def attention_section(runs: list[RunSummary]) -> list[str]:
     "The attention of set predictors as segments, beside its controls."
+    rows, groups = {}, group_seeds(runs)
     for group in groups:
         controls = average_controls(finals_of(group))
-        if "attention" in controls:
-            header, *rows = control_rows({"controls": controls})
-            return [(f"segments, {name_of(group, groups)}", *header[1:]), *rows]
-    return []
+        for control, scores in controls.items() if "attention" in controls else ():
+            name, cells = control_name(control, scores), tuple(format_scores(scores))
+            if control == "attention":
+                name += f", {name_of(group, groups)}"
+            # the untrained model and the rules are the same for every setting
+            order = ["attention", "untrained"].index(control) if "rule" not in scores else 2
+            rows.setdefault((name, cells), (order, name, *cells))
+    if not rows:
+        return []
+    header = ("segments", *(METRIC_NAMES[key] for key in CONTROL_METRICS))
+    return [
+        "The attention of the last iteration, taken as masks, beside its controls:",
+        "",
+        markdown_table([header, *(row[1:] for row in sorted(rows.values()))]),
+        "",
+    ]
 
 
 def summary_rows(about: dict, runs: list[RunSummary]) -> list[tuple[str, ...]]:
@@ -209,14 +232,7 @@ def task(about: dict, runs: list[RunSummary], notes: dict[str, str]) -> list[str
             f"{about['source']}; given there in per cent.*",
             "",
         ]
-    attention = attention_rows(group_seeds(runs))
-    if attention:
-        text += [
-            "The attention of the last iteration, taken as masks, beside its controls:",
-            "",
-            markdown_table(attention),
-            "",
-        ]
+    text += attention_section(runs)
     waiting = waiting_lines(about, runs, notes)
     if waiting:
         text += ["**Not run yet:**", "", *waiting, ""]
@@ -225,17 +241,23 @@ def task(about: dict, runs: list[RunSummary], notes: dict[str, str]) -> list[str
     return text
 
 
-def study_rows(runs: list[RunSummary], folder: str) -> list[tuple[str, ...]]:
+def study_rows(about: dict, runs: list[RunSummary]) -> list[tuple[str, ...]]:
     "The experiments of a study whose records are those of runs, best first, and their controls."
-    keys = ("fg_ari", "ari", "miou", "mse", "background_split")
+    keys = about.get("metrics", ("fg_ari", "ari", "miou", "mse", "background_split"))
     names = {**METRIC_NAMES, "background_split": "slots that share the background"}
-    rows = [("setting", "seeds", "time of a run", *(names[key] for key in keys))]
-    score = lambda group: sum(run.metrics.get("fg_ari") or 0 for run in group) / len(group)
-    for group in sorted(group_seeds(runs), key=score, reverse=True):
+    rows = [("setting", "seeds", "time of a run", *(names.get(key, key) for key in keys))]
+    score = lambda group: sum(run.metrics.get(keys[0]) or 0 for run in group) / len(group)
+    groups = group_seeds(runs)
+    # a recipe of its own says what it is about, one with other settings what its record is called
+    recipes = [group[0].record["recipe"]["name"] for group in groups]
+    for group in sorted(groups, key=score, reverse=True):
         recipe = group[0].record["recipe"]
+        setting = name_of(group, groups)
+        if recipes.count(recipe["name"]) == 1:
+            setting = f"{recipe.get('about', '')} ({setting})"
         records = [run.record for run in group if run.record.get("final")]
         cells = (
-            f"{recipe.get('about', '')} (`{recipe['name']}`)",
+            setting,
             count_seeds(group, judge=False),
             format_duration(sum(record["seconds"] for record in records) / max(1, len(records))),
             *(format_mean_std([record["final"].get(key) for record in records]) for key in keys),
@@ -243,10 +265,10 @@ def study_rows(runs: list[RunSummary], folder: str) -> list[tuple[str, ...]]:
         rows.append(cells)
     file = RESULTS / "controls.json"
     controls = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for control, scores in controls.get(folder, {}).items():
+    for control, scores in controls.get(about["folder"], {}).items():
         cells = (format_number(scores.get(key)) for key in keys)
         rows.append((f"*control:* {control_name(control, scores)}", "–", "–", *cells))
-    return rows + control_summary(keys, group_seeds(runs))  # where each run measured its own
+    return rows + control_summary(keys, groups)  # where each run measured its own
 
 
 def file_rows(files: list[Path]) -> list[tuple[str, ...]]:
@@ -284,12 +306,13 @@ def study(about: dict, runs: list[RunSummary]) -> list[str]:
         return [opening, "", NOT_RUN + ".", ""]
     if not runs:
         return [opening, "", markdown_table(file_rows(files)), ""]
+    masks = attention_section(runs)
     commits = sorted({short(run.record["commit"]) for run in runs})
     where = f"*Commit {', '.join(commits)}; {hardware_of(runs[0].record)}."
     own = any((run.record.get("final") or {}).get("controls") for run in runs)
     where += " A dash: these runs did not record it."
     where += "*" if own else " Controls: `controls.json`.*"
-    return [opening, "", markdown_table(study_rows(runs, about["folder"])), "", where, ""]
+    return [opening, "", markdown_table(study_rows(about, runs)), "", *masks, where, ""]
 
 
 def value_at(record, path: str):

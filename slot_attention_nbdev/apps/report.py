@@ -240,7 +240,8 @@ def settings_of(
 ) -> dict[str, str | int | float]:  # By name
     """The settings that define an experiment, without description, seed and hardware.
 
-    A setting that did not exist when the run was made has its default.
+    A setting that did not exist when the run was made has its default; a budget of the command
+    line counts as one.
     """
     from slot_attention_nbdev.core import InputError
     from slot_attention_nbdev.train.recipes import from_dict, run_fingerprint
@@ -248,6 +249,8 @@ def settings_of(
     settings = run.record["recipe"]
     with suppress(InputError, TypeError):  # not one of our recipes, or one of a later version
         settings = run_fingerprint(from_dict(settings), 0)
+    if run.record.get("budget"):
+        settings = settings | {"budget": run.record["budget"]}
     return {key: value for key, value in settings.items() if key not in ("about", "seed")}
 
 
