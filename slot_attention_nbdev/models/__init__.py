@@ -1,6 +1,7 @@
 """Every model of the package: importing them fills the table of `models.base`."""
 
 from . import (  # noqa: F401
+    after,
     autoencoder,
     framed,
     framed_sets,

@@ -26,13 +26,6 @@ from slot_attention_nbdev.nn.slot_attention import SlotAttention
 BUILDERS = {"paper": lambda: paper_autoencoder((35, 35), 4), "small": small_autoencoder}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.fixture(params=BUILDERS)
 def model(request):
     return BUILDERS[request.param]()

@@ -483,3 +483,18 @@ def test_the_lines_on_a_published_card_run(hub):
     scope = {}
     exec(snippet(hub.files["somebody/slots"]["README.md"].decode()), scope)
     assert scope["model"].origin["name"] == "somebody/slots"
+
+
+def test_the_package_knows_each_of_its_models():
+    "Whoever names one on the command line has imported no module by hand."
+    program = """
+import importlib, pkgutil
+from slot_attention_nbdev import models
+from slot_attention_nbdev.models.base import MODELS
+known = set(MODELS)
+for module in pkgutil.iter_modules(models.__path__):
+    importlib.import_module(f"{models.__name__}.{module.name}")
+print(sorted(set(MODELS) - known))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -23,13 +23,6 @@ from slot_attention_nbdev.train.recipes import build_model, get_recipe
 from slot_attention_nbdev.train.tasks import evaluate
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def images(batch_size, height=7, width=6, dtype=torch.float32):
     size = (batch_size, 3, height, width)
     return torch.rand(size, generator=generator(0, "images"), dtype=dtype) * 2 - 1

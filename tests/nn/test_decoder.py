@@ -15,13 +15,6 @@ from slot_attention_nbdev.nn.decoder import (
 from slot_attention_nbdev.nn.encoder import same_pad
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel_size", [3, 4, 5, 6])
 def test_transposed_convolution_is_the_transpose(kernel_size, stride):

@@ -16,13 +16,6 @@ from slot_attention_nbdev.nn.encoder import (
 )
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def images(batch_size, height=35, width=35, dtype=torch.float32):
     return (
         torch.rand(batch_size, 3, height, width, generator=generator(0, "images"), dtype=dtype) * 2
