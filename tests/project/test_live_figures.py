@@ -1,5 +1,6 @@
 """The figures that answer in the page: their numbers against PyTorch's, and moved in a browser."""
 
+import base64
 import gzip
 import os
 import re
@@ -453,13 +454,31 @@ def test_figures_answer_at_once(browser, site_address, name):
         assert min(times) < 50, times
 
 
+def weight(site: Path, page: Path) -> int:
+    "Bytes, compressed, of a page, its scripts, style and pictures; no fonts and no search."
+    text = page.read_text(encoding="utf-8")
+    names = re.findall(r'(?:src|href)="([^":]*\.(?:js|css|svg|png))(?:\?[^"]*)?"', text)
+    files = {page, *((page.parent / name).resolve() for name in names)}
+    if "live/board.js" in text:
+        files.add(site / "live" / "weights.js")
+    data = [(file.suffix, file.read_bytes()) for file in files]
+    return sum(len(each if suffix == ".png" else gzip.compress(each)) for suffix, each in data)
+
+
 def test_pages_with_figures_stay_light(site):
-    "At most 400 KB, compressed, of a page, its scripts and its style; no fonts and no search."
-    for page in sorted(set(PAGES.values())):
-        path = site / f"{page}.html"
-        text = path.read_text(encoding="utf-8")
-        names = re.findall(r'(?:src|href)="([^"]*\.(?:js|css|svg))(?:\?[^"]*)?"', text)
-        files = [path, *(path.parent / name for name in names)]
-        if "live/board.js" in text:
-            files.append(site / "live" / "weights.js")
-        assert sum(len(gzip.compress(file.read_bytes())) for file in files) < 400_000, page
+    "At most 400 KB of each page of the course, and of each with a live figure."
+    pages = {*(site / "course").glob("*.html"), *(site / f"{page}.html" for page in PAGES.values())}
+    assert len(pages) > 15
+    weights = {page.stem: weight(site, page) for page in pages}
+    assert {page: bytes for page, bytes in weights.items() if bytes > 400_000} == {}
+
+
+def test_a_heavy_page_is_found(tmp_path):
+    page, picture = tmp_path / "page.html", os.urandom(300_000)
+    (tmp_path / "a.png").write_bytes(picture)
+    (tmp_path / "b.js").write_text("x = 1;" * 100_000)
+    page.write_text('<img src="a.png"><script src="b.js?v=1"></script><script src="b.js"></script>')
+    assert 300_000 < weight(tmp_path, page) < 310_000
+    inside = base64.b64encode(picture).decode()
+    page.write_text(f'<img src="a.png"><img src="data:image/png;base64,{inside}">')
+    assert weight(tmp_path, page) > 600_000
