@@ -185,9 +185,15 @@ def test_a_notebook_outside_the_course_needs_no_exercises(tmp_path):
     assert faults(tmp_path, GOOD[:5], solved=None, name="course/01_good") != []
 
 
-def test_slow_notebooks_are_found():
-    timings = "Success.\n01_a.ipynb: 21 secs\n02_b.ipynb: 20 secs\n"
-    assert checker.too_slow(timings) == ["01_a.ipynb"]
+def test_slow_notebooks_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(checker, "NBS", tmp_path)
+    said = "**Time:** 9 minutes to read, {} seconds to run."
+    for name, seconds in (("03_c", 5), ("04_d", 5), ("05_e", 15)):
+        write(tmp_path / "course" / f"{name}.ipynb", [("markdown", said.format(seconds))])
+    took = {"01_a": 21, "02_b": 20, "03_c": 11, "04_d": 10, "05_e": 21}
+    timings = "".join(f"{name}.ipynb: {seconds} secs\n" for name, seconds in took.items())
+    found = checker.too_slow(f"Success.\n{timings}")
+    assert found == ["01_a.ipynb", "03_c.ipynb", "05_e.ipynb"]
 
 
 @pytest.mark.parametrize("name", ["17_live", "18_live_scenes"])
