@@ -284,7 +284,7 @@ def add_evaluate_arguments(
         "--data",
         required=True,
         metavar="DATA",
-        help="a data set that `data` can draw, a pack (.npz), TFRecords, or a folder",
+        help="a data set that `data` can draw, a file (.npz), TFRecords, or a folder",
     )
     parser.add_argument(
         "--n", type=int, default=320, metavar="N", help="scenes at most (default: 320)"
@@ -308,8 +308,8 @@ def evaluate_command(
 
     examples:
       slot-attention evaluate runs/demo --data tetrominoes --controls
-      slot-attention evaluate model.safetensors --data pack.npz --n 1000 --json
-      slot-attention evaluate runs/demo --data pack.npz --num-slots 2-7
+      slot-attention evaluate model.safetensors --data scenes.npz --n 1000 --json
+      slot-attention evaluate runs/demo --data scenes.npz --num-slots 2-7
     """
     from slot_attention_nbdev.data.sources import evaluation_scenes, parse_data_spec
     from slot_attention_nbdev.apps.predict import warn_of_foreign
@@ -359,7 +359,7 @@ def add_data_arguments(
     parser.add_argument(
         "--n", type=int, default=16, metavar="N", help="number of scenes (default: 16)"
     )
-    out_help = "SHEET.png, PACK.npz, or a folder for an image and a mask of each scene"
+    out_help = "SHEET.png, FILE.npz, or a folder for an image and a mask of each scene"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out_help)
     parser.add_argument(
         "--card",
@@ -375,7 +375,7 @@ def add_data_arguments(
 def data_command(
     arguments: argparse.Namespace,  # `name`, `n`, `out`, `seed`, `denoise`, `card`
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Draw scenes: a contact sheet (.png), a pack (.npz) or single images; or describe a data set.
+    """Draw scenes: a contact sheet (.png), a file (.npz) or single images; or describe a data set.
 
     examples:
       slot-attention data tetrominoes --n 16 --out scenes/
@@ -393,8 +393,8 @@ def data_command(
     used = out is not None and out.is_dir() and any(out.iterdir())
     if out is None or used or out.suffix not in (".png", ".npz", ""):
         raise InputError(
-            "out: expected a name that ends in .png (a sheet) or .npz (a pack), or a folder for "
-            f"single images, got {str(out)!r}" + ", which is not empty" * used
+            "out: expected a name that ends in .png (a sheet) or .npz (a dataset file), or a folder"
+            f" for single images, got {str(out)!r}" + ", which is not empty" * used
         )
     spec = generated_set(name, arguments.denoise)
     n = check_int("n", arguments.n, maximum=512 if out.suffix == ".png" else None)
@@ -412,13 +412,13 @@ def add_convert_arguments(
     parser: argparse.ArgumentParser,  # Of the command `convert`
 ) -> None:
     "Add the arguments of `slot-attention convert`."
-    data_help = "TFRecords (* for several), CLEVR v1.0, a folder of images, a pack, a set's name, "
+    data_help = "TFRecords (* for several), CLEVR v1.0, a folder of images, .npz, a set's name, "
     data_help += "or NAME:PATH"
     split_help = "which split, where there are some (default: the one for training)"
     size_help = "scale to N x N (default: as it is; folders and CLEVR: 128)"
     parser.add_argument("data", metavar="DATA", help=data_help)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="PACK", help="the pack to write, NAME.npz"
+        "--out", type=Path, required=True, metavar="FILE", help="the file to write, NAME.npz"
     )
     parser.add_argument("--split", metavar="NAME", help=split_help)
     parser.add_argument("--n", type=int, metavar="N", help="only the first N scenes")
@@ -435,7 +435,7 @@ def convert_command(
     # `data`, `out`, `split`, `n`, `resolution`, `fit`, `skip_errors`
     arguments: argparse.Namespace,
 ) -> tuple[dict, str]:  # For a program, for a reader
-    """Turn any data into a pack (.npz), once; start it again to go on after an interruption.
+    """Turn any data into one .npz file, once; start it again to go on after an interruption.
 
     examples:
       slot-attention convert clevr6:clevr_with_masks_train.tfrecords --out clevr6.npz

@@ -243,19 +243,19 @@ def plot_attention(
 # %% ../nbs/library/04_figures.ipynb #b7c0f4a2
 def plot_frames(
     image: Tensor,  # The image in [-1, 1], [3, H, W]
-    frames: Frames,  # Of its slots, before each look and after the last, [looks + 1, K, 2]
-    attention: Tensor,  # Of each look, [looks, N, K]
+    frames: Frames,  # Of its slots, before each attention and after the last, [steps + 1, K, 2]
+    attention: Tensor,  # Of each of the steps, [steps, N, K]
     grid: tuple[int, int],  # Rows and columns of the tokens
-) -> Figure:  # A column for each look: the frames before it, and the winners of its attention
+) -> Figure:  # A column for each attention: the frames before it, and its winners
     "Draw how the frames of slots move over the iterations."
     check_shape("image", image, "C H W", C=3)
-    size = check_shape("attention", attention, "looks N K", N=math.prod(grid))
-    looks = size["looks"]
-    check_shape("frames.position", frames.position, "looks K axes", looks=looks + 1, K=size["K"])
+    size = check_shape("attention", attention, "steps N K", N=math.prod(grid))
+    steps = size["steps"]
+    check_shape("frames.position", frames.position, "steps K axes", steps=steps + 1, K=size["K"])
     last = torch.tensor(image.shape[1:]) - 1  # row and column of the last pixel
     picture = to_uint8(image[None])[0].cpu()
-    figure = Figure(figsize=(1.35 * looks, 3.0), dpi=110, layout="constrained")
-    for t, (above, below) in enumerate(figure.subplots(2, looks, squeeze=False).T):
+    figure = Figure(figsize=(1.35 * steps, 3.0), dpi=110, layout="constrained")
+    for t, (above, below) in enumerate(figure.subplots(2, steps, squeeze=False).T):
         above.imshow(picture, interpolation="nearest")
         above.set(title=f"t = {t}", xlim=(-4, last[1] + 4), ylim=(last[0] + 4, -4))
         center = (frames.position[t].cpu() + 1) / 2 * last  # [K, 2], in pixels
@@ -272,7 +272,7 @@ def plot_frames(
             axes.set(xticks=[], yticks=[])
             axes.set_facecolor("#222222")
     figure.axes[0].set_ylabel("frames", fontsize=9)
-    figure.axes[looks].set_ylabel("attention", fontsize=9)
+    figure.axes[steps].set_ylabel("attention", fontsize=9)
     return figure
 
 # %% ../nbs/library/04_figures.ipynb #9925894f

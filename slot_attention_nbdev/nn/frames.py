@@ -285,7 +285,7 @@ class FramedSlotAttention(SlotAttention):
         return_attention: bool = False,  # Also return every attention, [B, T + 1, N, K]
         return_frames: bool = False,  # Also return all frames, [B, T + 2, K, 2]
     ) -> Tensor | tuple:  # Slots with frames, [B, K, D + 4]; on request attention, then frames
-        "Algorithm 1 with frames, and a last look after the T updates, from which the frames come."
+        "Algorithm 1 with frames, and one more attention after the T updates, for the last frames."
         B, T = _check_call(self, inputs, None, None, num_iterations, None)
         check_shape("inputs", inputs, "B N D", N=self.grid[0] * self.grid[1])
         if frames is not None:
@@ -304,7 +304,7 @@ class FramedSlotAttention(SlotAttention):
         )
         with full_precision:
             vectors, attention = self.iterate(self.attend, tokens, vectors, T)  # lines 4 to 10
-            _, attn = self.attend(tokens, self.norm_slots(vectors))  # one last look
+            _, attn = self.attend(tokens, self.norm_slots(vectors))  # once more
             last = tokens.frames[-1]
             vectors = self.read_shape(vectors, attn, last)
         found = [torch.cat([vectors, *(part.to(vectors.dtype) for part in last)], dim=-1)]

@@ -30,6 +30,19 @@ PARTS = 4
 SLOW_PARTS = [pytest.param(part, marks=pytest.mark.slow) for part in range(PARTS)]
 
 
+@pytest.mark.parametrize("solutions", [pytest.param(p, id=p.stem) for p in SOLUTIONS])
+def test_solutions_have_the_title_of_their_lesson(solutions):
+    lesson = exercises_of(solutions)
+    titles = [json.loads(p.read_text())["cells"][0]["source"] for p in (solutions, lesson)]
+    found, title = ("".join(lines).splitlines() for lines in titles)
+    link = f"[{lesson.stem[3:]}](../../{lesson.parent.name}/{lesson.name})"
+    assert found == [
+        title[0].replace("# ", "# Solutions: ", 1),
+        "",
+        f"> The exercises of {link}, solved",
+    ]
+
+
 @pytest.mark.parametrize("part", ["fast", *SLOW_PARTS])
 def test_checks_refuse_the_unsolved_and_accept_the_solution(part):
     if part == "fast":
