@@ -50,7 +50,7 @@ def objects_in(
 def frames(
     clip: dict[str, Tensor],  # A scene whose tensors have the time in front
 ) -> Iterator[dict[str, Tensor]]:  # A scene for each time
-    "Take a clip apart; each picture has its own memory, so that one can outlive the others."
+    "Take a clip apart; each image has its own memory, so that one can outlive the others."
     for time in range(len(clip["image"])):
         yield {name: value[time].clone() for name, value in clip.items()}
 
