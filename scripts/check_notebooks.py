@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from project import NBS, all_notebooks, solutions_of
+from project import NBS, all_notebooks, solutions_of, with_titles
 
 MAX_KB, MAX_IMAGE_KB, MAX_SECONDS = 1000, 300, 20
 MIN_SHARPNESS = 1.5  # pixels of a picture for each of the page, in a row
@@ -269,8 +269,11 @@ def exercises(nb: Notebook) -> Iterator[Fault]:
 
 
 def links(nb: Notebook) -> Iterator[Fault]:
-    "Links to other files of the project lead somewhere."
+    "Links to other files of the project lead somewhere; those to notebooks bear their titles."
     for cell in nb.text:
+        for link in re.findall(r"\[\w+\]\([^)]+\)", cell.source):
+            if with_titles(link, nb.path) != link:
+                yield cell.index, "link", f"a file's name in place of its title: {link}"
         for target in re.findall(r"\]\(([^)#\s]+)", cell.source):
             if not re.match(r"\w+:", target) and not (nb.path.parent / target).exists():
                 yield cell.index, "link", f"no such file: {target}"

@@ -141,9 +141,6 @@ def prepare_notebook(path: Path, target: Path) -> None:
         hide_,
     ]
     processor = NBProcessor(path, procs=procs)
-    for cell in processor.nb.cells:
-        if cell.cell_type == "markdown":
-            cell.source = project.with_titles(cell.source, path)
     processor.process()
     module = module_of(path)
     cells = []

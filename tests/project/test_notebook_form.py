@@ -110,6 +110,7 @@ PLANTED = {
     "an exercise without a check": ("exercises", swap('check_exercise("2"', 'print("2"')),
     "a check without an exercise": ("exercises", add(CHECK.format("1.4"))),
     "broken link": ("link", add("[x](99_nowhere.ipynb)", "markdown")),
+    "a file's name as a link": ("link", add("[good](01_good.ipynb)", "markdown")),
 }
 
 
