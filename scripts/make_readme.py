@@ -31,10 +31,11 @@ def readme() -> str:
     for cell in json.loads(index.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            source = project.with_titles(source, index)
             source = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", source)
             source = source.replace("](../", "](")
             if project.published():
+                clone = f"git clone {project.settings()['git_url']}\n"
+                source = re.sub(r"^cd slot_attention_nbdev$", rf"{clone}\g<0>", source, flags=re.M)
                 source = re.sub(r"(!?\[[^\]]*\])\(([^)]+)\)", absolute, source)
             parts.append(source)
             continue

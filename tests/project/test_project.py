@@ -60,6 +60,7 @@ def test_links_of_the_readme_are_addresses_once_it_is_published(monkeypatch):
         assert (kind, f"{git}/{'raw' if kind else 'blob'}/main/{target}") in links()
     assert {kind for kind, _ in here} == {"", "!"}
     assert all(re.match("https://|#", target) for _, target in links())
+    assert f"git clone {git}\ncd slot_attention_nbdev\nmake demo\n" in make_readme.readme()
 
 
 def test_readme_is_what_the_index_makes():

@@ -6,15 +6,12 @@ folder `photos/`; here its images are noise.
 
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from project import ROOT
 
-from slot_attention_nbdev import models
 from slot_attention_nbdev.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,13 +31,10 @@ def commands() -> list[list[str]]:
 def shorten(words: list[str]) -> list[str]:
     "The same command with settings that end within seconds."
     if "train" in words:
-        words = [{"5m": "1s"}.get(word, word) for word in words]
-        words = [*words, "steps=2", "batch_size=2", "eval_images=4", "budget=0", "--device", "cpu"]
-    if "bench" in words:
-        words = [*words, "--quick", "--device", "cpu"]
+        words = [*words, "steps=2", "batch_size=2", "eval_images=4", "--device", "cpu"]
     if "evaluate" in words:
         words = [*words, "--n", "8"]
-    return [{"5000": "10"}.get(word, word) for word in words]
+    return words
 
 
 @pytest.fixture
@@ -58,17 +52,12 @@ def folder(tmp_path, monkeypatch):
 
 def test_commands_run_in_their_order(folder, capfd):
     programs = {words[0] for words in commands()}
-    assert programs == {"make", "pip", "slot-attention", "torchrun"}
+    assert programs == {"cd", "make", "pip", "slot-attention"}
     for words in map(shorten, commands()):
         if words[0] == "slot-attention":
             assert main(words[1:]) == 0, (words, capfd.readouterr().err)
-        elif words[0] == "torchrun":
-            line = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-            ended = subprocess.run(line, capture_output=True, text=True)
-            assert ended.returncode == 0, ended.stderr
-    assert {"first", "photos", "more", "tetrominoes_small-seed0"} <= {
-        path.name for path in (folder / "runs").iterdir()
-    }
+    assert {"first", "photos"} <= {path.name for path in (folder / "runs").iterdir()}
+    assert (folder / "photos.pt2").is_file()
     assert (folder / "found" / "0000_labels.png").is_file()
     assert len(list((folder / "found-in-photos").glob("*_labels.png"))) == 10
 
@@ -84,14 +73,9 @@ def test_make_and_pip_name_what_there_is():
             assert words[0] == "install" and (extra is None or extra in setup + settings)
 
 
-def test_python_runs(folder, monkeypatch, capsys):
-    published = []
-    monkeypatch.setattr(
-        models.base.Pretrained, "push_to_hub", lambda self, to: published.append(to)
-    )
+def test_python_runs(folder, capsys):
     names = {}
     for block in blocks("python"):
         exec(block, names)
-    assert published == ["OWNER/NAME"] and (folder / "somewhere" / "README.md").is_file()
-    for line in capsys.readouterr().out.strip().splitlines():
-        assert line in README
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert len(printed) == 2 and all(line in README for line in printed)
