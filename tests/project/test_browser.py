@@ -426,7 +426,7 @@ def test_the_course_opens_as_a_drawer_on_a_telephone(browser, site_address):
     with opened(browser, site_address, "course/attention.html", width=390) as (tab, _):
         assert not tab.locator("#course").is_visible()
         tab.click(".menu")
-        tab.locator("#course a", has_text="The symmetry of Slot Attention").click()
+        tab.locator("#course a[href='symmetry.html']").click()
         tab.wait_for_url("**/symmetry.html")
 
 
