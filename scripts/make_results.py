@@ -35,6 +35,7 @@ from slot_attention_nbdev.apps.report import (
     is_far_below_best,
 )
 from slot_attention_nbdev.core import atomic_write
+from slot_attention_nbdev.experiments.methods import method_table
 from slot_attention_nbdev.metrics.controls import (
     CONTROL_METRICS,
     average_controls,
@@ -294,6 +295,24 @@ def file_rows(files: list[Path]) -> list[tuple[str, ...]]:
     return rows
 
 
+def cost_section(about: dict) -> list[str]:
+    "What a training step of each method of a study costs, where that was measured."
+    file = RESULTS / about.get("costs", "none")
+    if not file.is_file():
+        return []
+    record = json.loads(file.read_text(encoding="utf-8"))
+    rows = [row for size in record["methods"] for row in size]
+    return [
+        "What a training step costs at the published sizes. MB: what is kept for the backward "
+        f"pass. The last two columns are in units of {rows[0]['method']}'s, on the same images.",
+        "",
+        markdown_table(method_table(rows)),
+        "",
+        f"*Commit {short(record['commit'])}; {hardware_of(record)}. Record: `{about['costs']}`.*",
+        "",
+    ]
+
+
 def study(about: dict, runs: list[RunSummary]) -> list[str]:
     "The section of a study with records of its own kind."
     folder = RESULTS / about["folder"]
@@ -312,7 +331,8 @@ def study(about: dict, runs: list[RunSummary]) -> list[str]:
     own = any((run.record.get("final") or {}).get("controls") for run in runs)
     where += " A dash: these runs did not record it."
     where += "*" if own else " Controls: `controls.json`.*"
-    return [opening, "", markdown_table(study_rows(about, runs)), "", *masks, where, ""]
+    table = markdown_table(study_rows(about, runs))
+    return [opening, "", table, "", *masks, where, "", *cost_section(about)]
 
 
 def value_at(record, path: str):
@@ -571,14 +591,16 @@ FACTS = (
     "**You will learn** which results stand behind this course, which runs failed, and what "
     "nobody has run yet.\n\n"
     "**Prerequisites:** none; the words are in "
-    "[notation](course/00_notation.ipynb#the-words), the measures in "
-    "[metrics](course/08_metrics.ipynb) and [set_metrics](library/13_set_metrics.ipynb).\n\n"
+    "[Notation, and a map of the course](course/00_notation.ipynb#the-words), the measures in "
+    "[Segmentation metrics](course/08_metrics.ipynb) and "
+    "[Average precision of sets](library/13_set_metrics.ipynb).\n\n"
     "**Time:** 5 minutes to read, a second to run.\n\n**Hardware:** any CPU."
 )
 CONTROLS = (
     "Beside the models stand their **controls**, measured on the same scenes: the untrained model, "
     "a rule of color, a rule of position, which is given the background and hence has a high ARI. "
-    "They learned nothing; a model that does not beat them shows nothing ([controls]({controls}) "
+    "They learned nothing; a model that does not beat them shows nothing "
+    "([Controls: rules that learn nothing]({controls}) "
     "explains the rules). FG-ARI leaves the background out, so ARI and mIoU stand beside it.\n"
 )
 BEFORE = (
@@ -592,9 +614,10 @@ AFTER = (
 )
 ENDING = (
     "## Summary\n\nOne command makes this page from the records; what is not on record is not "
-    "claimed. How a record comes about: [checkpoints](library/08_checkpoints.ipynb); how to "
-    "compare runs of your own: [report](library/12_report.ipynb).\n\n"
-    "**Next:** [notation](course/00_notation.ipynb). **Previous:** [gallery](gallery.ipynb)."
+    "claimed. How a record comes about: [Checkpoints](library/08_checkpoints.ipynb); how to "
+    "compare runs of your own: [Comparing runs](library/12_report.ipynb).\n\n"
+    "**Next:** [Notation, and a map of the course](course/00_notation.ipynb). "
+    "**Previous:** [Gallery](gallery.ipynb)."
     "\n\n## References\n\n"
     "- F. Locatello et al. *Object-Centric Learning with Slot Attention.* NeurIPS 2020. "
     "[arXiv:2006.15055](https://arxiv.org/abs/2006.15055)\n"

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from slot_attention_nbdev import __version__
 from slot_attention_nbdev import cli
 from slot_attention_nbdev.apps.predict import segment_files
@@ -22,6 +24,7 @@ from slot_attention_nbdev.data.sprites import to_model
 from slot_attention_nbdev.metrics.segmentation import segmentation_metrics
 from slot_attention_nbdev.models.autoencoder import small_autoencoder
 from slot_attention_nbdev.train.recipes import RECIPES, SETTINGS, load_model, setting_texts, to_dict
+from slot_attention_nbdev.train.trainer import Trainer
 
 COMMANDS = list(cli.COMMANDS)
 SHORT = ("steps=4", "log_every=2", "eval_images=4", "--device", "cpu")
@@ -113,6 +116,64 @@ def test_train_json_is_the_record_and_resumes(say, tmp_path):
     assert record["final"]["n"] == 4 and record["finished"]
     again = json.loads(say(*words, "--resume"))  # it had ended, so there is nothing left to do
     assert again["final"] == record["final"] and again["step"] == 4
+
+
+METHODS = ("tetrominoes_slot_mlp", "tetrominoes_monet", "tetrominoes_iodine")
+BRIEF = ("batch_size=2", "eval_images=4", "log_every=2", "eval_every=3")
+BRIEF += ("checkpoint_every=3", "compile=off", "--device", "cpu")
+
+
+@pytest.mark.parametrize("recipe", METHODS)
+def test_the_compared_methods_do_all_that_slot_attention_does(recipe, say, tmp_path, monkeypatch):
+    folder, update = tmp_path / "run", Trainer.training_step
+    words = ("train", recipe, "steps=6", *BRIEF, "--out", folder, "--json")
+
+    def interrupted(self, scenes):
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        update(self, scenes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "training_step", interrupted)
+        assert main([str(word) for word in words]) == 0
+    stopped = json.loads((folder / "record.json").read_text())
+    assert stopped["step"] == 4 and not stopped["finished"]
+    resumed = json.loads(say(*words, "--resume"))
+    whole = json.loads(
+        say("train", recipe, "steps=6", *BRIEF, "--out", tmp_path / "whole", "--json")
+    )
+    assert resumed["step"] == 6 and resumed["finished"] and whole["final"] == resumed["final"]
+    weights = [load_file(path / "model.safetensors") for path in (folder, tmp_path / "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    words = ("evaluate", folder, "--data", "tetrominoes", "--n", "4", "--controls", "--json")
+    found = json.loads(say(*words))
+    assert list(found["controls"]) == ["untrained", "color_rule", "position_rule"]
+    assert {"fg_ari", "ari", "miou", "mse"} <= found.keys() and found["n"] == 4
+    image = evaluation_scenes("tetrominoes", 1)["image"][0].numpy()
+    Image.fromarray(image).save(tmp_path / "x.png")
+    words = ("segment", folder, tmp_path / "x.png", "--out", tmp_path / "out", "--json")
+    [entry] = json.loads(say(*words))["written"]
+    assert Image.open(entry["labels"]).size == (35, 35)
+    say("report", folder, tmp_path / "whole", "--format", "markdown", "--out", tmp_path / "r.md")
+    assert recipe in (tmp_path / "r.md").read_text()
+
+
+def test_weights_of_one_method_are_no_start_for_another(say, tmp_path, capsys):
+    models = {name: recipe.model for name, recipe in RECIPES.items()}
+    classes = dict(zip(METHODS, ("SlotMLP", "MONet", "IODINE"), strict=True))
+    for name in METHODS:
+        say("train", name, "steps=1", *BRIEF, "--out", tmp_path / name)
+    for old, new in zip(METHODS, (*METHODS[1:], METHODS[0])):
+        words = ["train", new, "steps=1", *BRIEF]
+        assert main([*words, "--out", str(tmp_path / old), "--resume"]) == 2
+        told = capsys.readouterr().err
+        assert models[old] in told and models[new] in told and "Traceback" not in told
+        assert main([*words, "--out", str(tmp_path / "new"), "--init", str(tmp_path / old)]) == 2
+        told = capsys.readouterr().err
+        assert "another model's weights" in told and "Traceback" not in told
+        assert f"got those of '{models[old]}'" in told
+        assert f"expected those of this {classes[new]}, got" in told
 
 
 def test_train_fits_its_budget(say, tmp_path):

@@ -242,8 +242,7 @@ def build_after(
     # tokens lie two pixels apart
     grid = [tuple(-(-n // 2) for n in resolution)] if framed else []
     attention = variant.attention(64, *grid, 64, num_slots, num_iterations, 128, init=variant.init)
-    # a slot with a frame has four more numbers
-    decoder = CoarseDecoder(64 + 4 * framed, resolution)
+    decoder = CoarseDecoder(64 + 4 * framed, resolution)  # a frame has four numbers
     return variant.model(PatchEncoder(64, 64), attention, decoder)
 
 

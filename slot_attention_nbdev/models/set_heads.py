@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..core import InputError, check_int, check_shape
 from ..data.objects import Categorical, ObjectSchema
-from .autoencoder import SceneModel
 from .base import register_model
-from .framed import LocalEncoder
+from .framed import LocalEncoder, normalized_mlp
 from .framed_sets import STRIDE, SpriteLoss
 from .set_predictor import SetPredictorOutput
+from .slot_mlp import FixedSlots
 
 # %% ../../nbs/relatives/05_sets.ipynb #0563be21
 class VectorEncoder(nn.Module):
@@ -33,12 +33,8 @@ class VectorEncoder(nn.Module):
         super().__init__()
         self.tokens = LocalEncoder(hidden_dim, stride=STRIDE)
         self.grid = self.tokens.grid(resolution)
-        self.convs = nn.Sequential(
-            nn.Conv2d(hidden_dim, hidden_dim, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden_dim, hidden_dim, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
+        conv = lambda: nn.Conv2d(hidden_dim, hidden_dim, 3, stride=2, padding=1)
+        self.convs = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU())
         cells = [-(-n // 4) for n in self.grid]
         self.linear = nn.Linear(hidden_dim * cells[0] * cells[1], output_dim)
 
@@ -57,10 +53,8 @@ def squash(
 ) -> Tensor:  # [..., width]: numbers and presence in (0, 1); the names of a property sum to one
     "An object's vector from raw numbers: sigmoids, and a softmax over the names of a property."
     if raw.shape[-1] != schema.width:
-        raise InputError(
-            f"raw: expected vectors of {schema.width} numbers, as {schema.name} has, "
-            f"got {raw.shape[-1]}"
-        )
+        wanted = f"vectors of {schema.width} numbers, as {schema.name} has"
+        raise InputError(f"raw: expected {wanted}, got {raw.shape[-1]}")
     parts = []
     for each in schema.properties:
         part = raw[..., schema.slices[each.name]]
@@ -68,11 +62,10 @@ def squash(
     return torch.cat([*parts, raw[..., -1:].sigmoid()], dim=-1)
 
 # %% ../../nbs/relatives/05_sets.ipynb #dc5a8d77
-class VectorSetPredictor(SpriteLoss, SceneModel):
+class VectorSetPredictor(SpriteLoss, FixedSlots):
     "A set predictor whose head reads one vector; nothing in it is random."
 
     task = "set_prediction"
-    num_slots = 1  # K, fixed when the model is built
     num_iterations = 1  # T, of a head that has steps
 
     def __init__(
@@ -97,25 +90,6 @@ class VectorSetPredictor(SpriteLoss, SceneModel):
         "The objects that a vector means, as `squash` reads them."
         raise NotImplementedError
 
-    def initial_noise(
-        self,
-        batch_size: int,  # B
-        num_slots: int | None = None,  # K; none but the model's own
-        generator: torch.Generator | None = None,  # Not used
-    ) -> Tensor:  # [B, 0]
-        "No noise: the same image always gives the same set."
-        self._check_num_slots(num_slots)
-        return torch.empty(batch_size, 0, device=next(self.parameters()).device)
-
-    def from_noise(
-        self,
-        image: Tensor,  # [B, 3, H, W] in [-1, 1]
-        noise: Tensor,  # What `initial_noise` gave
-        **options: object,  # As for `forward`
-    ) -> SetPredictorOutput:  # What `forward` returns
-        "The model's output, which needs no draw."
-        return self(image, **options)
-
     def forward(
         self,
         image: Tensor,  # [B, 3, H, W] in [-1, 1]
@@ -127,19 +101,12 @@ class VectorSetPredictor(SpriteLoss, SceneModel):
     ) -> SetPredictorOutput:  # Without attention; its slots are the raw numbers
         "Predict K objects in an order that the head has chosen."
         self.check_image(image)
-        self._check_num_slots(num_slots)
+        self.check_num_slots(num_slots)
         steps = self.num_iterations if num_iterations is None else num_iterations
         vector = self.encoder(image)
         raw, steps = self.head(vector, check_int("num_iterations", steps))
         steps = None if steps is None else squash(steps, self.schema)
         return SetPredictorOutput(squash(raw, self.schema), raw, steps=steps, vector=vector)
-
-    def _check_num_slots(self, num_slots: int | None) -> None:
-        if num_slots not in (None, self.num_slots):
-            raise InputError(
-                f"num_slots: expected {self.num_slots}, got {num_slots!r}; this head was built for "
-                "one number of objects"
-            )
 
 
 @register_model("properties_mlp", about="A plain MLP from one vector to K sprites, in order")
@@ -155,12 +122,8 @@ class MLPSetPredictor(VectorSetPredictor):
         hidden_dim: int = 256,  # Width of the hidden layer
     ):
         super().__init__(resolution, num_slots, num_iterations, vector_dim)
-        self.mlp = nn.Sequential(
-            nn.ReLU(),
-            nn.Linear(vector_dim, check_int("hidden_dim", hidden_dim)),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, num_slots * self.schema.width),
-        )
+        widths = (vector_dim, check_int("hidden_dim", hidden_dim), num_slots * self.schema.width)
+        self.mlp = nn.Sequential(nn.ReLU(), *normalized_mlp(*widths)[1:])  # not normalized
 
     def head(
         self,
@@ -187,16 +150,10 @@ class SetEncoder(nn.Module):
         super().__init__()
         self.num_elements = check_int("num_elements", num_elements)
         self.width = check_int("width", width, minimum=2)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, output_dim),
-        )
+        widths = (width, hidden_dim, hidden_dim, output_dim)
+        self.mlp = nn.Sequential(*normalized_mlp(*widths)[1:])  # without the LayerNorm
         weights = torch.empty(num_elements, output_dim)
-        # None: the global one, as for every layer
-        self.rank_weights = nn.Parameter(nn.init.normal_(weights, generator=None))
+        self.rank_weights = nn.Parameter(nn.init.normal_(weights, generator=None))  # global noise
 
     def forward(
         self,
@@ -216,10 +173,7 @@ def representation_error(
     elements: Tensor,  # [B, K, width]
     vector: Tensor,  # [B, C]
 ) -> Tensor:  # [B]
-    """Half the squared distance of a set's encoding from a vector.
-
-    Zhang et al. 2019, arXiv:1906.06565.
-    """
+    "Half the squared distance of a set's encoding from a vector (Zhang et al. 2019)."
     return (encoder(elements) - vector).square().sum(-1) / 2  # Eq. (3)
 
 # %% ../../nbs/relatives/05_sets.ipynb #6f349f4f
@@ -254,10 +208,7 @@ REPRESENTATION_WEIGHT = 0.1  # λ of the loss
 
 @register_model("properties_dspn", about="Sprites by gradient descent on a set (DSPN, 2019)")
 class DSPNSetPredictor(VectorSetPredictor):
-    """Image, one vector, and the set whose encoding is that vector.
-
-    Zhang et al. 2019, arXiv:1906.06565.
-    """
+    "Image, one vector, and the set whose encoding is that vector (arXiv:1906.06565)."
 
     def __init__(
         self,
@@ -277,8 +228,7 @@ class DSPNSetPredictor(VectorSetPredictor):
         self,
         vector: Tensor,  # [B, C]
         num_iterations: int,  # T
-        # Raw numbers after the last step, [B, K, width], and after each, [B, T, K, width]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # Raw numbers, [B, K, width], and of each step, [B, T, K, width]
         "Descend from the learned set; never in half precision, since steps add up."
         start = self.start.expand(len(vector), -1, -1)
         with torch.autocast(vector.device.type, enabled=False):

@@ -670,7 +670,7 @@ def load_initial(
     checkpoint: str | Path,  # As for `load_model`
 ) -> None:
     "Give a model weights to begin with; `InputError` names those that do not fit."
-    path, found, _ = _read_weights(checkpoint)
+    path, found, info = _read_weights(checkpoint)
     shapes = lambda tensors: {name: list(each.shape) for name, each in (tensors or {}).items()}
     wanted, found_shapes = shapes(model.state_dict()), shapes(found)
     odd = [
@@ -680,7 +680,11 @@ def load_initial(
     ]
     if odd:
         more = f", and {len(odd) - 1} more" if len(odd) > 1 else ""
-        raise InputError(f"init: {path} holds another model's weights ({odd[0]}{more})")
+        theirs = (info.get("recipe") or {}).get("model", "an unknown model")
+        raise InputError(
+            f"init: {path} holds another model's weights (expected those of this "
+            f"{type(model).__name__}, got those of {theirs!r}; {odd[0]}{more})"
+        )
     model.load_state_dict(found)
 
 # %% ../../nbs/library/05_recipes.ipynb #22ddbf3b

@@ -188,6 +188,19 @@ def test_what_was_not_run_says_so():
             assert f"\n- `{recipe}`: 5 of 5 seeds" in text and "**Not run yet:**" in text, recipe
 
 
+def test_what_a_step_of_each_method_costs_stands_beside_its_scores():
+    record = json.loads((ROOT / "results" / "benchmarks" / "methods.json").read_text())
+    measured = [row for size in record["methods"] for row in size]
+    head, _, *rows = tables(section("Slot Attention and its relatives"))[-1]
+    assert head == list(measured[0]) and len(rows) == len(measured) > 0
+    for cells, row in zip(rows, measured, strict=True):
+        for cell, (name, value) in zip(cells, row.items(), strict=True):
+            if isinstance(value, float):
+                assert float(cell) == pytest.approx(value, rel=5e-3), name
+            else:
+                assert cell.replace(",", "") == str(value), name
+
+
 def test_where_a_goal_was_reached_is_read_from_the_curve(results):
     put(
         results,
