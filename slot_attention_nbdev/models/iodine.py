@@ -244,7 +244,7 @@ def published_iodine(
     num_slots: int = 4,  # K
     num_iterations: int = 5,  # T
 ) -> IODINE:  # D = 32 up to 35 pixels, else 16
-    "IODINE for Tetrominoes or Multi-dSprites, by the settings that its authors released."
+    "IODINE for Tetrominoes or Multi-dSprites, by the sizes that its authors released."
     D = 32 if max(resolution) <= 35 else 16
     parts = IODINEDecoder(D, resolution), RefinementNetwork(D, resolution)
     return IODINE(*parts, D, num_slots, num_iterations)
