@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -60,8 +59,7 @@ def fetch(name: str) -> Path:
         found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         if found != digest:
             raise SystemExit(f"{name} {version} is not what was pinned: its SHA-512 is {found}")
-        with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")
+        shutil.unpack_archive(archive, work)  # known by its digest
         try:
             (Path(work) / "package").rename(folder)
         except OSError:
