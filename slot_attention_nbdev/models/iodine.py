@@ -204,7 +204,7 @@ class IODINE(SceneModel):
     ) -> AutoEncoderOutput:  # Slots: the posteriors' means [B, K, D]; loss: nats per pixel, [B]
         "Start from the learned posterior; decode and refine it T times; decode once more."
         self.check_image(image)
-        B, D = len(image), self.latent_dim
+        B, D = check_int("len(image)", len(image)), self.latent_dim
         K = check_shape("noise", noise, "B draws K D", B=B, D=D)["K"]
         T = self.num_iterations if num_iterations is None else num_iterations
         check_int("num_iterations", T)

@@ -199,10 +199,10 @@ class MONet(SceneModel):
         "Decompose images and reconstruct them."
         self.check_image(image)
         check_single_pass(num_iterations, "MONet has a step for each slot")
-        if noise is None:
-            noise = self.initial_noise(len(image), num_slots, generator)
-        size = check_shape("noise", noise, "B K L", B=len(image), L=self.latent_dim)
-        K = check_int("num_slots", size["K"], minimum=2)
+        sizes = {"B": check_int("len(image)", len(image)), "L": self.latent_dim}
+        noise = self.initial_noise(sizes["B"], num_slots, generator) if noise is None else noise
+        K = check_shape("noise", noise, "B K L", **sizes)["K"]
+        check_int("num_slots", K, minimum=2)
         log_scope, log_masks = torch.zeros_like(image[:, :1]), []  # everything is left
         for _ in range(K - 1):
             x = torch.cat([image, log_scope.clamp(min=self.lowest)], dim=1)

@@ -430,6 +430,7 @@ def test_one_step_of_adam_after_another_lowers_the_loss():
         (lambda: tiny(num_iterations=0), "num_iterations: expected an integer ≥ 1, got 0"),
         (lambda: tiny()(images(), num_slots=0), "num_slots: expected an integer ≥ 1, got 0"),
         (lambda: tiny()(images(), num_iterations=0), "num_iterations: expected an integer ≥ 1"),
+        (lambda: tiny()(images(0)), r"len\(image\): expected an integer ≥ 1, got 0"),
         (lambda: tiny()(images() + 3), r"image: expected floats in \[-1, 1\]"),
         (lambda: tiny()(images(size=(4, 4))), "image: expected shape"),
         (lambda: tiny().from_noise(images(), draw(B, 3, K, D + 1)), "noise: expected shape"),

@@ -255,6 +255,9 @@ def test_bad_input():
     for bad in (torch.zeros(1, 3, 6, 7), 127 * torch.ones(1, 3, 7, 6), images(1).round().int()):
         with pytest.raises(InputError, match="image"):
             model(bad)
+    for name in ("monet", "monet_small"):
+        with pytest.raises(InputError, match=r"len\(image\): expected an integer ≥ 1, got 0"):
+            create_model(name, (35, 35), 4, 1)(images(0, 35, 35))
     with pytest.raises(InputError, match="noise"):
         model.from_noise(images(2), torch.zeros(1, 3, 4))
     with pytest.raises(InputError, match="num_iterations: expected 1, since.*got 2"):
