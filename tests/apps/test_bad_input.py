@@ -635,7 +635,7 @@ LINES = [
         "a sheet in an odd format",
         "data tetrominoes --out {place}/a.gif",
         2,
-        "ends in .png (a sheet) or .npz (a pack)",
+        "ends in .png (a sheet) or .npz (a dataset file)",
     ),
     (
         "a sheet of thousands",
