@@ -38,6 +38,7 @@ from slot_attention_nbdev.core import atomic_write
 from slot_attention_nbdev.experiments.methods import method_table
 from slot_attention_nbdev.metrics.controls import (
     CONTROL_METRICS,
+    CONTROL_NAMES,
     average_controls,
     control_name,
     format_scores,
@@ -136,7 +137,7 @@ def attention_section(runs: list[RunSummary]) -> list[str]:
             if control == "attention":
                 name += f", {name_of(group, groups)}"
             # the untrained model and the rules are the same for every setting
-            order = ["attention", "untrained"].index(control) if "rule" not in scores else 2
+            order = list(CONTROL_NAMES).index(control)
             rows.setdefault((name, cells), (order, name, *cells))
     if not rows:
         return []
